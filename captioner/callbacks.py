@@ -1,0 +1,79 @@
+"""What a training run shows and keeps while it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from captioner.config import TrainConfig
+from captioner.dataset import Batch
+from captioner.formats import Example
+
+
+class Throughput(Callback):
+    """Logs captions per second of training, over all processes, without the validations."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, task: Any, batch: Batch, batch_idx: int) -> None:
+        """Note the time."""
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the mean over an epoch; the bar shows the running step."""
+        seconds = time.perf_counter() - self.began
+        rate = trainer.world_size * len(batch.words) / seconds
+        task.log("captions_per_s", rate, prog_bar=True, batch_size=1)
+
+
+class Samples(Callback):
+    """After each validation: one line of scores, and the captions of a few pictures, always the same ones.
+
+    The captions go to TensorBoard and are appended to samples.md in the run's folder.
+    """
+
+    def __init__(self, folder: Path, examples: list[Example], number: int) -> None:
+        step = max(1, len(examples) // max(1, number))
+        self.folder, self.chosen = folder, {i: examples[i] for i in list(range(0, len(examples), step))[:number]}
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
+        """Write them."""
+        if not trainer.is_global_zero:
+            return
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = ("train_loss", "val_loss", "val_cider", "val_bleu4", "val_rouge", "val_distinct", "captions_per_s")
+        line = "  ".join(f"{name} {scores[name]:.4g}" for name in shown if name in scores)
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {line}", flush=True)
+        rows = [f"| {e.path.name} | {task.found[i]} | {e.captions[0]} |" for i, e in self.chosen.items()]
+        table = "\n".join(["| picture | caption | a reference |", "|---|---|---|", *rows])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("captions", table, trainer.global_step)
+        with open(self.folder / "samples.md", "a", encoding="utf-8") as file:
+            file.write(f"## Epoch {trainer.current_epoch + 1}: {line}\n\n{table}\n\n")
+
+
+def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> list[Callback]:
+    """Everything a run needs: averages, samples, early stopping, and best.ckpt and last.ckpt.
+
+    last.ckpt is written after every epoch and, in mid-epoch, every `checkpoint_minutes`.
+    """
+    from datetime import timedelta
+
+    last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
+    interval = timedelta(minutes=config.checkpoint_minutes)
+    parts: list[Callback] = [
+        Throughput(),
+        Samples(folder, examples, config.samples),
+        ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False),
+        ModelCheckpoint(**last, train_time_interval=interval),
+        ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
+    ]
+    if config.ema_decay:
+        parts.insert(0, EMAWeightAveraging(decay=config.ema_decay))
+    if config.patience:
+        parts.insert(0, EarlyStopping("val_cider", mode="max", patience=config.patience, check_finite=True))
+    return parts

@@ -1,0 +1,52 @@
+"""Caption a validation set, each picture once, and score the captions.
+
+Example: captioner evaluate --annotations captions_val.json --images val --beam 5 --output results.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from captioner.commands.predict import add_model_arguments, load_model, search_config
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    add_model_arguments(parser)
+    parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON with the references")
+    parser.add_argument("--images", type=str, required=True, help="folder with the pictures")
+    parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
+    parser.add_argument("--metrics", type=str, help="write the scores to this JSON file, too")
+    parser.add_argument("--skip_bad_images", type=bool, default=False, help="leave out what cannot be read")
+
+
+def run(options: Any) -> None:
+    """Caption and score; see the module's docstring."""
+    import sys
+
+    from tqdm import tqdm
+
+    from captioner.errors import UserError
+    from captioner.formats import read_coco, write_json
+    from captioner.results import score_captions, show_scores
+
+    examples, skipped = read_coco(Path(options.annotations), Path(options.images), options.skip_bad_images)
+    model, workers = load_model(options)
+    found = model.caption_files(
+        [example.path for example in examples], search_config(options), options.batch_size, workers
+    )
+    captions: dict[Any, str] = {}
+    for example, caption in zip(examples, tqdm(found, total=len(examples), unit="image", desc="captions"), strict=True):
+        if not isinstance(caption, UserError):
+            captions[example.image_id] = caption[0].text
+        elif options.skip_bad_images:
+            skipped.append(str(caption))
+        else:
+            raise UserError(f"{caption}: mend or remove it, or use --skip_bad_images true")
+    if skipped:
+        print(f"{len(skipped)} pictures skipped, e.g. {skipped[0]}", file=sys.stderr)
+    if options.output is not None:
+        write_json(Path(options.output), [{"image_id": i, "caption": text} for i, text in captions.items()])
+    references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+    show_scores(score_captions(references, captions), options.metrics)

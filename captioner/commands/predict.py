@@ -1,0 +1,109 @@
+"""Caption pictures: files, folders, glob patterns, or - to read paths from standard input.
+
+Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from captioner.config import SearchConfig
+from captioner.errors import UserError
+
+
+def add_model_arguments(parser: Any) -> None:
+    """The options that predict and evaluate share."""
+    parser.add_argument(
+        "--checkpoint", type=str, help="captioner.safetensors, best.ckpt …; without it, the shipped one"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures decoded together")
+    parser.add_argument("--workers", type=int, default=-1, help="processes that read pictures (-1 = choose)")
+    parser.add_class_arguments(SearchConfig)
+
+
+def search_config(options: Any) -> SearchConfig:
+    """The search options among `options`."""
+    return SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
+
+
+def load_model(options: Any) -> tuple[Any, int]:
+    """The model of ``--checkpoint`` on ``--device``, and how many processes should read pictures for it."""
+    import torch
+
+    from captioner.dataset import best_device, choose_workers
+    from captioner.model import Captioner
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
+    device = best_device() if options.device == "auto" else options.device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return Captioner.load(options.checkpoint, device), choose_workers(options.workers, device)
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a glob pattern, or -")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: an object a picture",
+    )
+    parser.add_argument("--output", type=str, help="write here instead of to standard output, renamed when whole")
+
+
+def run(options: Any) -> int:
+    """Caption; see the module's docstring. 1 if some picture could not be read."""
+    from captioner.images import find_images
+
+    search = search_config(options)
+    named = [line.rstrip("\n") for line in sys.stdin] if options.images == ["-"] else options.images
+    paths = find_images(name for name in named if name)
+    model, workers = load_model(options)
+    failed = 0
+    with _writer(options.output) as out:
+        for path, found in zip(paths, model.caption_files(paths, search, options.batch_size, workers), strict=True):
+            if isinstance(found, UserError):
+                print(f"captioner predict: {found}", file=sys.stderr)
+                failed += 1
+            elif options.format == "text":
+                for caption in found:
+                    log_prob = f"\t{caption.log_prob:.3f}" if search.n_best > 1 else ""
+                    print(f"{path}\t{caption.text}{log_prob}", file=out)
+            else:
+                best = {"image": str(path), "caption": found[0].text, "log_prob": found[0].log_prob}
+                more = {"n_best": [asdict(caption) for caption in found]} if search.n_best > 1 else {}
+                print(json.dumps(best | more, ensure_ascii=False), file=out)
+            out.flush()
+    if failed:
+        print(f"captioner predict: {failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@contextmanager
+def _writer(output: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file written line by line as OUTPUT.part and renamed when whole."""
+    if output is None:
+        yield sys.stdout
+        return
+    path = Path(output)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error}): choose another file") from None

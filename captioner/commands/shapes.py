@@ -1,0 +1,43 @@
+"""Draw the sample data of the demo: pictures of coloured shapes with five true captions each, in COCO's layout.
+
+Example: captioner shapes --out data/shapes --images 2000
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import UserError
+from captioner.shapes import IMAGES, SIZE, VAL, make_shapes
+
+
+def shapes(out: Path = Path("data/shapes"), images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0) -> None:
+    """Draw the set and say what was made.
+
+    Args:
+        out: folder of the set; a set already there with the same options is left as it is
+        images: pictures to train on
+        val: held-out pictures; what they show is never shown by a training picture
+        size: width and height of a picture in pixels
+        seed: another seed draws other pictures
+    """
+    for option, value, least, most in (
+        ("--images", images, 1, 1_000_000),
+        ("--val", val, 1, 1_000_000),
+        ("--size", size, 32, 1024),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"{option} is {value}: expected {least} to {most}")
+    make_shapes(out, images, val, size, seed)
+    print(f"{out}: {images} + {val} pictures, 5 captions each; now: captioner train --config configs/shapes.yaml")
+
+
+def configure(parser: Any) -> None:
+    """Declare the options: those of :func:`shapes`."""
+    parser.add_function_arguments(shapes)
+
+
+def run(options: Any) -> None:
+    """Draw; see the module's docstring."""
+    shapes(options.out, options.images, options.val, options.size, options.seed)

@@ -1,0 +1,130 @@
+"""Train a model on COCO-style data.
+
+Example: captioner train --config configs/flickr8k.yaml --data.train captions_train.json --data.train_images train
+--data.val captions_val.json --data.val_images val --out runs/mine
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
+from captioner.errors import UserError
+
+GROUPS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
+# What may differ between a run and its resumption without changing what is computed.
+FREE = {"data.feature_cache", "data.feature_memory", "data.workers", "train.checkpoint_minutes", "train.samples"}
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
+    parser.add_argument("--out", type=str, default="runs/captioner", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.ckpt")
+    for name, config in GROUPS.items():
+        parser.add_class_arguments(config, name)
+    parser.add_class_arguments(TrainerConfig, "trainer")
+
+
+def run(options: Any) -> int:
+    """Train, or go on training; see the module's docstring."""
+    folder = Path(options.out)
+    settings = {name: asdict(options[name]) for name in (*GROUPS, "trainer")}
+    resumed = _begin(folder, settings, options.resume)
+
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+    from captioner.callbacks import callbacks
+    from captioner.datamodule import CaptionData
+    from captioner.encoder import Encoder, weights_digest
+    from captioner.model import Captioner, read_checkpoint, save_slim
+    from captioner.task import CaptionTask
+
+    _quiet()
+    torch.set_float32_matmul_precision("high")
+    trainer_options = settings["trainer"]
+    if trainer_options["precision"] == "auto":
+        cuda = trainer_options["accelerator"] != "cpu" and torch.cuda.is_available()
+        trainer_options["precision"] = (
+            "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        )
+    data = CaptionData(options.data, options.model, options.train.seed)
+    pl.seed_everything(options.train.seed, verbose=False)
+    trained = options.model.trainable_layers
+    encoder = Encoder(options.model.encoder, trained) if trained else None
+    model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
+    task = CaptionTask(model, options.train, options.search, data.references())
+    version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
+    trainer = pl.Trainer(
+        **trainer_options,
+        callbacks=callbacks(folder, options.train, data.val.examples),
+        max_epochs=options.train.epochs,
+        logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals the batches out itself
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+
+    if trainer.is_global_zero:
+        slim = folder / "captioner.safetensors"
+        header, weights = read_checkpoint(folder / "best.ckpt")
+        save_slim(slim, header, weights)
+        print(f"Done. {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use.")
+        print(f"Try: captioner predict PHOTO.jpg --checkpoint {slim}")
+    return 0
+
+
+def _quiet() -> None:
+    """Keep to what the person at the terminal can use."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advertisements, devices that are not there
+    for message in (
+        "Checkpoint directory .* exists and is not empty",  # it has config.yaml, and on resumption the checkpoints
+        ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
+        "The number of training batches .* is smaller than the logging interval",  # each epoch is logged as well
+        ".*does not have many workers",  # batches are cut from arrays; pictures have workers beside a GPU
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
+    """Make the folder and its config.yaml; True if there is a run in it to go on with.
+
+    Raises:
+        UserError: the folder has a run and `resume` was not asked for, or was with other options.
+    """
+    import yaml
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    last, config = folder / "last.ckpt", folder / "config.yaml"
+    if getattr(rank_zero_only, "rank", 0) != 0:  # a process started by the first one, which has seen to all this
+        return resume and last.exists()
+    if last.exists() and not resume:
+        raise UserError(f"{folder} has a run already: --resume goes on with it, another --out begins a new one")
+    if last.exists():
+        stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+        conflicts = [
+            f"{group}.{name} was {stored[group].get(name)} and is {value}"
+            for group in GROUPS
+            for name, value in settings[group].items()
+            if f"{group}.{name}" not in FREE and stored[group].get(name) != value
+        ]
+        if conflicts:
+            raise UserError(
+                f"{last} was trained with other options ({'; '.join(conflicts)}): resume with --config {config}"
+            )
+        return True
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.write_text(yaml.safe_dump({**settings, "out": str(folder)}, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
+    return False

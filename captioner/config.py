@@ -1,0 +1,195 @@
+"""Every default, once: frozen dataclasses of plain values, checked where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from captioner.errors import UserError
+
+ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
+
+
+def _require(holds: bool, option: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{option} is {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture; stored in every checkpoint.
+
+    Args:
+        encoder: torchvision's resnet18, resnet34, resnet50, resnet101 or resnet152 with its ImageNet weights, or
+            resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/
+        image_size: side in pixels of the square the whole picture is resized to
+        trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
+        cell: recurrent cell (rnn is the tanh RNN of the lecture)
+        layers: recurrent layers, 1 to 5
+        hidden_size: size of the hidden state
+        embedding_size: size of the word embeddings
+        dropout: dropout rate on the word embeddings, the projected image feature, between layers and before the
+            output layer
+        tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
+    """
+
+    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1"] = "resnet50_v1"
+    image_size: int = 224
+    trainable_layers: int = 0
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    layers: int = 1
+    hidden_size: int = 512
+    embedding_size: int = 512
+    dropout: float = 0.5
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.encoder in ENCODERS, "model.encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
+        _require(32 <= self.image_size <= 4096, "model.image_size", self.image_size, "32 to 4096 pixels")
+        _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
+        _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
+        _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
+        _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
+        _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 up to, but not including, 1")
+        _require(
+            not self.tie_embeddings or self.embedding_size == self.hidden_size,
+            "model.tie_embeddings",
+            self.tie_embeddings,
+            f"false, since embedding_size ({self.embedding_size}) and hidden_size ({self.hidden_size}) differ",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures and captions are, and how they are batched.
+
+    Args:
+        train: COCO captions JSON of the training split
+        train_images: folder with its pictures
+        val: COCO captions JSON of the validation split
+        val_images: folder with its pictures
+        min_count: a training word seen less often becomes UNK
+        max_length: longer captions are cut to this many words
+        batch_size: captions in a batch (in each process)
+        skip_bad_images: count and skip missing or unreadable pictures and pictures without captions
+            instead of stopping
+        horizontal_flip: mirror half of the pictures while fine-tuning the encoder; off because captions say
+            left and right
+        feature_cache: folder of the features computed once with a frozen encoder
+        feature_memory: features up to this many GiB are held in memory (on a GPU: in its memory), larger ones are
+            read from the map batch by batch
+        workers: processes that decode pictures (-1 = none on a CPU, up to 8 beside a GPU)
+    """
+
+    train: str | None = None
+    train_images: str | None = None
+    val: str | None = None
+    val_images: str | None = None
+    min_count: int = 5
+    max_length: int = 30
+    batch_size: int = 256
+    skip_bad_images: bool = False
+    horizontal_flip: bool = False
+    feature_cache: str = "features"
+    feature_memory: float = 8.0
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
+        _require(self.max_length >= 1, "data.max_length", self.max_length, "1 or more")
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        _require(self.feature_memory >= 0, "data.feature_memory", self.feature_memory, "0 or more GiB")
+        _require(self.workers >= -1, "data.workers", self.workers, "-1 (choose) or more")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How captions are searched for.
+
+    Args:
+        beam: beam width (1 = greedy)
+        n_best: captions per picture, best first; not more than the beam width
+        length_penalty: alpha of the GNMT length penalty ((5 + length) / 6) ** alpha; 0 favours short captions
+        max_length: most words in a caption
+    """
+
+    beam: int = 5
+    n_best: int = 1
+    length_penalty: float = 0.0
+    max_length: int = 20
+
+    def __post_init__(self) -> None:
+        _require(self.beam >= 1, "beam", self.beam, "1 or more")
+        _require(1 <= self.n_best <= self.beam, "n_best", self.n_best, f"1 to the beam width ({self.beam})")
+        _require(self.length_penalty >= 0, "length_penalty", self.length_penalty, "0 or more")
+        _require(self.max_length >= 1, "max_length", self.max_length, "1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation.
+
+    Args:
+        epochs: most passes over the training captions
+        lr: peak learning rate of the decoder (AdamW)
+        encoder_lr: peak learning rate of the encoder's trainable stages
+        weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
+        warmup: share of all steps over which the rate climbs before its cosine descent
+        label_smoothing: probability spread over the whole vocabulary
+        clip_norm: gradients are scaled down to this global norm (0 = never)
+        ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
+        patience: epochs without a better val_cider before training stops (0 = never)
+        checkpoint_minutes: last.ckpt is written after every epoch, and in mid-epoch this often
+        samples: validation pictures whose captions are logged at each validation
+        seed: of the initial weights, the order of the captions and the dropout
+    """
+
+    epochs: int = 20
+    lr: float = 2e-3
+    encoder_lr: float = 2e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    clip_norm: float = 5.0
+    ema_decay: float = 0.0
+    patience: int = 5
+    checkpoint_minutes: float = 10.0
+    samples: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
+        _require(self.lr > 0, "train.lr", self.lr, "more than 0")
+        _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 up to, but not including, 1")
+        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "0 to below 1")
+        _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 up to, but not including, 1")
+        _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "more than 0")
+        _require(self.samples >= 0, "train.samples", self.samples, "0 or more")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Passed to Lightning's Trainer as they are, but for precision=auto.
+
+    Args:
+        accelerator: auto, cpu, gpu, mps
+        devices: how many devices, or auto
+        num_nodes: machines
+        strategy: auto, ddp, ddp_find_unused_parameters_true, fsdp
+        precision: auto is bf16-mixed on a GPU that has it, 16-mixed on another GPU, 32-true elsewhere
+        accumulate_grad_batches: batches per optimiser step
+        log_every_n_steps: steps between two lines of the logs
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    accumulate_grad_batches: int = 1
+    log_every_n_steps: int = 10

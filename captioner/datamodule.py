@@ -1,0 +1,204 @@
+"""COCO-style files in, loaders out: reads the annotations, counts the vocabulary, computes or opens the features."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from captioner.config import DataConfig, ModelConfig
+from captioner.dataset import (
+    Batch,
+    BucketSampler,
+    CaptionDataset,
+    ResumableLoader,
+    as_batch,
+    best_device,
+    choose_workers,
+    read_pictures,
+)
+from captioner.encoder import Encoder, feature_size, weights_digest
+from captioner.errors import UserError
+from captioner.features import FeatureFile, feature_folder, write_features
+from captioner.formats import read_coco
+from captioner.vocabulary import Vocabulary, tokenize
+
+VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
+
+
+def extract_features(
+    encoder: Encoder, paths: Sequence[Path], image_size: int, batch_size: int, workers: int, skip_bad: bool
+) -> Iterator[np.ndarray]:
+    """(b, F) fp16 blocks of features of `paths`, in order; a row of NaN for an unreadable picture where `skip_bad`.
+
+    Raises:
+        UserError: a picture cannot be read, and not `skip_bad`.
+    """
+    device = encoder.mean.device
+    for pictures, errors in read_pictures(paths, image_size, batch_size, workers):
+        bad = [error for error in errors if error is not None]
+        if bad and not skip_bad:
+            raise UserError(f"{bad[0]}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
+        block = np.full((len(errors), encoder.feature_size), np.nan, dtype=np.float16)
+        if len(pictures):
+            with torch.inference_mode():
+                good = [error is None for error in errors]
+                block[good] = encoder(pictures.to(device, non_blocking=True)).half().cpu().numpy()
+        yield block
+
+
+class Split:
+    """The training or the validation examples, with the features of their pictures where the encoder is frozen.
+
+    Attributes:
+        examples: the pictures that can be read, with their captions.
+        table: (rows, F) fp16 features, in memory or as a map; None where the encoder is trained.
+        rows: (examples,) the row of each example in the table; None where the encoder is trained.
+    """
+
+    def __init__(self, name: str, data: DataConfig, model: ModelConfig) -> None:
+        annotations, images = getattr(data, name), getattr(data, f"{name}_images")
+        if annotations is None or images is None:
+            raise UserError(f"--data.{name} (captions JSON) and --data.{name}_images (folder) are both needed")
+        self.examples, skipped = read_coco(Path(annotations), Path(images), data.skip_bad_images)
+        self.table: Tensor | np.ndarray | None = None
+        self.rows: np.ndarray | None = None
+        if model.trainable_layers == 0:
+            skipped += self._use_features(Path(annotations), Path(images), data, model)
+        elif data.skip_bad_images:
+            skipped += self._drop_unreadable(data, model)
+        if skipped:
+            rank_zero_warn(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}")
+        if not self.examples:
+            raise UserError(f"{annotations} has no usable picture")
+
+    def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
+        paths = [example.path for example in self.examples]
+        names = [os.path.relpath(path, images) for path in paths]
+        pictures = hashlib.sha256()
+        for name, path in zip(names, paths, strict=True):
+            pictures.update(f"{name}\0{path.stat().st_size}\0".encode())
+        fingerprint: dict[str, str | int] = {
+            "encoder": model.encoder,
+            "weights": weights_digest(model.encoder),
+            "transform": f"whole picture, bicubic, {model.image_size} x {model.image_size}",
+            "dtype": "float16",
+            "pictures": pictures.hexdigest()[:16],
+        }
+        label = f"{annotations.stem}-{model.encoder}-{model.image_size}"
+        folder = feature_folder(Path(data.feature_cache), label, fingerprint)
+
+        def rows_from(first: int) -> Iterator[np.ndarray]:
+            device = best_device()
+            encoder = Encoder(model.encoder).to(device)
+            workers = choose_workers(data.workers, device)
+            return extract_features(encoder, paths[first:], model.image_size, 32, workers, data.skip_bad_images)
+
+        write_features(folder, fingerprint, names, feature_size(model.encoder), rows_from)
+        file = FeatureFile.open(folder, fingerprint)
+        bad = file.unreadable()
+        if bad.any() and not data.skip_bad_images:
+            raise UserError(
+                f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read: mend or remove "
+                "them, or use --data.skip_bad_images true to skip them"
+            )
+        self.table, self.rows = file.rows, np.flatnonzero(~bad)
+        if file.rows.nbytes <= data.feature_memory * 2**30:
+            self.table = torch.from_numpy(np.array(file.rows))
+        return self._drop(bad)
+
+    def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
+        """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
+        paths = [example.path for example in self.examples]
+        batches = read_pictures(paths, model.image_size, 32, choose_workers(data.workers, best_device()))
+        bar = tqdm(total=len(paths), unit="image", desc="checking pictures")
+        bad = []
+        with bar:
+            for _, errors in batches:
+                bad += [error is not None for error in errors]
+                bar.update(len(errors))
+        return self._drop(np.array(bad))
+
+    def _drop(self, bad: np.ndarray) -> list[str]:
+        dropped = [f"{e.path}: cannot be read" for e, is_bad in zip(self.examples, bad, strict=True) if is_bad]
+        self.examples = [e for e, is_bad in zip(self.examples, bad, strict=True) if not is_bad]
+        return dropped
+
+
+class CaptionData(pl.LightningDataModule):
+    """Training and validation captions; see :class:`captioner.config.DataConfig`.
+
+    Attributes:
+        train, val: the splits.
+        vocabulary: counted on the training split.
+    """
+
+    def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.data, self.model, self.seed = data, model, seed
+        self.train, self.val = Split("train", data, model), Split("val", data, model)
+        self.vocabulary = Vocabulary.build((c for e in self.train.examples for c in e.captions), data.min_count)
+        if len(self.vocabulary) <= 4:
+            raise UserError(
+                f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
+            )
+
+    def references(self) -> list[list[list[str]]]:
+        """The words of the captions of each validation picture."""
+        return [[tokenize(caption) for caption in example.captions] for example in self.val.examples]
+
+    def train_dataloader(self) -> DataLoader:
+        """Captions bucketed by length from features; all captions of a picture together when it has to be encoded."""
+        trained = self.train.table is None
+        dataset = self._dataset(self.train, by_picture=trained, augment=self.seed if trained else None)
+        lengths, batch_size = dataset.lengths, self.data.batch_size
+        if trained:  # as many pictures as have about that many captions, in any order
+            per_picture = len(lengths) / len(self.train.examples)
+            lengths, batch_size = np.zeros_like(lengths, shape=len(dataset)), max(1, round(batch_size / per_picture))
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = BucketSampler(lengths, batch_size, self.seed, rank, world)
+        return self._loader(dataset, sampler, ResumableLoader)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every picture once, in one of the processes, with all of its captions."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        mine = list(range(len(self.val.examples)))[rank::world]
+        batches = [mine[i : i + VALIDATION_PICTURES] for i in range(0, len(mine), VALIDATION_PICTURES)]
+        return self._loader(self._dataset(self.val, by_picture=True), batches, DataLoader)
+
+    def _dataset(self, split: Split, by_picture: bool, augment: int | None = None) -> CaptionDataset:
+        return CaptionDataset(
+            split.examples,
+            self.vocabulary,
+            self.data.max_length,
+            self.model.image_size,
+            split.rows,
+            None if isinstance(split.table, Tensor) else split.table,
+            augment,
+            self.data.horizontal_flip,
+            by_picture,
+        )
+
+    def _loader(self, dataset: CaptionDataset, batch_sampler: Any, kind: type[DataLoader]) -> DataLoader:
+        workers = choose_workers(self.data.workers, best_device()) if dataset.rows is None else 0
+        pin = torch.cuda.is_available()
+        return kind(dataset, batch_sampler=batch_sampler, num_workers=workers, collate_fn=as_batch, pin_memory=pin)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Row numbers become features, looked up on the device, where the table moves with the first batch."""
+        if batch.pictures.dim() != 1:
+            return batch
+        split = self.train if self.trainer is None or self.trainer.training else self.val
+        assert isinstance(split.table, Tensor)
+        split.table = split.table.to(batch.pictures.device)
+        return batch._replace(pictures=split.table[batch.pictures])

@@ -1,0 +1,229 @@
+"""Examples to batches: captions bucketed by length, pictures decoded or their rows of features looked up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from captioner.formats import Example
+from captioner.images import ImageError, eval_transform, open_image, train_transform
+from captioner.vocabulary import END, PAD, START, Vocabulary, tokenize
+
+
+class Batch(NamedTuple):
+    """I pictures with N captions.
+
+    Attributes:
+        pictures: what the encoder still has to do decides: (I, 3, H, W) uint8 pictures, (I, F) fp16 features, or
+            (I,) int64 rows of a feature table that lies on the device.
+        picture_of: (N,) which of the I pictures a caption belongs to.
+        words: (N, T + 2) ids: START, the words, END, PAD.
+        examples: (I,) numbers of the examples.
+    """
+
+    pictures: Tensor
+    picture_of: Tensor
+    words: Tensor
+    examples: Tensor
+
+
+class ImageDataset(Dataset):
+    """Pictures by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read."""
+
+    def __init__(self, paths: Sequence[Path | str], size: int) -> None:
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor | ImageError:
+        try:
+            return eval_transform(open_image(self.paths[i], size_hint=self.size), self.size)
+        except ImageError as error:
+            return error
+
+
+class CaptionDataset(Dataset):
+    """The captions of a list of examples; asked for many at once, it answers with a :class:`Batch`.
+
+    Args:
+        examples: pictures and captions.
+        vocabulary: gives the ids.
+        max_length: longer captions are cut to this many words.
+        image_size: pictures are decoded to this side, unless `rows` are given.
+        rows: (examples,) the row of the feature table of each example; None to decode pictures.
+        table: (rows, F) features as a map, read batch by batch; None where the table lies on the device.
+        augment: seed of the training augmentation, or None for the evaluation transform.
+        horizontal_flip: mirror half of the augmented pictures.
+        by_picture: items are examples with all of their captions, instead of captions.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        max_length: int,
+        image_size: int,
+        rows: np.ndarray | None = None,
+        table: np.ndarray | None = None,
+        augment: int | None = None,
+        horizontal_flip: bool = False,
+        by_picture: bool = False,
+    ) -> None:
+        self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
+        self.augment, self.horizontal_flip, self.by_picture = augment, horizontal_flip, by_picture
+        self.epoch = 0
+        captions = [vocabulary.encode(tokenize(c))[:max_length] for e in examples for c in e.captions]
+        self.lengths = np.array([len(c) for c in captions], dtype=np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.flat = np.array([i for c in captions for i in c], dtype=np.int64)
+        counts = [len(e.captions) for e in examples]
+        self.example_of = np.repeat(np.arange(len(examples)), counts)
+        self.first_caption = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return len(self.examples) if self.by_picture else len(self.lengths)
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.__getitems__([i])
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        """The batch of these captions; of these pictures, where `by_picture`."""
+        if self.by_picture:
+            spans = [np.arange(self.first_caption[i], self.first_caption[i + 1]) for i in items]
+            captions, examples = np.concatenate(spans), np.asarray(items)
+            picture_of = np.repeat(np.arange(len(items)), [len(span) for span in spans])
+        else:
+            captions = np.asarray(items)
+            examples, picture_of = np.unique(self.example_of[captions], return_inverse=True)
+        lengths = self.lengths[captions]
+        words = np.full((len(captions), lengths.max() + 2), PAD, dtype=np.int64)
+        words[:, 0] = START
+        place = np.arange(words.shape[1] - 1)
+        inside = place < lengths[:, None]  # (N, T + 1)
+        words[:, 1:][inside] = self.flat[(self.offsets[captions][:, None] + place)[inside]]
+        words[np.arange(len(captions)), lengths + 1] = END
+        return Batch(
+            self._pictures(examples), torch.from_numpy(picture_of), torch.from_numpy(words), torch.from_numpy(examples)
+        )
+
+    def _pictures(self, examples: np.ndarray) -> Tensor:
+        if self.rows is not None:
+            rows = self.rows[examples]
+            return torch.from_numpy(rows if self.table is None else self.table[rows])
+        return torch.stack([self._picture(int(i)) for i in examples])  # (I, 3, H, W)
+
+    def _picture(self, i: int) -> Tensor:
+        image = open_image(self.examples[i].path, size_hint=self.image_size)
+        if self.augment is None:
+            return eval_transform(image, self.image_size)
+        # The picture's own generator: the same augmentation in whichever process and after whichever restart.
+        seed = int(np.random.SeedSequence((self.augment, self.epoch, i)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        return train_transform(image, self.image_size, generator, self.horizontal_flip)
+
+
+class BucketSampler(Sampler[list[int]]):
+    """Batches of items of like length, in another order each epoch, that depends on (seed, epoch) alone.
+
+    The items are shuffled, cut into pools of `pool` batches, sorted by length within a pool, cut into batches, and
+    the batches are shuffled. Every process draws the same batches and takes each `world`-th of them, the last ones
+    filled up from the beginning so that all have equally many.
+
+    Args:
+        lengths: (items,) words of each.
+        batch_size: items in a batch.
+        seed: of the order.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1, pool: int = 50
+    ) -> None:
+        self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
+        self.rank, self.world = rank, world
+        self.epoch, self.skip = 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths) // self.batch_size)
+        return -(-batches // self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        items = random.permutation(len(self.lengths))
+        size = self.batch_size * self.pool
+        pools = [items[i : i + size] for i in range(0, len(items), size)]
+        items = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+        order = random.permutation(len(batches))
+        order = np.resize(order, len(self) * self.world)[self.rank :: self.world]
+        skip, self.skip = self.skip, 0
+        yield from (batches[i].tolist() for i in order[skip:])
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
+
+    batch_sampler: BucketSampler
+    delivered = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        dataset: Any = self.dataset
+        dataset.epoch = self.batch_sampler.epoch
+        self.delivered = self.batch_sampler.skip
+        for batch in super().__iter__():
+            self.delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far this epoch has gone."""
+        return {"epoch": self.batch_sampler.epoch, "delivered": self.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration begins there; after a whole epoch, at the beginning of the next one."""
+        self.batch_sampler.skip = state["delivered"] % len(self)
+
+
+def best_device() -> str:
+    """The accelerator of this machine, for work outside a Lightning trainer."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_workers(workers: int, device: str) -> int:
+    """`workers`, or for -1: none where the CPU does the network's work too, else one a core, up to 8."""
+    if workers >= 0:
+        return workers
+    return 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def as_batch(batch: Any) -> Any:
+    """Collate function: :meth:`CaptionDataset.__getitems__` has made the batch already."""
+    return batch
+
+
+def read_pictures(
+    paths: Sequence[Path | str], size: int, batch_size: int, workers: int = 0
+) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
+    """Decode pictures in batches, in order.
+
+    Yields:
+        pictures: (G, 3, size, size) uint8, the G pictures of this batch that could be read.
+        errors: one for each picture of the batch; None for those G.
+    """
+    loader = DataLoader(ImageDataset(paths, size), batch_size, num_workers=workers, collate_fn=as_batch)
+    for items in loader:
+        good = [item for item in items if isinstance(item, Tensor)]
+        pictures = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)
+        yield pictures, [item if isinstance(item, ImageError) else None for item in items]

@@ -1,0 +1,104 @@
+"""The recurrent decoder: h_t = f(W_xh x_t + W_hh h_{t-1} + W_ih v)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioner.config import ModelConfig
+from captioner.vocabulary import PAD
+
+State = tuple[Tensor, ...]
+
+CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class Decoder(nn.Module):
+    """Words from an image feature v: tanh RNN, GRU or LSTM, one to five layers, h_0 = 0.
+
+    The lecture's formula (EECS 498-007, recurrent networks) is ``h_t = tanh(W_xh x_t + W_hh h_{t-1} + W_ih v)``: the
+    image enters at every step. Here ``x_t = e_t + P v`` goes into the first layer, where e_t is the word's embedding
+    and P the linear map `project`. Then ``W_xh (e_t + P v) = W_xh e_t + (W_xh P) v``: the lecture's formula with
+    ``W_ih = W_xh P``, for every gate of a GRU or LSTM alike. ``P v`` does not depend on the step: it is computed once
+    a picture, and the recurrent layers stay torch's fused ones.
+
+    v is scaled to unit length times the root of its size, so that features of any backbone arrive with entries
+    around one.
+
+    Axes: I pictures, N captions (or beams), T words, F feature size, E embedding size, H hidden size, L layers,
+    V vocabulary.
+
+    Args:
+        config: cell, layers, hidden_size, embedding_size, dropout, tie_embeddings.
+        vocabulary_size: V.
+        feature_size: F.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
+        self.project = nn.Linear(feature_size, config.embedding_size)  # P
+        self.rnn = CELLS[config.cell](
+            config.embedding_size,
+            config.hidden_size,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        self.output = nn.Linear(config.hidden_size, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
+        if config.tie_embeddings:
+            self.output.weight = self.embedding.weight
+
+    def image(self, features: Tensor) -> Tensor:
+        """(I, F) → (I, E): P v, once a picture."""
+        v = F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
+        return self.dropout(self.project(v))
+
+    def forward(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor) -> Tensor:
+        """Teacher forcing: the logits of the word after each of `words`, where `real`.
+
+        Args:
+            features: (I, F) one row a picture.
+            words: (N, T) ids, START first.
+            picture_of: (N,) the row of `features` each caption belongs to; captions of a picture share one P v.
+            real: (N, T) bool, R of them true; logits of padding are never computed.
+
+        Returns:
+            (R, V) logits, in the order of ``words[real]``.
+        """
+        image = self.image(features)[picture_of]  # (N, E)
+        x = self.dropout(self.embedding(words)) + image.unsqueeze(1)  # (N, T, E)
+        hidden, _ = self.rnn(x)  # (N, T, H)
+        return self.output(self.dropout(hidden[real]))  # (R, V)
+
+    def start(self, features: Tensor) -> tuple[State, State]:
+        """(I, F) → the state before the first word, h_0 = 0, and the context, P v.
+
+        Returns:
+            state: (I, L, H), twice for an LSTM (h and c); the search may reorder its rows.
+            context: (I, E); the search repeats or indexes it, one row for each row of the state.
+        """
+        image = self.image(features)
+        zeros = image.new_zeros(len(image), self.rnn.num_layers, self.rnn.hidden_size)
+        return (zeros, zeros) if isinstance(self.rnn, nn.LSTM) else (zeros,), (image,)
+
+    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
+        """One word further.
+
+        Args:
+            words: (N,) the last words.
+            state: as from `start`, N rows.
+            context: as from `start`, N rows.
+
+        Returns:
+            (N, V) log-probabilities of the next word, and the state after `words`.
+        """
+        x = self.embedding(words) + context[0]  # (N, E)
+        before = tuple(part.transpose(0, 1).contiguous() for part in state)  # (L, N, H)
+        hidden, after = self.rnn(x.unsqueeze(1), before if isinstance(self.rnn, nn.LSTM) else before[0])
+        parts = after if isinstance(self.rnn, nn.LSTM) else (after,)
+        log_probs = torch.log_softmax(self.output(hidden[:, 0]).float(), dim=-1)
+        return log_probs, tuple(part.transpose(0, 1) for part in parts)

@@ -1,0 +1,144 @@
+"""The ResNet without its head: pictures in, one feature a picture out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import ENCODERS
+from captioner.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+
+
+def feature_size(name: str) -> int:
+    """F, the size of the features of encoder `name`."""
+    return 512 if name in ("resnet18", "resnet34") else 2048
+
+
+def build_resnet(name: str) -> ResNet:
+    """An uninitialised ResNet `name` without a head.
+
+    ``resnet50_v1`` is the network of He et al. 2015, where the 1×1 convolution of a stage's first block carries the
+    stride; torchvision's ``resnet50`` is v1.5, where the 3×3 one does.
+    """
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        resnet = get_model(name.removesuffix("_v1"), weights=None)
+    if name.endswith("_v1"):
+        for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    resnet.fc = nn.Identity()
+    return resnet
+
+
+def weights_file(name: str) -> Path:
+    """Where the ImageNet weights of `name` lie; torchvision's are downloaded to torch's cache when they are not there.
+
+    Raises:
+        UserError: they are neither here nor to be had; the message names the file and where to put it.
+    """
+    if name == "resnet50_v1":
+        file = CHECKPOINTS / "resnet50_v1.safetensors"
+        if not file.exists():
+            raise UserError(f"the weights of resnet50_v1 are missing: put {file.name} from the repository at {file}")
+        return file
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1], progress=True)
+        except Exception as error:
+            raise UserError(
+                f"the weights of {name} could not be downloaded ({error}): fetch {url} elsewhere and put it at {file}"
+            ) from error
+    return file
+
+
+@lru_cache(maxsize=8)
+def _digest(path: str, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):  # Python 3.11
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.sha256(file.read()).hexdigest()[:16]
+
+
+def weights_digest(name: str) -> str:
+    """The first 16 hex digits of the SHA-256 of the ImageNet weights of `name`."""
+    file = weights_file(name)
+    status = os.stat(file)
+    return _digest(str(file), status.st_size, status.st_mtime_ns)
+
+
+class Encoder(nn.Module):
+    """ResNet without its head: B pictures → B features of size F (2048; 512 for ResNet-18 and -34).
+
+    Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics throughout, also in the
+    trainable stages: caption batches are too small and too few to estimate better ones.
+
+    Args:
+        name: see :class:`captioner.config.ModelConfig`.
+        trainable_layers: how many of conv1 (with bn1), layer1 … layer4 are trained, counted from the last; 0 to 5.
+        weights: False leaves the parameters unset, for a checkpoint that brings its own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, trainable_layers: int = 0, weights: bool = True) -> None:
+        super().__init__()
+        if name not in ENCODERS:
+            raise UserError(f"there is no encoder {name!r}: it is one of {', '.join(ENCODERS)}")
+        self.name = name
+        self.feature_size = feature_size(name)
+        self.resnet = build_resnet(name)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
+        if weights:
+            self._load_weights(weights_file(name))
+        else:
+            self.resnet.to_empty(device="cpu")
+        self.resnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        opened = STAGES[len(STAGES) - trainable_layers :]
+        for parameter_name, parameter in self.resnet.named_parameters():
+            stage = parameter_name.split(".")[0].replace("bn1", "conv1")
+            parameter.requires_grad_(stage in opened)
+        self.eval()
+
+    def _load_weights(self, file: Path) -> None:
+        state: dict[str, Any]
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(file)
+        else:
+            state = torch.load(file, weights_only=True)
+        state = {key: value.float() for key, value in state.items() if not key.startswith("fc.")}
+        for key, value in self.resnet.state_dict().items():
+            if key.endswith("num_batches_tracked"):
+                state.setdefault(key, torch.zeros((), dtype=value.dtype))
+        self.resnet.load_state_dict(state, assign=True)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Stays in evaluation mode whatever is asked: BatchNorm is frozen."""
+        return super().train(False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB → (B, F): ImageNet normalisation, ResNet, mean over the grid."""
+        x = (pictures.to(self.mean.dtype) - self.mean) / self.std
+        return self.resnet(x.contiguous(memory_format=torch.channels_last))  # (B, F)

@@ -1,0 +1,139 @@
+"""A memory-mapped file of frozen-encoder features: knows arrays, not encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from captioner.errors import UserError
+
+Fingerprint = Mapping[str, str | int]
+
+
+class FeatureFile:
+    """N rows of fp16 features, one a picture, in a folder with ``features.npy`` and ``index.json``.
+
+    A folder under its final name is whole. It is written under ``NAME.part`` and renamed at the end; an interrupted
+    run leaves the part, and the next one goes on where it stopped. A picture that could not be read has a row of NaN.
+
+    Attributes:
+        rows: (N, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
+        names: the N pictures' names.
+    """
+
+    def __init__(self, folder: Path, rows: np.ndarray, names: list[str]) -> None:
+        self.folder, self.rows, self.names = folder, rows, names
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: Fingerprint) -> FeatureFile:
+        """Open a whole file.
+
+        Raises:
+            UserError: it is missing or damaged, or made by another encoder or transform: the message says what
+                differs.
+        """
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            names, stored = index["names"], index["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder} is not a whole feature file ({error}): delete it to have it made again"
+            ) from None
+        keys = sorted({*fingerprint, *stored})
+        differing = [
+            f"{key} {stored.get(key)} there, {fingerprint.get(key)} here"
+            for key in keys
+            if stored.get(key) != fingerprint.get(key)
+        ]
+        if differing:
+            raise UserError(f"the features in {folder} are other ones ({'; '.join(differing)}): delete them or name")
+        if len(rows) != len(names):
+            raise UserError(f"{folder} has {len(rows)} rows for {len(names)} pictures: delete it to have it made again")
+        return cls(folder, rows, names)
+
+    def unreadable(self) -> np.ndarray:
+        """(N,) bool: the pictures that could not be read."""
+        return np.isnan(self.rows[:, 0])
+
+
+def feature_folder(cache: Path, label: str, fingerprint: Fingerprint) -> Path:
+    """Where the features with this fingerprint belong: a readable label and a digest of the fingerprint."""
+    digest = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
+    return cache / f"{label}-{digest}"
+
+
+def write_features(
+    folder: Path,
+    fingerprint: Fingerprint,
+    names: Sequence[str],
+    size: int,
+    rows_from: Callable[[int], Iterable[np.ndarray]],
+) -> None:
+    """Make the feature file at `folder` unless it is there, going on from an interrupted run.
+
+    Several processes may call this at once: one works, the others wait.
+
+    Args:
+        folder: its final name.
+        fingerprint: encoder, weights digest, transform, pictures.
+        names: the N pictures' names, in the order of the rows.
+        size: F.
+        rows_from: called with the first row still missing; yields (b, F) blocks from there on.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    part = folder.with_name(folder.name + ".part")
+    index = {"fingerprint": dict(fingerprint), "names": list(names)}
+    progress = part / "progress"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.exists():
+                return
+            done = _rows_done(part, index)
+            if done is None:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                shape = (len(names), size)
+                np.lib.format.open_memmap(part / "features.npy", mode="w+", dtype=np.float16, shape=shape).flush()
+                (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
+                done = 0
+            rows = np.load(part / "features.npy", mmap_mode="r+")
+            with tqdm(total=len(names), initial=done, unit="image", desc=f"features {folder.name}") as bar:
+                for block in rows_from(done) if done < len(names) else ():
+                    rows[done : done + len(block)] = block
+                    done += len(block)
+                    # The rows are in the map before the count says so; a killed process loses neither.
+                    progress.with_suffix(".new").write_text(str(done))
+                    os.replace(progress.with_suffix(".new"), progress)
+                    bar.update(len(block))
+            rows.flush()
+            del rows
+            progress.unlink(missing_ok=True)
+            os.replace(part, folder)
+    except OSError as error:
+        raise UserError(
+            f"the features cannot be written to {folder} ({error}): free space there or choose another "
+            "--data.feature_cache"
+        ) from error
+
+
+def _rows_done(part: Path, index: dict) -> int | None:
+    """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
+    try:
+        if json.loads((part / "index.json").read_text(encoding="utf-8")) != index:
+            return None
+        progress = part / "progress"
+        return int(progress.read_text()) if progress.exists() else 0
+    except (OSError, ValueError):
+        return None

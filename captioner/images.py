@@ -1,0 +1,269 @@
+"""Image files to uint8 tensors, safely."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from captioner.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# The most pixels a picture may have: twice Pillow's own warning limit, where Pillow begins to refuse.
+MAX_PIXELS = 178_956_970
+
+# Formats of photographs whose decoders are part of Pillow. EPS (which starts Ghostscript) and the like stay shut.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+
+# EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112)
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """A picture that cannot be opened; the line names the file and says why."""
+
+
+def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, size_hint: int | None = None) -> Image.Image:
+    """Open any picture as upright RGB in memory; no file stays open.
+
+    Args:
+        source: a path, the bytes of a file, a binary stream (read from its start, left open), or a picture.
+        size_hint: the short side that is needed, in pixels. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size, never below the hint; other formats ignore it.
+
+    Returns:
+        Mode RGB, the first frame, EXIF orientation applied, transparency laid on white, deep grey scaled to 8 bits.
+
+    Raises:
+        ImageError: the source is missing, empty, not a picture, damaged, cut short, or above MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of sizes that we judge ourselves: nothing the user can act on
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            if isinstance(source, Image.Image):
+                _check_size(source, source)
+                return _rgb(source)
+            if isinstance(source, bytes):
+                return _read(io.BytesIO(source), source, size_hint)
+            if isinstance(source, (str, os.PathLike)):
+                with open(source, "rb") as file:
+                    return _read(file, source, size_hint)
+            return _read(source, source, size_hint)
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder fed with damaged bytes raises just about anything
+        raise ImageError(_printable(f"{_name(source)}: {_reason(error)}")) from error
+
+
+def _read(file: BinaryIO, source: object, size_hint: int | None) -> Image.Image:
+    if file.seekable() and file.seek(0, os.SEEK_END) == 0:
+        raise ImageError(f"{_name(source)}: is empty (0 bytes); fetch it again")
+    image = Image.open(file, formats=_formats())  # the header only; Pillow seeks to the start itself
+    _check_size(image, source)
+    if size_hint:
+        image.draft(None, (size_hint, size_hint))  # square, so it holds whichever way the picture is turned later
+    return _rgb(image)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS as far as this Pillow knows them (AVIF came with 11.3)."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(image: Image.Image, source: object) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{_name(source)}: {_too_large()}")
+    if image.width * image.height == 0:
+        raise ImageError(f"{_name(source)}: has no pixels")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A new upright RGB picture, of (H, W) or (W, H) pixels as the EXIF orientation says."""
+    image.load()
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        turn = None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        if image.mode in ("La", "RGBa"):  # premultiplied, which converts only to its plain twin
+            image = image.convert(image.mode.upper())
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep grey (modes I;16, I, F) to mode L.
+
+    16-bit files span 0..65535. Elsewhere the file does not say, so the smallest of 0..1, 0..255 and 0..65535 that
+    holds every value is taken, and the values' own range where none does. NaN and infinity become 0.
+    """
+    values = np.asarray(image).astype(np.float64)  # (H, W); single precision would overflow on odd float files
+    values[~np.isfinite(values)] = 0
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # older Pillows open these as mode I
+        low, high = 0, 65535
+    elif low >= 0 and high <= 65535:
+        low, high = 0, next(top for top in (1, 255, 65535) if high <= top)
+    scale = 255 / (high - low) if high > low else 0
+    return Image.fromarray(((values - low) * scale).round().clip(0, 255).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong and what to do, for an exception from the file system or from a decoder."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "no such file; check the path"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a picture; name a file in it"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a picture in a format that can be read ({', '.join(_formats())}); convert it to JPEG or PNG"
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large()
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror}); check the file and its permissions"
+    return f"cannot be decoded ({error or type(error).__name__}); it is damaged or cut short, fetch it again"
+
+
+def _too_large() -> str:
+    return f"has more than {MAX_PIXELS:,} pixels; scale it down first"
+
+
+def _name(source: object) -> str:
+    """What an error calls the source."""
+    if isinstance(source, bytes):
+        return f"picture of {len(source):,} bytes"
+    if isinstance(source, (str, os.PathLike)):
+        return _printable(os.fsdecode(source))
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return _printable(str(name)) if name else "picture"
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal can show: a file name may hold line breaks, escapes and broken Unicode."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
+    """The whole RGB picture as uint8 (3, size, size), squashed: captions speak of all of it, so nothing is cropped.
+
+    Bicubic with antialiasing; a picture of that size already keeps its exact pixels.
+    """
+    return _tensor(image.resize((size, size), Image.Resampling.BICUBIC))  # Pillow copies when the size is the same
+
+
+def train_transform(
+    image: Image.Image, size: int, generator: torch.Generator | None, horizontal_flip: bool = False
+) -> torch.Tensor:
+    """A random view of an RGB picture that its captions still describe: uint8 (3, size, size).
+
+    A crop of 80..100 % of the area (its aspect ratio 4/5..5/4 of the picture's), resized as in eval_transform, with
+    brightness and contrast within 10 % and no change of hue, for colours are words. So are 'left' and 'right': the
+    flip, for half of the calls, happens only when asked for.
+
+    Every call takes the same number of draws from generator (on the CPU; None: torch's global one).
+    """
+    import torch
+
+    area, split, left, top, brightness, contrast, flip = torch.rand(7, generator=generator).tolist()
+    area = 0.8 + 0.2 * area
+    width, height = image.width * area**split, image.height * area ** (1 - split)  # log-uniform ratio, always inside
+    left, top = left * (image.width - width), top * (image.height - height)
+    box = (left, top, min(left + width, image.width), min(top + height, image.height))
+    pixels = _tensor(image.resize((size, size), Image.Resampling.BICUBIC, box=box)).float()  # (3, size, size)
+
+    brightness, contrast = 0.9 + 0.2 * brightness, 0.9 + 0.2 * contrast
+    mean = pixels.mean()
+    pixels = (pixels - mean) * (brightness * contrast) + mean * brightness
+    if horizontal_flip and flip < 0.5:
+        pixels = pixels.flip(-1)
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """The image files that the arguments name, in their order, each once.
+
+    A folder stands for every file in it, at any depth, with a suffix in SUFFIXES, sorted; hidden files and folders
+    are skipped. A glob pattern (`**` goes any depth down) stands for such files and folders among its matches.
+    Anything else is kept as it is, be it missing or oddly named: opening it will say so.
+
+    Raises:
+        UserError: a folder or pattern has no image in it.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if os.path.isdir(path):
+            images = sorted(_walk(path))
+        elif re.search(r"[*?[]", path) and not os.path.lexists(path):
+            images = sorted(set(_match(path)))
+        else:
+            images = [Path(path)]
+        if not images:
+            raise UserError(f"{_printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def _walk(top: str | Path) -> Iterator[Path]:
+    """Image files under a folder. Links are followed, and a folder reached twice is read once, so loops end."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not name.startswith(".") and _is_image(name))
+
+
+def _match(pattern: str) -> Iterator[Path]:
+    """Image files that a glob pattern names. pathlib's glob, since glob.glob follows links round and round."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if re.search(r"[*?[]", part))
+    base, rest = Path(*parts[:first]), parts[first:]
+    hidden = any(part.startswith(".") for part in rest)  # wanted only when the pattern spells the dot
+    for path in base.glob("/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in rest)):
+        if not hidden and any(part.startswith(".") for part in path.relative_to(base).parts):
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        elif _is_image(path.name):
+            yield path
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)

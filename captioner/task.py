@@ -1,0 +1,131 @@
+"""Training and validating a Captioner with Lightning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from captioner import metrics
+from captioner.config import SearchConfig, TrainConfig
+from captioner.dataset import Batch
+from captioner.model import Captioner
+from captioner.vocabulary import PAD, UNK, tokenize
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: a straight climb over `warmup` × `steps`, then half a cosine down to 0."""
+    climb = warmup * steps
+    if step < climb:
+        return (step + 1) / (climb + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - climb) / max(1.0, steps - climb))))
+
+
+class CaptionTask(pl.LightningModule):
+    """Teacher-forced training; validation by decoding and CIDEr-D.
+
+    Args:
+        model: what is trained.
+        train: optimisation.
+        search: how validation pictures are decoded.
+        references: words of the captions of each validation picture, in the order of the examples.
+    """
+
+    def __init__(
+        self, model: Captioner, train: TrainConfig, search: SearchConfig, references: list[list[list[str]]]
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.search_config, self.references = model, train, search, references
+        self.found: dict[int, str] = {}
+        """The validation captions of this process, then of all, by number of the example."""
+
+    # ---- training
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy (nats a word, label-smoothed in training) of the words and END that follow.
+
+        Nothing is asked at padding, nor where the right answer is UNK, which is never produced.
+        """
+        inputs, targets = batch.words[:, :-1], batch.words[:, 1:]
+        real = (targets != PAD) & (targets != UNK)
+        logits = self.model.decoder(self.model.features(batch.pictures), inputs, batch.picture_of, real)
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, targets[real], label_smoothing=smoothing)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
+        key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch of captions."""
+        loss = self.loss(batch)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words))
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the global norm and log what it was: exploding gradients show here first."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
+        self.log("grad_norm", norm, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, no decay for vectors and embeddings, the encoder at its own rate; warm-up and cosine."""
+        decoder = self.model.decoder
+        kept = [p for p in decoder.parameters() if p.dim() < 2] + [decoder.embedding.weight]
+        no_decay = {id(p) for p in kept}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in decoder.parameters() if id(p) not in no_decay]},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        if self.model.encoder is not None:
+            encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
+            groups.append({"params": encoder, "lr": self.config.encoder_lr})
+        # A fused step would unscale fp16 gradients itself, after they were clipped.
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, self.config.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin with no captions."""
+        self.found = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Decode each picture once; teacher-forced loss beside it."""
+        features = self.model.features(batch.pictures)
+        batch = batch._replace(pictures=features)
+        self.log("val_loss", self.loss(batch), batch_size=len(batch.words), sync_dist=True)
+        captions = self.model.search(features, self.search_config)
+        for example, found in zip(batch.examples.tolist(), captions, strict=True):
+            self.found[example] = found[0].text
+
+    def on_validation_epoch_end(self) -> None:
+        """Bring the captions of all processes together and score them as one corpus."""
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self.found)
+            self.found = {example: text for part in parts for example, text in part.items()}
+        hypotheses = [tokenize(self.found[i]) for i in sorted(self.found)]
+        references = [self.references[i] for i in sorted(self.found)]
+        scores = {
+            "val_cider": 100 * float(metrics.cider_d(references, hypotheses).mean()),
+            "val_bleu4": 100 * metrics.bleu(references, hypotheses)[3],
+            "val_rouge": 100 * float(metrics.rouge_l(references, hypotheses).mean()),
+            "val_distinct": 100 * metrics.distinct(hypotheses),
+        }
+        # Every process has computed the same numbers from all captions: nothing is left to reduce.
+        self.log_dict({name: torch.tensor(value) for name, value in scores.items()}, prog_bar=True, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is enough: architecture, vocabulary and encoder identity go along."""
+        checkpoint["captioner"] = self.model.header()

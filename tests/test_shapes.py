@@ -1,0 +1,165 @@
+"""The shapes set: the same bytes for the same seed, valid COCO files, and every caption true of its picture."""
+
+import hashlib
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.commands.shapes import shapes
+from captioner.errors import UserError
+from captioner.shapes import BACKGROUNDS, COLORS, HELD_OUT, OTHER, RELATIONS, Scene, Shape, captions, contents, draw
+
+INVERSE = {**RELATIONS, **{back: there for there, back in RELATIONS.items()}}
+NAME = r"a (?:single )?(?P<size{0}>\w+) (?P<color{0}>\w+) (?P<kind{0}>circle|square|triangle)"
+CAPTION = re.compile(
+    r"(?:there is |a picture of )?"
+    + NAME.format(1)
+    + r"(?: on a (?P<background>\w+) background|(?: is)? (?P<relation>\D+?) "
+    + NAME.format(2)
+    + ")?"
+)
+
+
+def parsed(caption: str) -> Scene:
+    """The scene a caption tells of, as the captioner of the set would put it; background '' where it is not told."""
+    plain = {other: word for word, other in OTHER.items()}
+    found = CAPTION.fullmatch(caption)
+    assert found, caption
+    told = {name: plain.get(word, word) for name, word in found.groupdict(default="").items()}
+    first = Shape(told["size1"], told["color1"], told["kind1"])
+    if not told["relation"]:
+        return Scene((first,), None, told["background"])
+    second = Shape(told["size2"], told["color2"], told["kind2"])
+    if told["relation"] in RELATIONS:
+        return Scene((first, second), told["relation"], "")
+    return Scene((second, first), INVERSE[told["relation"]], "")
+
+
+def seen(picture: np.ndarray, color: str) -> tuple[float, float, int]:
+    """Centre (x, y) and number of the pixels (H, W, 3) of a colour."""
+    near = np.abs(picture.astype(int) - COLORS[color]).max(axis=-1) <= 8  # (H, W)
+    rows, columns = near.nonzero()
+    return (columns.mean(), rows.mean(), len(rows)) if len(rows) else (0.0, 0.0, 0)
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(str(f.relative_to(folder)).encode() + f.read_bytes() for f in files)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shapes") / "set"
+    shapes(out, images=60, val=30, size=64)
+    return out
+
+
+def test_the_seed_decides_every_byte(made, tmp_path):
+    shapes(tmp_path / "same", images=60, val=30, size=64)
+    shapes(tmp_path / "other", images=60, val=30, size=64, seed=1)
+    assert digest(tmp_path / "same") == digest(made) != digest(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "same"]  # nothing left beside them
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 30)])
+def test_coco_layout(made, split, count):
+    data = json.loads((made / f"captions_{split}.json").read_text())
+    assert list(data) == ["info", "licenses", "images", "annotations"]
+    ids = [image["id"] for image in data["images"]]
+    assert len(set(ids)) == len(ids) == count
+    assert len({row["id"] for row in data["annotations"]}) == len(data["annotations"]) == 5 * count
+    assert sorted(row["image_id"] for row in data["annotations"]) == sorted(ids * 5)
+    assert sorted(image["file_name"] for image in data["images"]) == sorted(p.name for p in (made / split).iterdir())
+    for image in data["images"]:
+        with Image.open(made / split / image["file_name"]) as picture:
+            assert (picture.mode, *picture.size) == ("RGB", image["width"], image["height"]) == ("RGB", 64, 64)
+
+
+def test_written_captions_are_true_of_the_written_pictures(made):
+    for split in ("train", "val"):
+        data = json.loads((made / f"captions_{split}.json").read_text())
+        names = {image["id"]: image["file_name"] for image in data["images"]}
+        for row in data["annotations"]:
+            scene = parsed(row["caption"])
+            with Image.open(made / split / names[row["image_id"]]) as picture:
+                places = {color: seen(np.asarray(picture), color) for color in COLORS}
+            assert {color for color, (_, _, n) in places.items() if n > 20} == {shape.color for shape in scene.shapes}
+            for shape in scene.shapes:
+                assert (places[shape.color][2] > 200) == (shape.size == "large")
+            if scene.relation:
+                (x1, y1, _), (x2, y2, _) = (places[shape.color] for shape in scene.shapes)
+                over, beside = y2 - y1, x2 - x1
+                assert (over > 20 and over > abs(beside)) == (scene.relation == "above")
+                assert (beside > 20 and beside > abs(over)) == (scene.relation == "to the left of")
+
+
+def test_every_caption_says_what_the_scene_is():
+    rng = random.Random(0)
+    single, pairs = contents(False, 0)
+    for scene in single + rng.sample(pairs, 500):
+        texts = captions(scene, rng)
+        assert len(set(texts)) == 5
+        for text in texts:
+            told = parsed(text)
+            assert (told.shapes, told.relation) == (scene.shapes, scene.relation), text
+            assert told.background in ("", scene.background), text
+
+
+def test_shapes_have_their_form_and_background():
+    area = {}
+    for kind in ("circle", "square", "triangle"):
+        picture = np.asarray(draw(Scene((Shape("large", "red", kind),), None, "dark"), 96, random.Random(0)))
+        near = np.abs(picture.astype(int) - COLORS["red"]).max(axis=-1) <= 8
+        rows, columns = near.nonzero()
+        area[kind] = near.sum() / (np.ptp(rows) + 1) / (np.ptp(columns) + 1)  # share of its bounding box
+        assert tuple(picture[0, 0]) == BACKGROUNDS["dark"]
+    assert area == pytest.approx({"circle": np.pi / 4, "square": 1, "triangle": 0.5}, abs=0.05)
+
+
+def test_val_shows_nothing_that_train_shows(made):
+    train, val = ([scene for part in contents(held_out, 0) for scene in part] for held_out in (False, True))
+    assert not set(train) & set(val)
+    assert len(val) / len(train + val) == pytest.approx(HELD_OUT, abs=0.01)
+    files = {split: {path.read_bytes() for path in (made / split).iterdir()} for split in ("train", "val")}
+    assert not files["train"] & files["val"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("images", 0), ("val", 0), ("size", 16), ("size", 5000)])
+def test_bad_options(tmp_path, option, value):
+    with pytest.raises(UserError, match=f"--{option} is {value}"):
+        shapes(tmp_path / "set", **{option: value})
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_there_already(tmp_path, capsys):
+    out = tmp_path / "set"
+    out.mkdir()
+    shapes(out, images=3, val=2, size=32)  # an empty folder is fine
+    before = digest(out), out.stat().st_mtime_ns
+    shapes(out, images=3, val=2, size=32)
+    assert "left as it is" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other options"):
+        shapes(out, images=4, val=2, size=32)
+    assert (digest(out), out.stat().st_mtime_ns) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    for foreign in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(UserError, match="something else"):
+            shapes(foreign, images=3, val=2, size=32)
+    with pytest.raises(UserError, match="cannot be written"):
+        shapes(tmp_path / "mine" / "thesis.txt" / "set", images=3, val=2, size=32)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
+
+
+def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captioner.shapes.captions", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shapes(tmp_path / "set", images=3, val=2, size=32)
+    assert not any(tmp_path.iterdir())
