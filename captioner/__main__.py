@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = Parser(prog=f"captioner {name}", description=command.__doc__)
         command.configure(parser)
         options = parser.parse_args([_underscored(argument) for argument in arguments])
-        return command.run(parser.instantiate_classes(options)) or 0
+        return command.run(parser.instantiate(options)) or 0
     except UserError as error:
         print(f"captioner {name}: error: {error}", file=sys.stderr)
         return 2

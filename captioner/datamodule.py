@@ -121,7 +121,7 @@ class Split:
         """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
         paths = [example.path for example in self.examples]
         batches = read_pictures(paths, model.image_size, 32, choose_workers(data.workers, best_device()))
-        bar = tqdm(total=len(paths), unit="image", desc="checking pictures")
+        bar = tqdm(total=len(paths), unit="image", desc="checking pictures", disable=None)
         bad = []
         with bar:
             for _, errors in batches:
@@ -152,29 +152,36 @@ class CaptionData(pl.LightningDataModule):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
             )
+        encoded = self.train.table is None
+        self.train_set = self._dataset(self.train, by_picture=encoded, augment=seed if encoded else None)
+        self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
         """The words of the captions of each validation picture."""
         return [[tokenize(caption) for caption in example.captions] for example in self.val.examples]
 
+    def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
+        """The batches of process `rank` of `world`; its length is the number of them in an epoch."""
+        lengths, batch_size = self.train_set.lengths, self.data.batch_size
+        if self.train_set.by_picture:  # as many pictures as have about that many captions, in any order
+            per_picture = len(lengths) / len(self.train_set)
+            lengths = np.zeros_like(lengths, shape=len(self.train_set))
+            batch_size = max(1, round(batch_size / per_picture))
+        return BucketSampler(lengths, batch_size, self.seed, rank, world)
+
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length from features; all captions of a picture together when it has to be encoded."""
-        trained = self.train.table is None
-        dataset = self._dataset(self.train, by_picture=trained, augment=self.seed if trained else None)
-        lengths, batch_size = dataset.lengths, self.data.batch_size
-        if trained:  # as many pictures as have about that many captions, in any order
-            per_picture = len(lengths) / len(self.train.examples)
-            lengths, batch_size = np.zeros_like(lengths, shape=len(dataset)), max(1, round(batch_size / per_picture))
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = BucketSampler(lengths, batch_size, self.seed, rank, world)
-        return self._loader(dataset, sampler, ResumableLoader)
+        return self._loader(self.train_set, self.train_sampler(*self._place()), ResumableLoader)
 
     def val_dataloader(self) -> DataLoader:
         """Every picture once, in one of the processes, with all of its captions."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._place()
         mine = list(range(len(self.val.examples)))[rank::world]
         batches = [mine[i : i + VALIDATION_PICTURES] for i in range(0, len(mine), VALIDATION_PICTURES)]
-        return self._loader(self._dataset(self.val, by_picture=True), batches, DataLoader)
+        return self._loader(self.val_set, batches, DataLoader)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _dataset(self, split: Split, by_picture: bool, augment: int | None = None) -> CaptionDataset:
         return CaptionDataset(
@@ -189,10 +196,10 @@ class CaptionData(pl.LightningDataModule):
             by_picture,
         )
 
-    def _loader(self, dataset: CaptionDataset, batch_sampler: Any, kind: type[DataLoader]) -> DataLoader:
+    def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
         workers = choose_workers(self.data.workers, best_device()) if dataset.rows is None else 0
         pin = torch.cuda.is_available()
-        return kind(dataset, batch_sampler=batch_sampler, num_workers=workers, collate_fn=as_batch, pin_memory=pin)
+        return kind(dataset, None, sampler=batches, num_workers=workers, collate_fn=as_batch, pin_memory=pin)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Row numbers become features, looked up on the device, where the table moves with the first batch."""

@@ -51,7 +51,7 @@ class ImageDataset(Dataset):
 
 
 class CaptionDataset(Dataset):
-    """The captions of a list of examples; asked for many at once, it answers with a :class:`Batch`.
+    """The captions of a list of examples: indexed with the numbers of a whole batch, it answers with a :class:`Batch`.
 
     Args:
         examples: pictures and captions.
@@ -91,10 +91,7 @@ class CaptionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples) if self.by_picture else len(self.lengths)
 
-    def __getitem__(self, i: int) -> Batch:
-        return self.__getitems__([i])
-
-    def __getitems__(self, items: Sequence[int]) -> Batch:
+    def __getitem__(self, items: Sequence[int]) -> Batch:
         """The batch of these captions; of these pictures, where `by_picture`."""
         if self.by_picture:
             spans = [np.arange(self.first_caption[i], self.first_caption[i + 1]) for i in items]
@@ -176,24 +173,24 @@ class BucketSampler(Sampler[list[int]]):
 class ResumableLoader(DataLoader):
     """A DataLoader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
 
-    batch_sampler: BucketSampler
+    sampler: BucketSampler
     delivered = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         dataset: Any = self.dataset
-        dataset.epoch = self.batch_sampler.epoch
-        self.delivered = self.batch_sampler.skip
+        dataset.epoch = self.sampler.epoch
+        self.delivered = self.sampler.skip
         for batch in super().__iter__():
             self.delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """How far this epoch has gone."""
-        return {"epoch": self.batch_sampler.epoch, "delivered": self.delivered}
+        return {"delivered": self.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration begins there; after a whole epoch, at the beginning of the next one."""
-        self.batch_sampler.skip = state["delivered"] % len(self)
+        self.sampler.skip = state["delivered"] % len(self)
 
 
 def best_device() -> str:
@@ -209,7 +206,7 @@ def choose_workers(workers: int, device: str) -> int:
 
 
 def as_batch(batch: Any) -> Any:
-    """Collate function: :meth:`CaptionDataset.__getitems__` has made the batch already."""
+    """Collate function that leaves a batch as it is."""
     return batch
 
 

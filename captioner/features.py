@@ -109,7 +109,7 @@ def write_features(
                 (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
                 done = 0
             rows = np.load(part / "features.npy", mmap_mode="r+")
-            with tqdm(total=len(names), initial=done, unit="image", desc=f"features {folder.name}") as bar:
+            with tqdm(total=len(names), initial=done, unit="image", desc=f"features {folder.name}", disable=None) as bar:
                 for block in rows_from(done) if done < len(names) else ():
                     rows[done : done + len(block)] = block
                     done += len(block)

@@ -196,7 +196,7 @@ def train_transform(
     area = 0.8 + 0.2 * area
     width, height = image.width * area**split, image.height * area ** (1 - split)  # log-uniform ratio, always inside
     left, top = left * (image.width - width), top * (image.height - height)
-    box = (left, top, min(left + width, image.width), min(top + height, image.height))
+    box = (left, top, left + width, top + height)
     pixels = _tensor(image.resize((size, size), Image.Resampling.BICUBIC, box=box)).float()  # (3, size, size)
 
     brightness, contrast = 0.9 + 0.2 * brightness, 0.9 + 0.2 * contrast

@@ -78,7 +78,7 @@ class Shape:
 class Scene:
     """What a picture shows: one shape and no relation, or the upper (left) one, the lower (right) one and a relation.
 
-    ``relation`` is a key of ``RELATIONS`` and the two shapes differ in colour; ``background`` is a key of ``BACKGROUNDS``.
+    ``relation`` is a key of ``RELATIONS``, ``background`` one of ``BACKGROUNDS``; the two shapes differ in colour.
     """
 
     shapes: tuple[Shape, ...]

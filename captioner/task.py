@@ -36,13 +36,21 @@ class CaptionTask(pl.LightningModule):
         train: optimisation.
         search: how validation pictures are decoded.
         references: words of the captions of each validation picture, in the order of the examples.
+        steps: optimiser steps of the whole training, for the learning rate. (Lightning's own estimate would set up
+            the loaders before a resumed run has told them where it stopped.)
     """
 
     def __init__(
-        self, model: Captioner, train: TrainConfig, search: SearchConfig, references: list[list[list[str]]]
+        self,
+        model: Captioner,
+        train: TrainConfig,
+        search: SearchConfig,
+        references: list[list[list[str]]],
+        steps: int,
     ) -> None:
         super().__init__()
         self.model, self.config, self.search_config, self.references = model, train, search, references
+        self.steps = steps
         self.found: dict[int, str] = {}
         """The validation captions of this process, then of all, by number of the example."""
 
@@ -90,8 +98,7 @@ class CaptionTask(pl.LightningModule):
         # A fused step would unscale fp16 gradients itself, after they were clipped.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, self.config.warmup))
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.steps, self.config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     # ---- validation
@@ -123,8 +130,9 @@ class CaptionTask(pl.LightningModule):
             "val_rouge": 100 * float(metrics.rouge_l(references, hypotheses).mean()),
             "val_distinct": 100 * metrics.distinct(hypotheses),
         }
-        # Every process has computed the same numbers from all captions: nothing is left to reduce.
-        self.log_dict({name: torch.tensor(value) for name, value in scores.items()}, prog_bar=True, batch_size=1)
+        # Every process has computed the same numbers from all captions; their mean over the processes is themselves.
+        tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
+        self.log_dict(tensors, prog_bar=True, batch_size=1, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is enough: architecture, vocabulary and encoder identity go along."""

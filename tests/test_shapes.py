@@ -82,16 +82,17 @@ def test_coco_layout(made, split, count):
 def test_written_captions_are_true_of_the_written_pictures(made):
     for split in ("train", "val"):
         data = json.loads((made / f"captions_{split}.json").read_text())
-        names = {image["id"]: image["file_name"] for image in data["images"]}
+        places = {}
+        for image in data["images"]:
+            with Image.open(made / split / image["file_name"]) as picture:
+                places[image["id"]] = {color: seen(np.asarray(picture), color) for color in COLORS}
         for row in data["annotations"]:
-            scene = parsed(row["caption"])
-            with Image.open(made / split / names[row["image_id"]]) as picture:
-                places = {color: seen(np.asarray(picture), color) for color in COLORS}
-            assert {color for color, (_, _, n) in places.items() if n > 20} == {shape.color for shape in scene.shapes}
+            scene, place = parsed(row["caption"]), places[row["image_id"]]
+            assert {color for color, (_, _, n) in place.items() if n > 20} == {shape.color for shape in scene.shapes}
             for shape in scene.shapes:
-                assert (places[shape.color][2] > 200) == (shape.size == "large")
+                assert (place[shape.color][2] > 200) == (shape.size == "large")
             if scene.relation:
-                (x1, y1, _), (x2, y2, _) = (places[shape.color] for shape in scene.shapes)
+                (x1, y1, _), (x2, y2, _) = (place[shape.color] for shape in scene.shapes)
                 over, beside = y2 - y1, x2 - x1
                 assert (over > 20 and over > abs(beside)) == (scene.relation == "above")
                 assert (beside > 20 and beside > abs(over)) == (scene.relation == "to the left of")

@@ -37,7 +37,8 @@ def run(options: Any) -> None:
         [example.path for example in examples], search_config(options), options.batch_size, workers
     )
     captions: dict[Any, str] = {}
-    for example, caption in zip(examples, tqdm(found, total=len(examples), unit="image", desc="captions"), strict=True):
+    bar = tqdm(found, total=len(examples), unit="image", desc="captions", disable=None)  # no bar in a log
+    for example, caption in zip(examples, bar, strict=True):
         if not isinstance(caption, UserError):
             captions[example.image_id] = caption[0].text
         elif options.skip_bad_images:

@@ -12,7 +12,9 @@ from captioner.errors import UserError
 from captioner.shapes import IMAGES, SIZE, VAL, make_shapes
 
 
-def shapes(out: Path = Path("data/shapes"), images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0) -> None:
+def shapes(
+    out: Path = Path("data/shapes"), images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0
+) -> None:
     """Draw the set and say what was made.
 
     Args:
@@ -35,7 +37,7 @@ def shapes(out: Path = Path("data/shapes"), images: int = IMAGES, val: int = VAL
 
 def configure(parser: Any) -> None:
     """Declare the options: those of :func:`shapes`."""
-    parser.add_function_arguments(shapes)
+    parser.add_function_arguments(shapes, as_group=False)
 
 
 def run(options: Any) -> None:

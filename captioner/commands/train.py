@@ -60,7 +60,6 @@ def run(options: Any) -> int:
     trained = options.model.trainable_layers
     encoder = Encoder(options.model.encoder, trained) if trained else None
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
-    task = CaptionTask(model, options.train, options.search, data.references())
     version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
     trainer = pl.Trainer(
         **trainer_options,
@@ -72,6 +71,9 @@ def run(options: Any) -> int:
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
     )
+    batches = len(data.train_sampler(world=trainer.world_size))
+    steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
+    task = CaptionTask(model, options.train, options.search, data.references(), steps)
     trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
 
     if trainer.is_global_zero:
@@ -90,6 +92,7 @@ def _quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # it has config.yaml, and on resumption the checkpoints
         ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
         "The number of training batches .* is smaller than the logging interval",  # each epoch is logged as well
+        "Be aware that when using `ckpt_path`, callbacks",  # the interval of last.ckpt may differ
         ".*does not have many workers",  # batches are cut from arrays; pictures have workers beside a GPU
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,0 +1,158 @@
+"""A tiny COCO-style set, weights for its ResNet-18, one trained run, and the real command line."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+COLORS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "white": (245, 245, 245),
+    "black": (10, 10, 10),
+    "yellow": (230, 220, 40),
+}
+SHADES = [(a, b) for a in COLORS for b in COLORS if a != b]  # 30 pictures that can be told apart
+
+
+def draw(path: Path, number: int) -> None:
+    """A picture of 32 × 32 pixels: a square of one colour on another."""
+    front, back = SHADES[number % len(SHADES)]
+    picture = Image.new("RGB", (32, 32), COLORS[back])
+    picture.paste(COLORS[front], (6, 6, 22, 22))
+    picture.save(path)
+
+
+def captions_of(number: int, count: int) -> list[str]:
+    """The first `count` of five captions, of 3 to 7 words, of the picture."""
+    front, back = SHADES[number % len(SHADES)]
+    return [
+        f"a {front} square on {back}",
+        f"a {front} square",
+        f"there is a square that is {front}",
+        f"{back} around a {front} square",
+        f"a small square in {front} on {back}",
+    ][:count]
+
+
+@dataclass(frozen=True)
+class Coco:
+    """Files of a set; `options` are those of ``captioner train`` that name it."""
+
+    folder: Path
+
+    def annotations(self, split: str) -> Path:
+        return self.folder / f"captions_{split}.json"
+
+    def images(self, split: str) -> Path:
+        return self.folder / split
+
+    def data(self) -> dict[str, str]:
+        parts = {split: (self.annotations(split), self.images(split)) for split in ("train", "val")}
+        named = {f"{s}{end}": str(p) for s, pair in parts.items() for end, p in zip(("", "_images"), pair, strict=True)}
+        return {**named, "feature_cache": str(self.folder / "features")}
+
+    def options(self) -> list[str]:
+        return [word for name, value in self.data().items() for word in (f"--data.{name}", value)]
+
+
+def write_set(folder: Path, train: int = 12, val: int = 6, captions=None) -> Coco:
+    """Write `train` + `val` pictures; picture n has n % 5 + 1 captions, or `captions(n)`."""
+    coco, number = Coco(folder), 0
+    for split, count in (("train", train), ("val", val)):
+        coco.images(split).mkdir(parents=True)
+        images, annotations = [], []
+        for _ in range(count):
+            name = f"{number:03}.png"
+            draw(coco.images(split) / name, number)
+            images.append({"id": 100 + number, "file_name": name})
+            for text in captions(number) if captions else captions_of(number, number % 5 + 1):
+                annotations.append({"id": len(annotations), "image_id": 100 + number, "caption": text})
+            number += 1
+        coco.annotations(split).write_text(json.dumps({"images": images, "annotations": annotations}))
+    return coco
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weights(tmp_path_factory):
+    """There is no network: a randomly initialised ResNet-18 lies where torchvision's would be downloaded to."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    home = tmp_path_factory.mktemp("torch")
+    before = os.environ.get("TORCH_HOME")
+    os.environ["TORCH_HOME"] = str(home)  # the commands run in other processes see it too
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = resnet18(weights=None).state_dict()
+    file = home / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    torch.save(state, file)
+    yield file
+    if before is None:
+        del os.environ["TORCH_HOME"]
+    else:
+        os.environ["TORCH_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Coco:
+    """12 + 6 pictures with one to five captions each. Read only."""
+    return write_set(tmp_path_factory.mktemp("tiny") / "set")
+
+
+@pytest.fixture
+def fresh(tmp_path) -> Coco:
+    """A set of a test's own, to damage."""
+    return write_set(tmp_path / "set")
+
+
+SMALL = (
+    "--model.encoder resnet18 --model.image_size 32 --model.hidden_size 16 --model.embedding_size 16 "
+    "--data.min_count 1 --data.batch_size 8 --data.workers 0 --search.beam 2 --search.max_length 8 "
+    "--train.epochs 2 --trainer.accelerator cpu --trainer.devices 1 --trainer.log_every_n_steps 1"
+).split()
+
+
+def train(coco: Coco, out: Path, *options: str) -> int:
+    """``captioner train`` of the smallest model; later options win."""
+    from captioner.__main__ import main
+
+    return main(["train", *SMALL, *coco.options(), "--out", str(out), *options])
+
+
+@pytest.fixture(scope="session")
+def run(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished run with the moving average on. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train(tiny, folder, "--train.ema_decay", "0.5") == 0
+    return folder
+
+
+@pytest.fixture
+def cli(capsys):
+    """``cli(command, option, …)`` → exit code, standard output and standard error of the real command line."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        from captioner.__main__ import main
+
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
+def is_one_line(text: str, *parts: str) -> bool:
+    """One line that says all of `parts`."""
+    return len(text.strip().splitlines()) == 1 and all(part in text for part in parts)

@@ -1,0 +1,80 @@
+"""The defaults: valid, frozen, documented, and refused by name when they make no sense."""
+
+from dataclasses import FrozenInstanceError, asdict, fields
+
+import pytest
+import yaml
+
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
+from captioner.errors import UserError
+
+CONFIGS = (ModelConfig, DataConfig, SearchConfig, TrainConfig, TrainerConfig)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_option_is_documented_and_a_plain_value(config):
+    made = config()
+    for field in fields(config):
+        assert f"\n        {field.name}: " in config.__doc__
+        assert isinstance(getattr(made, field.name), (str, int, float, bool, type(None)))
+    assert config(**yaml.safe_load(yaml.safe_dump(asdict(made)))) == made
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_frozen(config):
+    with pytest.raises(FrozenInstanceError):
+        setattr(config(), fields(config)[0].name, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "bad", "good"),
+    [
+        (ModelConfig, "model.encoder", ["vgg", ""], ["resnet18", "resnet50_v1"]),
+        (ModelConfig, "model.image_size", [31, 4097], [32, 4096]),
+        (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
+        (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),
+        (ModelConfig, "model.layers", [0, 6], [1, 5]),
+        (ModelConfig, "model.hidden_size", [0], [1]),
+        (ModelConfig, "model.embedding_size", [0], [1]),
+        (ModelConfig, "model.dropout", [-0.1, 1.0], [0.0, 0.99]),
+        (DataConfig, "data.min_count", [0], [1]),
+        (DataConfig, "data.max_length", [0], [1]),
+        (DataConfig, "data.batch_size", [0], [1]),
+        (DataConfig, "data.feature_memory", [-1.0], [0.0]),
+        (DataConfig, "data.workers", [-2], [-1, 0]),
+        (SearchConfig, "beam", [0], [1]),
+        (SearchConfig, "n_best", [0, 6], [1, 5]),
+        (SearchConfig, "length_penalty", [-0.1], [0.0]),
+        (SearchConfig, "max_length", [0], [1]),
+        (TrainConfig, "train.epochs", [0], [1]),
+        (TrainConfig, "train.lr", [0.0, -1.0], [1e-9]),
+        (TrainConfig, "train.encoder_lr", [0.0], [1e-9]),
+        (TrainConfig, "train.weight_decay", [-0.1], [0.0]),
+        (TrainConfig, "train.warmup", [-0.1, 1.0], [0.0, 0.9]),
+        (TrainConfig, "train.label_smoothing", [-0.1, 1.0], [0.0, 0.9]),
+        (TrainConfig, "train.clip_norm", [-1.0], [0.0]),
+        (TrainConfig, "train.ema_decay", [-0.1, 1.0], [0.0, 0.999]),
+        (TrainConfig, "train.patience", [-1], [0]),
+        (TrainConfig, "train.checkpoint_minutes", [0.0], [0.01]),
+        (TrainConfig, "train.samples", [-1], [0]),
+    ],
+)
+def test_limits(config, name, bad, good):
+    field = name.split(".")[-1]
+    for value in good:
+        config(**{field: value})
+    for value in bad:
+        with pytest.raises(UserError, match=rf"^{name} is {value!r}: expected [^\n]+$"):
+            config(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["lr", "encoder_lr", "weight_decay", "clip_norm", "checkpoint_minutes"])
+def test_not_a_number_is_refused(name):
+    with pytest.raises(UserError, match=f"train.{name} is nan"):
+        TrainConfig(**{name: float("nan")})
+
+
+def test_tied_embeddings_need_equal_sizes():
+    assert ModelConfig(tie_embeddings=True).tie_embeddings
+    with pytest.raises(UserError, match=r"model.tie_embeddings is True: .*256.*512"):
+        ModelConfig(tie_embeddings=True, embedding_size=256)
