@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,36 +22,44 @@ def rounds_argument(about: str | None, default: int) -> argparse.ArgumentParser:
     return parser
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> np.ndarray:
+    """(2,) how long one call takes by the clock, and how long the processors work for it, child processes included."""
+    began = clocks()
     work()
-    return time.perf_counter() - began
+    return clocks() - began
 
 
-def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def clocks() -> np.ndarray:
+    """(2,) seconds on the wall clock, and of processor time."""
+    return np.array([time.perf_counter(), sum(os.times()[:4])])
+
+
+def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[np.ndarray]]:
     """Seconds of each side in each round; one unmeasured call of each comes first.
 
     Every other round goes through the sides backwards, so that none of them always follows the same one.
     """
     for work in sides.values():
         work()
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides) if i % 2 == 0 else list(sides)[::-1]:
             times[name].append(seconds(sides[name]))
     return times
 
 
-def quotients(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """The ratio of each round."""
-    return [a / b for a, b in zip(over, under, strict=True)]
+def median(times: Sequence[np.ndarray]) -> float:
+    """Median seconds by the clock."""
+    return float(np.median(times, axis=0)[0])
 
 
-def spread(ratios: Sequence[float]) -> str:
-    """Median, quartiles and number of ratios."""
-    low, high = np.quantile(ratios, [0.25, 0.75])
-    return f"median {statistics.median(ratios):.3g}, half of {len(ratios)} rounds in {low:.3g} .. {high:.3g}"
+def spread(over: Sequence[np.ndarray], under: Sequence[np.ndarray]) -> str:
+    """Median and quartiles of the rounds' ratios, and the median for processor time."""
+    low, middle, high = np.quantile(np.divide(over, under)[:, 0], [0.25, 0.5, 0.75])
+    processor = np.median(np.divide(over, under)[:, 1])
+    return (
+        f"median {middle:.3g}, half of {len(over)} rounds in {low:.3g} .. {high:.3g}; of processor time {processor:.3g}"
+    )
 
 
 def load() -> str:
@@ -60,11 +67,11 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
-def verdict(name: str, ratios: Sequence[float], sign: str, limit: float) -> bool:
-    """Print the line of a limit; whether it holds."""
-    ratio = statistics.median(ratios)
-    holds = ratio >= limit if sign == ">=" else ratio <= limit
-    print(f"{name}: {spread(ratios)}; {load()}")
+def verdict(name: str, over: Sequence[np.ndarray], under: Sequence[np.ndarray], sign: str, limit: float) -> bool:
+    """Print the lines of a limit on the median of the rounds' over / under; whether it holds."""
+    ratio = np.median(np.divide(over, under)[:, 0])
+    holds = bool(ratio >= limit if sign == ">=" else ratio <= limit)
+    print(f"{name}: {spread(over, under)}; {load()}")
     print(f"ratio {ratio:.3g} (limit {sign} {limit:g}): {'ok' if holds else 'MISSED'}", flush=True)
     return holds
 

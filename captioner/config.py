@@ -23,35 +23,46 @@ class ModelConfig:
         encoder: torchvision's resnet18, resnet34, resnet50, resnet101 or resnet152 with its ImageNet weights, or
             resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/
         image_size: side in pixels of the square the whole picture is resized to
+        second_size: a second, smaller side at which the ResNet looks at the picture again; the two features are
+            concatenated (0 = one look)
         trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
-        dropout: dropout rate on the word embeddings, the projected image feature, between layers and before the
-            output layer
+        dropout: dropout rate before the output layer and between recurrent layers
+        input_dropout: dropout rate on what enters the first recurrent layer, word and image
+        feature_dropout: dropout rate on the image feature
         tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
     """
 
     encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1"] = "resnet50_v1"
-    image_size: int = 224
+    image_size: int = 288
+    second_size: int = 224
     trainable_layers: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
-    hidden_size: int = 512
+    hidden_size: int = 768
     embedding_size: int = 512
     dropout: float = 0.5
+    input_dropout: float = 0.1
+    feature_dropout: float = 0.2
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
         _require(self.encoder in ENCODERS, "model.encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
         _require(32 <= self.image_size <= 4096, "model.image_size", self.image_size, "32 to 4096 pixels")
+        smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
+        expected = f"0, or 32 to below image_size ({self.image_size})"
+        _require(smaller, "model.second_size", self.second_size, expected)
         _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
         _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
         _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 up to, but not including, 1")
+        for name in ("dropout", "input_dropout", "feature_dropout"):
+            rate = getattr(self, name)
+            _require(0 <= rate < 1, f"model.{name}", rate, "0 up to, but not including, 1")
         _require(
             not self.tie_embeddings or self.embedding_size == self.hidden_size,
             "model.tie_embeddings",
@@ -86,7 +97,7 @@ class DataConfig:
     train_images: str | None = None
     val: str | None = None
     val_images: str | None = None
-    min_count: int = 5
+    min_count: int = 4
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False
@@ -116,7 +127,7 @@ class SearchConfig:
 
     beam: int = 5
     n_best: int = 1
-    length_penalty: float = 0.0
+    length_penalty: float = 1.0
     max_length: int = 20
 
     def __post_init__(self) -> None:
@@ -145,14 +156,14 @@ class TrainConfig:
         seed: of the initial weights, the order of the captions and the dropout
     """
 
-    epochs: int = 20
-    lr: float = 2e-3
+    epochs: int = 12
+    lr: float = 3e-3
     encoder_lr: float = 2e-5
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.1
-    clip_norm: float = 5.0
-    ema_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
     patience: int = 5
     checkpoint_minutes: float = 10.0
     samples: int = 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -78,7 +79,7 @@ class Split:
         elif data.skip_bad_images:
             skipped += self._drop_unreadable(data, model)
         if skipped:
-            rank_zero_warn(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}")
+            rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if not self.examples:
             raise UserError(f"{annotations} has no usable picture")
 
@@ -91,7 +92,7 @@ class Split:
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
-            "transform": f"whole picture, bicubic, {model.image_size} x {model.image_size}",
+            "transform": f"whole picture, bicubic, {model.image_size} px, second look {model.second_size} px",
             "dtype": "float16",
             "pictures": pictures.hexdigest()[:16],
         }
@@ -100,11 +101,11 @@ class Split:
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
             device = best_device()
-            encoder = Encoder(model.encoder).to(device)
+            encoder = Encoder(model).to(device)
             workers = choose_workers(data.workers, device)
             return extract_features(encoder, paths[first:], model.image_size, 32, workers, data.skip_bad_images)
 
-        write_features(folder, fingerprint, names, feature_size(model.encoder), rows_from)
+        write_features(folder, fingerprint, names, feature_size(model), rows_from)
         file = FeatureFile.open(folder, fingerprint)
         bad = file.unreadable()
         if bad.any() and not data.skip_bad_images:

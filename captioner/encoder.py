@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from captioner.config import ENCODERS
+from captioner.config import ModelConfig
 from captioner.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,9 +24,9 @@ STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
-def feature_size(name: str) -> int:
-    """F, the size of the features of encoder `name`."""
-    return 512 if name in ("resnet18", "resnet34") else 2048
+def feature_size(config: ModelConfig) -> int:
+    """F: 2048 (512 for ResNet-18 and -34) for each look."""
+    return (2 if config.second_size else 1) * (512 if config.encoder in ("resnet18", "resnet34") else 2048)
 
 
 def build_resnet(name: str) -> ResNet:
@@ -85,36 +87,48 @@ def weights_digest(name: str) -> str:
     return _digest(str(file), status.st_size, status.st_mtime_ns)
 
 
+def _fold_batchnorm(module: nn.Module) -> None:
+    """Put each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU."""
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (name, convolution), (next_name, norm) in zip(children, children[1:], strict=False):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(parent, next_name, nn.Identity())
+
+
 class Encoder(nn.Module):
-    """ResNet without its head: B pictures → B features of size F (2048; 512 for ResNet-18 and -34).
+    """ResNet without its head: B pictures → B features of size F.
+
+    With a `second_size` the ResNet looks at each picture twice, as it is and made smaller, and so sees things at two
+    sizes; the features of both looks, each of unit length, stand side by side.
 
     Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics throughout, also in the
     trainable stages: caption batches are too small and too few to estimate better ones.
 
     Args:
-        name: see :class:`captioner.config.ModelConfig`.
-        trainable_layers: how many of conv1 (with bn1), layer1 … layer4 are trained, counted from the last; 0 to 5.
+        config: encoder, second_size, trainable_layers (how many of conv1 with bn1, layer1 … layer4 are trained,
+            counted from the last).
         weights: False leaves the parameters unset, for a checkpoint that brings its own.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, trainable_layers: int = 0, weights: bool = True) -> None:
+    def __init__(self, config: ModelConfig, weights: bool = True) -> None:
         super().__init__()
-        if name not in ENCODERS:
-            raise UserError(f"there is no encoder {name!r}: it is one of {', '.join(ENCODERS)}")
-        self.name = name
-        self.feature_size = feature_size(name)
-        self.resnet = build_resnet(name)
+        self.second_size, self.feature_size = config.second_size, feature_size(config)
+        self.resnet = build_resnet(config.encoder)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
         if weights:
-            self._load_weights(weights_file(name))
+            self._load_weights(weights_file(config.encoder))
         else:
             self.resnet.to_empty(device="cpu")
+        if config.trainable_layers == 0:
+            _fold_batchnorm(self.resnet)
         self.resnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        opened = STAGES[len(STAGES) - trainable_layers :]
+        opened = STAGES[len(STAGES) - config.trainable_layers :]
         for parameter_name, parameter in self.resnet.named_parameters():
             stage = parameter_name.split(".")[0].replace("bn1", "conv1")
             parameter.requires_grad_(stage in opened)
@@ -139,6 +153,10 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB → (B, F): ImageNet normalisation, ResNet, mean over the grid."""
+        """(B, 3, H, W) uint8 RGB → (B, F): ImageNet normalisation, ResNet, mean over the grid, unit length a look."""
         x = (pictures.to(self.mean.dtype) - self.mean) / self.std
-        return self.resnet(x.contiguous(memory_format=torch.channels_last))  # (B, F)
+        looks = [x]
+        if self.second_size:
+            looks.append(F.interpolate(x, (self.second_size, self.second_size), mode="bilinear", antialias=True))
+        features = [self.resnet(look.contiguous(memory_format=torch.channels_last)) for look in looks]
+        return torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1)

@@ -55,7 +55,7 @@ class FeatureFile:
             if stored.get(key) != fingerprint.get(key)
         ]
         if differing:
-            raise UserError(f"the features in {folder} are other ones ({'; '.join(differing)}): delete them or name")
+            raise UserError(f"{folder} holds other features ({'; '.join(differing)}): delete it or name another folder")
         if len(rows) != len(names):
             raise UserError(f"{folder} has {len(rows)} rows for {len(names)} pictures: delete it to have it made again")
         return cls(folder, rows, names)
@@ -109,7 +109,9 @@ def write_features(
                 (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
                 done = 0
             rows = np.load(part / "features.npy", mmap_mode="r+")
-            with tqdm(total=len(names), initial=done, unit="image", desc=f"features {folder.name}", disable=None) as bar:
+            with tqdm(
+                total=len(names), initial=done, unit="image", desc=f"features {folder.name}", disable=None
+            ) as bar:
                 for block in rows_from(done) if done < len(names) else ():
                     rows[done : done + len(block)] = block
                     done += len(block)

@@ -58,7 +58,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
         self.encoder = encoder
-        self.decoder = Decoder(config, len(vocabulary), feature_size(config.encoder))
+        self.decoder = Decoder(config, len(vocabulary), feature_size(config))
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +184,7 @@ class Captioner(nn.Module):
                 f"{path} was trained on other weights of {config.encoder} ({digest}) than those here "
                 f"({weights_digest(config.encoder)}): put back the file they came from"
             )
-        model = cls(config, vocabulary, Encoder(config.encoder, config.trainable_layers, not own_encoder), digest)
+        model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
         try:
             model.load_weights(state)
         except (RuntimeError, KeyError) as error:

@@ -2,13 +2,16 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from captioner.config import ModelConfig
+
+NO_DROPOUT = {field.name: 0.0 for field in fields(ModelConfig) if "dropout" in field.name}
 ROOT = Path(__file__).parents[1]
 COLORS = {
     "red": (220, 30, 30),
@@ -112,18 +115,36 @@ def fresh(tmp_path) -> Coco:
     return write_set(tmp_path / "set")
 
 
-SMALL = (
-    "--model.encoder resnet18 --model.image_size 32 --model.hidden_size 16 --model.embedding_size 16 "
-    "--data.min_count 1 --data.batch_size 8 --data.workers 0 --search.beam 2 --search.max_length 8 "
-    "--train.epochs 2 --trainer.accelerator cpu --trainer.devices 1 --trainer.log_every_n_steps 1"
-).split()
+SMALL = {
+    "model.encoder": "resnet18",
+    "model.image_size": 32,
+    "model.second_size": 0,
+    "model.hidden_size": 16,
+    "model.embedding_size": 16,
+    "data.min_count": 1,
+    "data.batch_size": 8,
+    "data.workers": 0,
+    "search.beam": 2,
+    "search.max_length": 8,
+    "train.epochs": 2,
+    "train.ema_decay": 0,
+    "trainer.accelerator": "cpu",
+    "trainer.devices": 1,
+    "trainer.log_every_n_steps": 1,
+}
 
 
-def train(coco: Coco, out: Path, *options: str) -> int:
-    """``captioner train`` of the smallest model; later options win."""
+def arguments(coco: Coco, out: Path, *options) -> list[str]:
+    """``train`` of the smallest model with its options; later ones win."""
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+    return [str(word) for word in ("train", *small, *coco.options(), "--out", out, *options)]
+
+
+def train(coco: Coco, out: Path, *options) -> int:
+    """Run it in this process."""
     from captioner.__main__ import main
 
-    return main(["train", *SMALL, *coco.options(), "--out", str(out), *options])
+    return main(arguments(coco, out, *options))
 
 
 @pytest.fixture(scope="session")

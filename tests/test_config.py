@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import yaml
+from conftest import NO_DROPOUT
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
@@ -30,13 +31,14 @@ def test_frozen(config):
     ("config", "name", "bad", "good"),
     [
         (ModelConfig, "model.encoder", ["vgg", ""], ["resnet18", "resnet50_v1"]),
-        (ModelConfig, "model.image_size", [31, 4097], [32, 4096]),
+        (ModelConfig, "model.image_size", [31, 4097], [300, 4096]),
+        (ModelConfig, "model.second_size", [31, 5000], [0, 32]),
         (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
         (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),
         (ModelConfig, "model.layers", [0, 6], [1, 5]),
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
-        (ModelConfig, "model.dropout", [-0.1, 1.0], [0.0, 0.99]),
+        *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
         (DataConfig, "data.min_count", [0], [1]),
         (DataConfig, "data.max_length", [0], [1]),
         (DataConfig, "data.batch_size", [0], [1]),
@@ -75,6 +77,6 @@ def test_not_a_number_is_refused(name):
 
 
 def test_tied_embeddings_need_equal_sizes():
-    assert ModelConfig(tie_embeddings=True).tie_embeddings
-    with pytest.raises(UserError, match=r"model.tie_embeddings is True: .*256.*512"):
-        ModelConfig(tie_embeddings=True, embedding_size=256)
+    assert ModelConfig(tie_embeddings=True, embedding_size=256, hidden_size=256).tie_embeddings
+    with pytest.raises(UserError, match=r"model\.tie_embeddings is True: .*256.*512"):
+        ModelConfig(tie_embeddings=True, embedding_size=256, hidden_size=512)

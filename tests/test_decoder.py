@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import NO_DROPOUT
 
 from captioner.config import ModelConfig
-from captioner.decoder import Decoder
+from captioner.decoder import FEATURE_NORM, Decoder
 from captioner.vocabulary import END, PAD, START
 
 V, FEATURES = 11, 7
@@ -72,13 +73,13 @@ def test_before_the_first_word_everything_is_zero(cell, layers, v):
 
 @torch.no_grad()
 def test_the_lecture_s_formula(v):
-    """h_t = tanh(W_xh e_t + W_hh h_{t-1} + W_ih v + b) with W_ih = W_xh P, v of length sqrt(F)."""
+    """h_t = tanh(W_xh e_t + W_hh h_{t-1} + W_ih v + b) with W_ih = W_xh P, v of length FEATURE_NORM."""
     decoder, caption = make("rnn"), [4, 5, 6, 7]
     weights = dict(decoder.rnn.named_parameters())
     w_xh, w_hh = weights["weight_ih_l0"], weights["weight_hh_l0"]
     w_ih = w_xh @ decoder.project.weight  # (H, F)
     b = weights["bias_ih_l0"] + weights["bias_hh_l0"] + w_xh @ decoder.project.bias
-    scaled = v[0] / v[0].norm() * FEATURES**0.5
+    scaled = v[0] / v[0].norm() * FEATURE_NORM
     h, expected = torch.zeros(6), []
     for word in (START, *caption):
         h = torch.tanh(w_xh @ decoder.embedding.weight[word] + w_hh @ h + w_ih @ scaled + b)
@@ -146,12 +147,14 @@ def test_different_images_give_different_words(cell, v):
 
 
 def test_dropout_only_in_training(v):
-    decoder, words = make(layers=2, dropout=0.5), padded(CAPTIONS)
+    decoder, words = make(layers=2), padded(CAPTIONS)
     expected = teacher_forced(decoder, v, words)
     assert torch.equal(teacher_forced(decoder, v, words), expected)
-    assert torch.equal(expected, teacher_forced(make(layers=2, dropout=0.0), v, words))
-    decoder.train()
-    assert not torch.allclose(teacher_forced(decoder, v, words), teacher_forced(decoder, v, words))
+    assert torch.equal(expected, teacher_forced(make(layers=2, **NO_DROPOUT), v, words))
+    assert torch.equal(expected, teacher_forced(make(layers=2, **NO_DROPOUT).train(), v, words))
+    for name in NO_DROPOUT:
+        decoder = make(layers=2, **{**NO_DROPOUT, name: 0.5}).train()
+        assert not torch.allclose(teacher_forced(decoder, v, words), teacher_forced(decoder, v, words)), name
 
 
 def test_tied_embeddings_are_one_tensor(v):

@@ -69,8 +69,8 @@ def run(options: Any) -> int:
     from captioner.images import find_images
 
     search = search_config(options)
-    named = [line.rstrip("\n") for line in sys.stdin] if options.images == ["-"] else options.images
-    paths = find_images(name for name in named if name)
+    named = [path for name in options.images for path in (sys.stdin.read().splitlines() if name == "-" else [name])]
+    paths = find_images(path for path in named if path)
     model, workers = load_model(options)
     failed = 0
     with _writer(options.output) as out:

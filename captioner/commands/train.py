@@ -57,8 +57,7 @@ def run(options: Any) -> int:
         )
     data = CaptionData(options.data, options.model, options.train.seed)
     pl.seed_everything(options.train.seed, verbose=False)
-    trained = options.model.trainable_layers
-    encoder = Encoder(options.model.encoder, trained) if trained else None
+    encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has done its work
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
     version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
     trainer = pl.Trainer(

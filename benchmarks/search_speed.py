@@ -1,0 +1,132 @@
+"""Batched beam search against a beam for one picture at a time, and against its own bare matrix products.
+
+Ours is Captioner.search of 100 pictures, beam 5, from the features to the strings. One at a time is the search most
+tutorials have: for each picture a loop over the words with its live beams as the batch. The floor does, for the same
+rows at every step, only the embedding, the LSTM, the output layer, log-softmax and top-k: no bookkeeping, no
+reordering.
+
+An untrained model has no use for END, so one unit of the LSTM is made to count the words, and END's logit follows it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from unittest.mock import patch
+
+import torch
+from ratios import median, rounds_argument, take_turns, verdict
+from torch import Tensor
+
+from captioner.config import ModelConfig, SearchConfig
+from captioner.model import Captioner
+from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
+
+VOCABULARY, PICTURES = 9_487, 100
+SEARCH = SearchConfig(beam=5, max_length=20)
+FEW = 10  # pictures in a turn of the search one by one, so that turns stay short
+FASTER, FLOOR = 10.0, 1.6
+
+
+def counting_model() -> Captioner:
+    """A random model whose captions have a realistic length, about 10 ± 2."""
+    torch.manual_seed(0)
+    words = Vocabulary([f"w{i}" for i in range(VOCABULARY - 4)])
+    model = Captioner(ModelConfig(embedding_size=512, hidden_size=512), words, None, "").eval()
+    decoder = model.decoder
+    with torch.no_grad():
+        decoder.output.weight.normal_()  # the best words well above the others
+        for matrix in (decoder.rnn.weight_ih_l0, decoder.rnn.weight_hh_l0):
+            matrix[::512] = 0  # unit 0: all gates constant
+        decoder.rnn.bias_hh_l0[::512] = 0
+        decoder.rnn.bias_ih_l0[::512] = torch.tensor([20.0, 20.0, math.atanh(0.05), 20.0])  # c_t = t / 20
+        decoder.output.weight[:, 0] = 0
+        decoder.output.weight[END, 0] = 40.0
+        decoder.output.bias[END] = -6.0
+    return model
+
+
+def tutorial_beam(model: Captioner, feature: Tensor) -> list[int]:
+    """The best caption of one picture (1, F)."""
+    step, width = model.decoder.step, SEARCH.beam
+    state, context = model.decoder.start(feature)
+    words, live, history = torch.tensor([START]), torch.zeros(1), torch.empty((1, 0), dtype=torch.long)
+    finished: list[tuple[float, list[int]]] = []
+    for _ in range(SEARCH.max_length + 1):
+        log_probs, state = step(words, state, (context[0].expand(len(words), -1),))
+        log_probs[:, [PAD, START, UNK]] = -math.inf
+        total = live.unsqueeze(1) + log_probs
+        live, best = total.flatten().topk(width)
+        parents, words = best // VOCABULARY, best % VOCABULARY
+        history = torch.cat([history[parents], words.unsqueeze(1)], dim=1)
+        for k in (words == END).nonzero()[:, 0].tolist():
+            finished.append((live[k].item(), history[k, :-1].tolist()))
+        going = words != END
+        width = int(going.sum())
+        if width == 0:
+            break
+        live, words, history = live[going], words[going], history[going]
+        state = tuple(part[parents[going]] for part in state)
+    return max(finished)[1] if finished else history[int(live.argmax())].tolist()
+
+
+class Floor:
+    """The matrix products of a search that had these numbers of rows, step by step."""
+
+    def __init__(self, model: Captioner, rows: list[int]) -> None:
+        self.decoder, self.rows = model.decoder, rows
+        self.words = torch.randint(4, VOCABULARY, (max(rows),))
+        self.states = {n: (torch.randn(1, n, 512) * 0.1, torch.randn(1, n, 512) * 0.1) for n in rows}
+
+    def run(self) -> None:
+        """All steps."""
+        for n in self.rows:
+            x = self.decoder.embedding(self.words[:n])
+            hidden, _ = self.decoder.rnn(x.unsqueeze(1), self.states[n])
+            self.decoder.output(hidden[:, 0]).log_softmax(dim=1).topk(2 * SEARCH.beam, dim=1)
+
+
+def main() -> bool:
+    """Print the ratios; whether they are within their limits."""
+    rounds = rounds_argument(__doc__, 20).parse_args().rounds
+    model = counting_model()
+    with torch.inference_mode():
+        features = torch.rand(PICTURES, model.decoder.project.in_features)
+        parts = features.split(1)
+        rows: list[int] = []
+        step = model.decoder.step
+        with patch.object(model.decoder, "step", lambda w, s, c: (rows.append(len(w)), step(w, s, c))[1]):
+            captions = [found[0].text for found in model.search(features, SEARCH)]
+        lengths = [float(len(caption.split())) for caption in captions]
+        alone = [model.vocabulary.decode(tutorial_beam(model, feature)) for feature in parts]
+        same = sum(a == b for a, b in zip(alone, captions, strict=True))
+        print(f"{statistics.mean(lengths):.1f} ± {statistics.stdev(lengths):.1f} words; rows at each step: {rows}")
+        print(f"{same} of {PICTURES} captions are the same one at a time, {len(set(captions))} are distinct")
+
+        def alone_with(threads: int) -> None:
+            torch.set_num_threads(threads)
+            for feature in parts[:FEW]:
+                tutorial_beam(model, feature)
+            torch.set_num_threads(most)
+
+        floor, most = Floor(model, rows), torch.get_num_threads()
+        sides = {
+            "ours": lambda: model.search(features, SEARCH),
+            "floor": floor.run,
+            "one by one, 1 thread": lambda: alone_with(1),
+            "one by one": lambda: alone_with(most),
+        }
+        times = take_turns(sides, rounds)
+    for name in ("one by one, 1 thread", "one by one"):
+        times[name] = [value * PICTURES / FEW for value in times[name]]
+    for name, values in times.items():
+        print(f"{name:20} {PICTURES / median(values):6.1f} captions/s")
+    # Small products gain nothing from a second thread on a busy machine: each side as it is fastest.
+    one = min((times["one by one, 1 thread"], times["one by one"]), key=median)
+    ok = verdict("ours / one by one, captions/s", one, times["ours"], ">=", FASTER)
+    return verdict("ours / floor, time", times["ours"], times["floor"], "<=", FLOOR) and ok
+
+
+if __name__ == "__main__":
+    sys.exit(not main())

@@ -1,0 +1,192 @@
+"""Files in, loaders out: the training split's vocabulary, bad pictures, features in memory or from the map."""
+
+import json
+
+import pytest
+import torch
+from conftest import captions_of, is_one_line
+
+from captioner import datamodule
+from captioner.config import DataConfig, ModelConfig
+from captioner.datamodule import CaptionData
+from captioner.encoder import Encoder
+from captioner.errors import UserError
+from captioner.images import eval_transform, open_image
+from captioner.vocabulary import PAD, UNK, tokenize
+
+FROZEN, TRAINED = 0, 1
+
+
+def load(coco, trained: int = FROZEN, **options) -> CaptionData:
+    model = ModelConfig("resnet18", image_size=32, second_size=0, trainable_layers=trained)
+    return CaptionData(DataConfig(**{**coco.data(), "min_count": 1, "batch_size": 8, "workers": 0, **options}), model)
+
+
+def batches(data: CaptionData) -> list:
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+
+
+def edit(coco, split: str, change) -> None:
+    file = coco.annotations(split)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_the_vocabulary_is_counted_on_the_training_split(fresh):
+    edit(fresh, "val", lambda content: content["annotations"][0].update(caption="a zebra a zebra"))
+    data = load(fresh)
+    words = {word for e in data.train.examples for caption in e.captions for word in tokenize(caption)}
+    assert set(data.vocabulary.words[4:]) == words
+    assert "zebra" not in words
+    batch = next(iter(data.val_dataloader()))
+    assert (batch.words == UNK).sum() == 2
+    assert data.references()[0][0] == ["a", "zebra", "a", "zebra"]
+
+
+def test_min_count_counts_training_words(tiny):
+    assert len(load(tiny, min_count=5).vocabulary) < len(load(tiny).vocabulary)
+    with pytest.raises(UserError, match=r"seen 1000 times: lower --data\.min_count"):
+        load(tiny, min_count=1000)
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+def test_every_caption_once(tiny, trained):
+    data = load(tiny, trained)
+    rows = [data.vocabulary.decode(row[row > UNK]) for batch in batches(data) for row in batch.words]
+    assert sorted(rows) == sorted(text for n in range(12) for text in captions_of(n, n % 5 + 1))
+    assert len(data.train_dataloader()) == len(data.train_sampler())
+    seen = [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
+    assert seen == list(range(6))
+
+
+@torch.no_grad()
+def test_a_frozen_encoder_s_features_are_its_own(tiny):
+    data = load(tiny)
+    encoder = Encoder(data.model)
+    for batch in batches(data):
+        assert batch.pictures.dtype == torch.float16
+        paths = [data.train.examples[i].path for i in batch.examples]
+        pictures = torch.stack([eval_transform(open_image(path), 32) for path in paths])
+        assert torch.allclose(batch.pictures.float(), encoder(pictures), atol=1e-3)
+
+
+def test_features_are_computed_once(fresh, monkeypatch):
+    first = batches(load(fresh))
+    monkeypatch.setattr(datamodule, "extract_features", lambda *_: pytest.fail("computed again"))
+    for a, b in zip(first, batches(load(fresh)), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_changed_picture_is_computed_again(fresh):
+    first = load(fresh).train.table[0].clone()
+    file = fresh.images("train") / "000.png"
+    file.write_bytes((fresh.images("train") / "007.png").read_bytes() + b"  ")
+    assert not torch.equal(load(fresh).train.table[0], first)
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
+def test_features_in_memory_equal_those_from_the_map(tiny, loader):
+    memory, streamed = load(tiny), load(tiny, feature_memory=0.0)
+    assert isinstance(memory.train.table, torch.Tensor)
+    assert not isinstance(streamed.train.table, torch.Tensor)
+    split = memory.train if loader == "train_dataloader" else memory.val
+    for a, b in zip(getattr(memory, loader)(), getattr(streamed, loader)(), strict=True):
+        assert a.pictures.dtype == torch.int64
+        assert b.pictures.dtype == torch.float16
+        assert torch.equal(split.table[a.pictures], b.pictures)
+        assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def test_pictures_for_a_trained_encoder(tiny):
+    data = load(tiny, TRAINED)
+    assert data.train.table is None
+    for batch in batches(data):
+        assert batch.pictures.shape == (len(batch.examples), 3, 32, 32)
+        assert batch.pictures.dtype == torch.uint8
+        assert batch.picture_of.tolist() == sorted(batch.picture_of.tolist())
+        counts = batch.picture_of.bincount().tolist()
+        assert counts == [len(data.train.examples[i].captions) for i in batch.examples]  # all captions of each
+        assert (batch.words != PAD).any(dim=0).all()
+
+
+def spoil(coco, split: str, name: str) -> None:
+    (coco.images(split) / name).write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+@pytest.mark.parametrize(("split", "name"), [("train", "004.png"), ("val", "013.png")])
+def test_an_unreadable_picture_stops_unless_it_may_be_skipped(fresh, capsys, trained, split, name):
+    spoil(fresh, split, name)
+    if not (trained and split == "train"):  # else it is met while training, see test_training
+        with pytest.raises(UserError) as caught:
+            list(load(fresh, trained).val_dataloader())
+        assert is_one_line(str(caught.value), str(fresh.images(split) / name))
+    data = load(fresh, trained, skip_bad_images=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert is_one_line(line, f"captions_{split}.json: 1 skipped, e.g. ", name)
+    assert (len(data.train.examples), len(data.val.examples)) == ((11, 6) if split == "train" else (12, 5))
+    seen = []
+    for batch in batches(data):
+        seen += batch.examples[batch.picture_of].tolist()
+        assert batch.pictures.dtype == torch.uint8 or not batch.pictures.isnan().any()
+    assert sorted(seen) == sorted(i for i, e in enumerate(data.train.examples) for _ in e.captions)
+    assert all(name != example.path.name for example in data.train.examples + data.val.examples)
+    assert sum(len(batch.examples) for batch in data.val_dataloader()) == len(data.val.examples)
+
+
+def test_features_belong_to_their_pictures_after_skipping(fresh):
+    """Rows of the table are numbers of pictures in the file, those of the examples close up the gap."""
+    whole = load(fresh)
+    expected = {e.path: whole.train.table[i] for i, e in enumerate(whole.train.examples)}
+    spoil(fresh, "train", "004.png")
+    data = load(fresh, skip_bad_images=True)
+    for batch in batches(data):
+        for row, i in zip(batch.pictures, batch.examples, strict=True):
+            assert torch.equal(row, expected[data.train.examples[i].path])
+
+
+def test_a_missing_picture_and_one_without_captions(fresh, capsys):
+    (fresh.images("train") / "002.png").unlink()
+    edit(fresh, "train", lambda content: content["images"].append({"id": 999, "file_name": "000.png"}))
+    with pytest.raises(UserError, match=r"002.png.*--data.skip_bad_images"):
+        load(fresh)
+    assert len(load(fresh, skip_bad_images=True).train.examples) == 11
+    assert "captions_train.json: 2 skipped, e.g. " in capsys.readouterr().err
+
+
+def test_features_with_a_bad_picture_are_not_used_where_none_may_be_skipped(fresh):
+    spoil(fresh, "train", "004.png")
+    load(fresh, skip_bad_images=True)
+    with pytest.raises(UserError) as caught:
+        load(fresh)
+    assert is_one_line(str(caught.value), "004.png", "--data.skip_bad_images")
+
+
+def test_all_pictures_bad(fresh):
+    for n in range(12):
+        spoil(fresh, "train", f"{n:03}.png")
+    with pytest.raises(UserError, match="no usable picture"):
+        load(fresh, skip_bad_images=True)
+
+
+@pytest.mark.parametrize("missing", ["train", "train_images", "val", "val_images"])
+def test_files_that_are_not_named(tiny, missing):
+    with pytest.raises(UserError, match=f"--data.{missing.split('_')[0]} .*both needed"):
+        load(tiny, **{missing: None})
+
+
+def test_long_captions_are_cut(tiny):
+    data = load(tiny, max_length=2)
+    assert max(batch.words.shape[1] for batch in batches(data)) == 4
+    assert max(len(words) for references in data.references() for words in references) > 2  # the references are not
+
+
+@pytest.mark.parametrize("world", [2, 4, 7])
+def test_processes_share_the_validation_pictures(tiny, monkeypatch, world):
+    """Each picture in one process, also where there are more processes than pictures."""
+    data, seen = load(tiny), []
+    for rank in range(world):
+        monkeypatch.setattr(data, "_place", lambda rank=rank: (rank, world))
+        seen += [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
+    assert sorted(seen) == list(range(6))

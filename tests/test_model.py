@@ -1,0 +1,299 @@
+"""The plain module: captions from pictures, and checkpoints that need no other file."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from conftest import ROOT, draw, is_one_line
+from PIL import Image
+from safetensors import safe_open
+
+from captioner import load, model
+from captioner.config import ModelConfig, SearchConfig
+from captioner.dataset import ImageDataset
+from captioner.encoder import Encoder, weights_digest
+from captioner.errors import UserError
+from captioner.images import ImageError
+from captioner.model import SHIPPED, Caption, Captioner, read_checkpoint
+from captioner.vocabulary import END, Vocabulary
+
+PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))
+WORDS = ["a", "red", "green", "blue", "square", "on", "circle", "ein", "Mädchen"]
+
+
+def make(trained: int = 0, **options) -> Captioner:
+    """Random weights, with words that depend on the picture."""
+    torch.manual_seed(1)
+    options = {"hidden_size": 16, "embedding_size": 16, **options}
+    config = ModelConfig("resnet18", 32, 0, trained, **options)
+    captioner = Captioner(config, Vocabulary(WORDS), Encoder(config), weights_digest("resnet18"))
+    with torch.no_grad():
+        captioner.decoder.project.weight *= 50
+        captioner.decoder.output.weight *= 10
+        captioner.decoder.output.bias[END] -= 1
+    return captioner.eval()
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(5):
+        draw(folder / f"{i}.png", 3 * i)
+    return sorted(folder.iterdir())
+
+
+# ---- captions
+
+
+def test_one_picture_is_a_string_and_several_are_a_list(captioner, pictures):
+    every = captioner.caption(pictures)
+    assert len(set(every)) > 1  # they come from the picture
+    for path, text in zip(pictures, every, strict=True):
+        with Image.open(path) as image:
+            assert captioner.caption(path) == captioner.caption(str(path)) == captioner.caption(image) == text
+    assert captioner.caption([]) == []
+    assert captioner.caption(pictures[:1]) == every[:1]
+    assert captioner.caption(tuple(pictures)) == every
+
+
+def test_n_best(captioner, pictures):
+    every = captioner.caption(pictures, n_best=3, beam=4, length_penalty=0.5)
+    best = captioner.caption(pictures, beam=4, length_penalty=0.5)
+    for found, text in zip(every, best, strict=True):
+        assert found[0].text == text
+        assert len({caption.text for caption in found}) == len(found) == 3
+        assert all(isinstance(caption, Caption) and caption.log_prob <= 0 for caption in found)
+    assert captioner.caption(pictures[0], n_best=1)[0].text == captioner.caption(pictures[0])
+
+
+def test_captions_have_words_only(captioner, pictures):
+    for text in captioner.caption(pictures, max_length=4):
+        assert set(text.split()) <= set(WORDS)
+        assert len(text.split()) <= 4
+
+
+def test_bad_search_options_and_pictures(captioner, pictures, tmp_path):
+    with pytest.raises(UserError, match="beam is 0"):
+        captioner.caption(pictures[0], beam=0)
+    with pytest.raises(ImageError, match="no such file"):
+        captioner.caption([pictures[0], tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_files_are_captioned_in_order_and_bad_ones_said(captioner, pictures, tmp_path, batch_size):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    config = SearchConfig(beam=3)
+    found = list(captioner.caption_files([bad, *pictures[:3], bad, *pictures[3:]], config, batch_size))
+    assert [isinstance(one, ImageError) for one in found] == [True, False, False, False, True, False, False]
+    texts = [one[0].text for one in found if not isinstance(one, ImageError)]
+    assert texts == [captioner.caption(path, beam=3) for path in pictures]
+
+
+@torch.no_grad()
+def test_pictures_and_their_features_give_the_same_captions(captioner, pictures):
+    x = torch.stack([ImageDataset(pictures, 32)[i] for i in range(5)])
+    config = SearchConfig(beam=2)
+    assert captioner.search(x, config) == captioner.search(captioner.features(x), config)
+    assert captioner.search(x[:0], config) == []
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize(
+    ("trained", "options"),
+    [(0, {}), (1, {}), (0, {"tie_embeddings": True}), (0, {"cell": "rnn", "layers": 2}), (0, {"cell": "gru"})],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_save_and_load(tmp_path, pictures, trained, options, half):
+    first, file = make(trained, **options), tmp_path / "model.safetensors"
+    if trained:
+        with torch.no_grad():
+            first.encoder.resnet.layer4[0].conv1.weight += 0.01  # the encoder travels along
+    first.save(file, half=half, notes={"CIDEr": "12.3"})
+    again = Captioner.load(file)
+    assert again.config == first.config
+    assert again.vocabulary.words == first.vocabulary.words
+    assert not again.training
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    state = again.state_dict()
+    assert set(state) == set(first.state_dict())
+    for name, value in first.state_dict().items():
+        assert state[name].dtype == value.dtype
+        if half and trained == 0 and name.startswith("encoder."):
+            assert torch.equal(state[name], value)  # the frozen encoder comes from its own file, exactly
+        elif half:
+            assert torch.allclose(state[name], value.half().to(value.dtype), atol=1e-7), name
+        else:
+            assert torch.equal(state[name], value), name
+    assert (again.decoder.output.weight is again.decoder.embedding.weight) == bool(options.get("tie_embeddings"))
+    if not half:
+        assert again.caption(pictures, n_best=2) == first.caption(pictures, n_best=2)
+    with safe_open(file, framework="pt") as opened:
+        names = set(opened.keys())
+        dtypes = {opened.get_tensor(name).dtype for name in names}
+        assert opened.metadata()["CIDEr"] == "12.3"
+        assert set(json.loads(opened.metadata()["captioner"])) >= {"model", "vocabulary", "encoder_digest"}
+    assert any(name.startswith("encoder.") for name in names) == bool(trained)
+    assert torch.float32 not in dtypes if half else torch.float16 not in dtypes
+
+
+def test_a_trained_run_loads_from_each_of_its_files(run, tiny):
+    paths = sorted(tiny.images("val").iterdir())
+    slim, best, last = (Captioner.load(run / name) for name in ("captioner.safetensors", "best.ckpt", "last.ckpt"))
+    assert slim.config == best.config == last.config
+    assert slim.vocabulary.words == best.vocabulary.words == last.vocabulary.words
+    for name, value in best.decoder.state_dict().items():
+        assert torch.allclose(slim.decoder.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    for a, b in zip(slim.caption(paths, n_best=1, beam=1), best.caption(paths, n_best=1, beam=1), strict=True):
+        assert a[0].text == b[0].text
+        assert a[0].log_prob == pytest.approx(b[0].log_prob, abs=0.02)
+    assert all(isinstance(text, str) for text in last.caption(paths))
+    assert load(str(run / "best.ckpt")).caption(paths[0]) == best.caption(paths[0])
+
+
+def test_a_file_of_best_ckpt_is_plain(run):
+    checkpoint = torch.load(run / "best.ckpt", weights_only=True)
+    json.dumps(checkpoint["captioner"])  # str, int, float, bool, list, dict
+    assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
+
+
+class Marker:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def pickled(tmp_path, file) -> None:
+    file.write_bytes(pickle.dumps(Marker(tmp_path / "marker")))
+
+
+def torch_pickled(tmp_path, file) -> None:
+    torch.save({"state_dict": {}, "captioner": {}, "more": Marker(tmp_path / "marker")}, file)
+
+
+NOT_CHECKPOINTS = {
+    "empty": lambda folder, file: file.write_bytes(b""),
+    "text": lambda folder, file: file.write_text("no model\n" * 100),
+    "pickle": pickled,
+    "pickle with code": torch_pickled,
+    "other model": lambda folder, file: torch.save({"weight": torch.ones(2)}, file),
+    "tensor": lambda folder, file: torch.save(torch.ones(2), file),
+    "folder": lambda folder, file: file.mkdir(),
+    "missing": lambda folder, file: None,
+}
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".pt", ""])
+@pytest.mark.parametrize("kind", NOT_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, kind, suffix):
+    file = tmp_path / f"model{suffix}"
+    NOT_CHECKPOINTS[kind](tmp_path, file)
+    with pytest.raises(UserError) as caught:
+        Captioner.load(file)
+    assert is_one_line(str(caught.value), str(file))
+    assert not (tmp_path / "marker").exists()  # no code was run
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "captioner.safetensors"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(run, tmp_path, name, share):
+    whole = (run / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError) as caught:
+        Captioner.load(tmp_path / name)
+    assert is_one_line(str(caught.value), str(tmp_path / name))
+
+
+def edited(captioner: Captioner, file, change) -> None:
+    """Save with another header or other tensors."""
+    header, weights = captioner.header(), dict(captioner.weights())
+    change(header, weights)
+    model.save_slim(file, header, weights)
+
+
+EDITS = {
+    "header without a model": lambda header, weights: header.pop("model"),
+    "header without words": lambda header, weights: header.pop("vocabulary"),
+    "an option of another version": lambda header, weights: header["model"].update(attention=True),
+    "a value out of range": lambda header, weights: header["model"].update(layers=9),
+    "a word twice": lambda header, weights: header["vocabulary"].append("a"),
+    "a word more": lambda header, weights: header["vocabulary"].append("more"),
+    "another cell": lambda header, weights: header["model"].update(cell="gru"),
+    "a tensor less": lambda header, weights: weights.pop("decoder.project.bias"),
+    "a tensor more": lambda header, weights: weights.update(other=torch.ones(1)),
+    "another format": lambda header, weights: header.update(format=999),
+}
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_a_checkpoint_that_does_not_fit_itself_is_refused(captioner, tmp_path, change):
+    file = tmp_path / "model.safetensors"
+    edited(captioner, file, EDITS[change])
+    with pytest.raises(UserError) as caught:
+        Captioner.load(file)
+    assert is_one_line(str(caught.value), str(file))
+
+
+def test_other_encoder_weights_are_refused(captioner, tmp_path):
+    file = tmp_path / "model.safetensors"
+    edited(captioner, file, lambda header, weights: header.update(encoder_digest="0123456789abcdef"))
+    with pytest.raises(UserError) as caught:
+        Captioner.load(file)
+    assert is_one_line(str(caught.value), str(file), "0123456789abcdef", weights_digest("resnet18"), "resnet18")
+
+
+def test_a_trained_encoder_needs_no_weights_file(tmp_path, pictures, monkeypatch):
+    first = make(1)
+    first.save(tmp_path / "model.safetensors", half=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("no network"))
+    assert Captioner.load(tmp_path / "model.safetensors").caption(pictures) == first.caption(pictures)
+
+
+def test_a_failed_save_leaves_the_old_file(captioner, tmp_path, monkeypatch):
+    file = tmp_path / "model.safetensors"
+    captioner.save(file)
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        captioner.save(file)
+    assert file.read_bytes() == before
+
+
+def shipped() -> Captioner:
+    assert SHIPPED.exists(), f"{SHIPPED} is missing: the model that ships with captioner belongs there"
+    return Captioner.load()
+
+
+def test_the_shipped_model_captions_photographs():
+    texts = shipped().caption(PHOTOS)
+    assert len(PHOTOS) >= 4
+    assert len(set(texts)) == len(texts)
+    assert all(3 <= len(text.split()) <= 20 for text in texts)
+    cat = texts[[path.stem for path in PHOTOS].index("cat")]
+    assert set(cat.split()) & {"cat", "kitten", "dog", "puppy", "animal", "pet", "face"}, cat
+
+
+def test_the_shipped_model_says_where_it_comes_from():
+    assert shipped().config.encoder == "resnet50_v1"
+    header, _ = read_checkpoint(SHIPPED)
+    assert header["encoder_digest"] == weights_digest("resnet50_v1")
+    with safe_open(SHIPPED, framework="pt") as opened:
+        assert {name: value for name, value in opened.metadata().items() if name != "captioner"}  # notes
+    assert SHIPPED.stat().st_size < 50e6

@@ -1,0 +1,79 @@
+"""The README is true: its commands parse, the files it names exist, and, slowly, its commands run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import captioner.__main__ as cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(language: str = "bash") -> list[str]:
+    """The command lines of the README's blocks, continuation lines joined, comments dropped."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def captioner_arguments(line: str) -> list[str] | None:
+    """The arguments after ``captioner`` if the line is one of its commands."""
+    words = shlex.split(line)
+    if words[0] == "captioner":
+        return words[1:]
+    if words[:2] in (["python", "train.py"], ["python", "predict.py"]):
+        return [words[1].removesuffix(".py"), *words[2:]]
+    return None
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if captioner_arguments(line)])
+def test_every_command_parses(line, monkeypatch):
+    name, *arguments = captioner_arguments(line)
+    ran = []
+    module = __import__(f"captioner.commands.{name}", fromlist=["run"])
+    monkeypatch.setattr(module, "run", lambda options: ran.append(options))
+    monkeypatch.chdir(ROOT)
+    assert cli.main([name, *arguments]) == 0
+    assert ran
+
+
+def test_every_other_command_is_known():
+    others = {shlex.split(line)[0] for line in commands() if not captioner_arguments(line)}
+    assert others <= {"make", "git", "cd", "pip", "python", "tensorboard"}
+
+
+def test_every_linked_file_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links
+    assert not missing
+
+
+@pytest.mark.slow
+def test_python_block_runs(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_commands_on_shipped_data_run(tmp_path):
+    """What needs nothing but the repository: everything on data/photos and data/shapes, in the README's order."""
+    for name in ("data/photos", "configs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(ROOT / name, tmp_path / name)
+    lines = [line for line in commands() if captioner_arguments(line) and re.search(r"shapes|data/photos", line)]
+    assert len(lines) >= 4
+    for line in lines:
+        arguments = captioner_arguments(line)
+        done = subprocess.run(
+            [sys.executable, "-m", "captioner", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

@@ -1,0 +1,140 @@
+"""The Lightning side: the loss by hand, the schedule, the groups of parameters."""
+
+import itertools
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import NO_DROPOUT
+
+from captioner.config import ModelConfig, SearchConfig, TrainConfig
+from captioner.dataset import Batch
+from captioner.encoder import Encoder
+from captioner.model import Captioner
+from captioner.task import CaptionTask, warmup_cosine
+from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
+
+WORDS = torch.tensor([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
+
+
+def make(trained: int = 0, tie: bool = False, **options) -> CaptionTask:
+    torch.manual_seed(0)
+    config = ModelConfig("resnet18", 32, 0, trained, hidden_size=8, embedding_size=8, tie_embeddings=tie, **NO_DROPOUT)
+    encoder = Encoder(config) if trained else None
+    model = Captioner(config, Vocabulary(["a", "b", "c", "d"]), encoder, "digest")
+    return CaptionTask(model, TrainConfig(**options), SearchConfig(beam=2, max_length=5), [[["a"]]] * 2, 100)
+
+
+def batch(words=WORDS, picture_of=(0, 1, 1)) -> Batch:
+    v = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    return Batch(v, torch.tensor(picture_of), words, torch.arange(2))
+
+
+@torch.no_grad()
+def by_hand(task: CaptionTask, smoothing: float = 0.0) -> float:
+    """Mean over the words to be predicted but PAD and UNK, one step at a time."""
+    losses, given = [], batch()
+    for caption, picture in zip(given.words, given.picture_of, strict=True):
+        state, context = task.model.decoder.start(given.pictures[picture : picture + 1])
+        for word, target in itertools.pairwise(caption):
+            if target == PAD:
+                break
+            log_probs, state = task.model.decoder.step(word[None], state, context)
+            if target != UNK:
+                losses.append(-(1 - smoothing) * log_probs[0, target] - smoothing * log_probs[0].mean())
+    assert len(losses) == 9
+    return torch.stack(losses).mean().item()
+
+
+def test_loss_asks_for_words_and_end_but_neither_padding_nor_unk():
+    task = make(label_smoothing=0.1).eval()
+    assert task.loss(batch()).item() == pytest.approx(by_hand(task), abs=1e-5)
+
+
+def test_labels_are_smoothed_in_training_only():
+    task = make(label_smoothing=0.3).train()
+    assert task.loss(batch()).item() == pytest.approx(by_hand(task, 0.3), abs=1e-5)
+    task = make(label_smoothing=0.0).train()
+    assert task.loss(batch()).item() == pytest.approx(by_hand(task), abs=1e-5)
+
+
+def test_padding_changes_nothing():
+    task, losses = make().train(), []
+    for words in (WORDS, torch.nn.functional.pad(WORDS, (0, 4), value=PAD)):
+        task.zero_grad()
+        loss = task.loss(batch(words))
+        loss.backward()
+        losses.append([loss.detach(), *(p.grad.clone() for p in task.parameters())])
+    for plain, padded in zip(*losses, strict=True):
+        assert torch.allclose(plain, padded, atol=1e-6)
+
+
+def test_loss_in_bfloat16_is_close():
+    task = make().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.loss(batch())
+    assert loss.item() == pytest.approx(by_hand(task), rel=0.02)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 0.5), (1, 0.1), (1000, 0.033)])
+def test_warmup_and_cosine(steps, warmup):
+    rates = [warmup_cosine(step, steps, warmup) for step in range(steps)]
+    climb = math.ceil(warmup * steps)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:climb] == sorted(rates[:climb])
+    assert rates[climb:] == sorted(rates[climb:], reverse=True)
+    assert max(rates) == pytest.approx(1, abs=0.1)
+    steps_up = [b - a for a, b in itertools.pairwise(rates[:climb])]
+    assert steps_up == pytest.approx([rates[0]] * len(steps_up))  # straight
+    middle = climb + (steps - climb) // 2
+    if steps >= 100:
+        assert rates[middle] == pytest.approx(0.5, abs=0.02)
+        assert rates[-1] < 0.01
+    for beyond in (steps, 2 * steps):
+        assert 0 <= warmup_cosine(beyond, steps, warmup) < 0.05
+
+
+def groups(task: CaptionTask) -> list[dict]:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, max_epochs=1)
+    task.trainer = trainer
+    return task.configure_optimizers()["optimizer"].param_groups
+
+
+@pytest.mark.parametrize(("trained", "tie"), [(0, False), (0, True), (2, False)])
+def test_every_trainable_parameter_has_one_group(trained, tie):
+    task = make(trained, tie=tie, lr=0.5, encoder_lr=0.25, weight_decay=0.125, warmup=0.0)
+    found = [p for group in groups(task) for p in group["params"]]
+    assert len({id(p) for p in found}) == len(found)
+    assert {id(p) for p in found} == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+def test_no_decay_for_vectors_and_embeddings_and_the_encoder_s_own_rate():
+    task = make(2, lr=0.5, encoder_lr=0.25, weight_decay=0.125, warmup=0.0)
+    settings = {id(p): group for group in groups(task) for p in group["params"]}
+    for name, parameter in task.model.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in settings
+            continue
+        group = settings[id(parameter)]
+        assert group["lr"] == (0.25 if name.startswith("encoder.") else 0.5), name
+        vector = parameter.dim() < 2 or name == "decoder.embedding.weight"
+        assert group["weight_decay"] == (0.0 if vector else 0.125), name
+
+
+def test_dropout_of_a_batch_depends_on_its_place_alone():
+    task = make(seed=3)
+    task.trainer = trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    draws = []
+    for index in (4, 5, 4):
+        task.on_train_batch_start(batch(), index)
+        draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    assert trainer.current_epoch == 0
+
+
+def test_a_checkpoint_describes_itself():
+    task, checkpoint = make(), {}
+    task.on_save_checkpoint(checkpoint)
+    assert checkpoint["captioner"] == task.model.header()
