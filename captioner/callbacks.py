@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from captioner.config import TrainConfig
 from captioner.dataset import Batch
@@ -56,13 +59,17 @@ class Samples(Callback):
             file.write(f"## Epoch {trainer.current_epoch + 1}: {line}\n\n{table}\n\n")
 
 
+def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+    """The average after one more step: decay min(decay, (1 + n) / (10 + n)) forgets the first weights soon."""
+    n = int(updates)
+    return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+
 def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> list[Callback]:
     """Everything a run needs: averages, samples, early stopping, and best.ckpt and last.ckpt.
 
     last.ckpt is written after every epoch and, in mid-epoch, every `checkpoint_minutes`.
     """
-    from datetime import timedelta
-
     last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
     interval = timedelta(minutes=config.checkpoint_minutes)
     parts: list[Callback] = [
@@ -73,7 +80,7 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
         ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if config.ema_decay:
-        parts.insert(0, EMAWeightAveraging(decay=config.ema_decay))
+        parts.insert(0, WeightAveraging(avg_fn=partial(moving_average, config.ema_decay), use_buffers=False))
     if config.patience:
         parts.insert(0, EarlyStopping("val_cider", mode="max", patience=config.patience, check_finite=True))
     return parts

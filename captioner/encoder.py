@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def _fold_batchnorm(module: nn.Module) -> None:
     """Put each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU."""
     for parent in list(module.modules()):
         children = list(parent.named_children())
-        for (name, convolution), (next_name, norm) in zip(children, children[1:], strict=False):
+        for (name, convolution), (next_name, norm) in pairwise(children):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(parent, next_name, nn.Identity())
@@ -126,7 +127,7 @@ class Encoder(nn.Module):
         else:
             self.resnet.to_empty(device="cpu")
         if config.trainable_layers == 0:
-            _fold_batchnorm(self.resnet)
+            _fold_batchnorm(self.resnet.eval())
         self.resnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         opened = STAGES[len(STAGES) - config.trainable_layers :]
         for parameter_name, parameter in self.resnet.named_parameters():

@@ -169,7 +169,7 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     options += ["--train.ema_decay", decay, "--data.horizontal_flip", "true"]
     assert train(tiny, tmp_path / "run", *options) == 0
     tuned = Captioner.load(tmp_path / "run" / "best.ckpt").encoder.resnet
-    start = Encoder(ModelConfig("resnet18")).resnet.state_dict()
+    start = Encoder(ModelConfig("resnet18", trainable_layers=1)).resnet.state_dict()
     parameters = {name for name, _ in tuned.named_parameters()}
     for name, value in tuned.state_dict().items():
         if name.startswith("layer4.") and name in parameters:
@@ -271,10 +271,11 @@ task.CaptionTask.on_train_batch_start = slow
 )
 def test_a_killed_run_ends_as_one_that_was_not(tiny, tmp_path, stop, options):
     """Bit for bit: weights, their average, and the optimiser's state."""
-    options = f"--data.batch_size 2 --train.epochs 3 --train.checkpoint_minutes 0.005 {options}".split()
+    options = f"--data.batch_size 2 --train.epochs 3 {options}".split()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(tiny, whole, *options) == 0
-    kill_at(begin(tiny, killed, options, SLOW_BATCHES), lambda line: line == f"batch 1 {stop}\n")
+    process = begin(tiny, killed, [*options, "--train.checkpoint_minutes", "0.005"], SLOW_BATCHES)
+    kill_at(process, lambda line: line == f"batch 1 {stop}\n")
     step = torch.load(killed / "last.ckpt", weights_only=True)["global_step"]
     every = torch.load(whole / "last.ckpt", weights_only=True)["global_step"] // 3
     assert every < step < 2 * every  # in the middle of the second epoch
@@ -314,6 +315,22 @@ def test_a_run_killed_while_it_computes_features_goes_on(tmp_path, monkeypatch):
     whole = CaptionData(DataConfig(**{**data, "feature_cache": str(tmp_path / "other")}), model)
     assert torch.equal(resumed.train.table, whole.train.table)
     assert torch.equal(resumed.val.table, whole.val.table)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_so_and_can_be_resumed(tiny, tmp_path):
+    """Ctrl-C in the second epoch."""
+    out = tmp_path / "run"
+    with begin(tiny, out, [], SLOW_BATCHES) as process:
+        for line in process.stdout:
+            if line == "batch 1 2\n":
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "captioner train: interrupted" in err
+    assert train(tiny, out, "--resume") == 0
 
 
 # ---- several processes
