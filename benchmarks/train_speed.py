@@ -123,6 +123,7 @@ def main() -> bool:
             "data.min_count": 1,
             "data.batch_size": BATCH,
             "data.feature_cache": folder / "features",
+            "model.second_size": 0,
             "model.embedding_size": SIZE,
             "model.hidden_size": SIZE,
             "train.epochs": 1,

@@ -127,7 +127,7 @@ class SearchConfig:
 
     beam: int = 5
     n_best: int = 1
-    length_penalty: float = 1.0
+    length_penalty: float = 1.5
     max_length: int = 20
 
     def __post_init__(self) -> None:

@@ -79,8 +79,10 @@ def run(options: Any) -> int:
         slim = folder / "captioner.safetensors"
         header, weights = read_checkpoint(folder / "best.ckpt")
         save_slim(slim, header, weights)
-        print(f"Done. {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use.")
-        print(f"Try: captioner predict PHOTO.jpg --checkpoint {slim}")
+        print(
+            f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use; "
+            f"try: captioner predict PHOTO.jpg --checkpoint {slim}"
+        )
     return 0
 
 
