@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -72,18 +73,23 @@ def tutorial_beam(model: Captioner, feature: Tensor) -> list[int]:
 
 
 class Floor:
-    """The matrix products of a search that had these numbers of rows, step by step."""
+    """The matrix products of a search, with the very inputs of its steps: top-k takes longer on some than on others."""
 
-    def __init__(self, model: Captioner, rows: list[int]) -> None:
-        self.decoder, self.rows = model.decoder, rows
-        self.words = torch.randint(4, VOCABULARY, (max(rows),))
-        self.states = {n: (torch.randn(1, n, 512) * 0.1, torch.randn(1, n, 512) * 0.1) for n in rows}
+    def __init__(self, model: Captioner) -> None:
+        self.decoder = model.decoder
+        self.inputs: list[tuple[Tensor, tuple[Tensor, ...], Tensor]] = []
+
+    def watch(self, words: Tensor, state: tuple[Tensor, ...], context: tuple[Tensor, ...]) -> Any:
+        """In place of Decoder.step: keep what it was given."""
+        before = tuple(part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in state)
+        self.inputs.append((words, before, context[0]))
+        return type(self.decoder).step(self.decoder, words, state, context)
 
     def run(self) -> None:
         """All steps."""
-        for n in self.rows:
-            x = self.decoder.embedding(self.words[:n])
-            hidden, _ = self.decoder.rnn(x.unsqueeze(1), self.states[n])
+        for words, before, image in self.inputs:
+            x = self.decoder.embedding(words) + image
+            hidden, _ = self.decoder.rnn(x.unsqueeze(1), before)
             self.decoder.output(hidden[:, 0]).log_softmax(dim=1).topk(2 * SEARCH.beam, dim=1)
 
 
@@ -94,10 +100,10 @@ def main() -> bool:
     with torch.inference_mode():
         features = torch.rand(PICTURES, model.decoder.project.in_features)
         parts = features.split(1)
-        rows: list[int] = []
-        step = model.decoder.step
-        with patch.object(model.decoder, "step", lambda w, s, c: (rows.append(len(w)), step(w, s, c))[1]):
+        floor = Floor(model)
+        with patch.object(model.decoder, "step", floor.watch):
             captions = [found[0].text for found in model.search(features, SEARCH)]
+        rows = [len(words) for words, _, _ in floor.inputs]
         lengths = [float(len(caption.split())) for caption in captions]
         alone = [model.vocabulary.decode(tutorial_beam(model, feature)) for feature in parts]
         same = sum(a == b for a, b in zip(alone, captions, strict=True))
@@ -110,7 +116,7 @@ def main() -> bool:
                 tutorial_beam(model, feature)
             torch.set_num_threads(most)
 
-        floor, most = Floor(model, rows), torch.get_num_threads()
+        most = torch.get_num_threads()
         sides = {
             "ours": lambda: model.search(features, SEARCH),
             "floor": floor.run,

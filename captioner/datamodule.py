@@ -22,8 +22,10 @@ from captioner.dataset import (
     Batch,
     BucketSampler,
     CaptionDataset,
+    CaptionLoader,
     ResumableLoader,
     as_batch,
+    bad_picture,
     best_device,
     choose_workers,
     read_pictures,
@@ -49,7 +51,7 @@ def extract_features(
     for pictures, errors in read_pictures(paths, image_size, batch_size, workers):
         bad = [error for error in errors if error is not None]
         if bad and not skip_bad:
-            raise UserError(f"{bad[0]}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
+            raise bad_picture(bad[0])
         block = np.full((len(errors), encoder.feature_size), np.nan, dtype=np.float16)
         if len(pictures):
             with torch.inference_mode():
@@ -179,7 +181,7 @@ class CaptionData(pl.LightningDataModule):
         rank, world = self._place()
         mine = list(range(len(self.val.examples)))[rank::world]
         batches = [mine[i : i + VALIDATION_PICTURES] for i in range(0, len(mine), VALIDATION_PICTURES)]
-        return self._loader(self.val_set, batches, DataLoader)
+        return self._loader(self.val_set, batches, CaptionLoader)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

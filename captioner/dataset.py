@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError, eval_transform, open_image, train_transform
 from captioner.vocabulary import END, PAD, START, Vocabulary, tokenize
@@ -91,8 +92,8 @@ class CaptionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples) if self.by_picture else len(self.lengths)
 
-    def __getitem__(self, items: Sequence[int]) -> Batch:
-        """The batch of these captions; of these pictures, where `by_picture`."""
+    def __getitem__(self, items: Sequence[int]) -> Batch | ImageError:
+        """The batch of these captions; of these pictures, where `by_picture`; or the picture that cannot be read."""
         if self.by_picture:
             spans = [np.arange(self.first_caption[i], self.first_caption[i + 1]) for i in items]
             captions, examples = np.concatenate(spans), np.asarray(items)
@@ -107,9 +108,11 @@ class CaptionDataset(Dataset):
         inside = place < lengths[:, None]  # (N, T + 1)
         words[:, 1:][inside] = self.flat[(self.offsets[captions][:, None] + place)[inside]]
         words[np.arange(len(captions)), lengths + 1] = END
-        return Batch(
-            self._pictures(examples), torch.from_numpy(picture_of), torch.from_numpy(words), torch.from_numpy(examples)
-        )
+        try:
+            pictures = self._pictures(examples)
+        except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
+            return error
+        return Batch(pictures, torch.from_numpy(picture_of), torch.from_numpy(words), torch.from_numpy(examples))
 
     def _pictures(self, examples: np.ndarray) -> Tensor:
         if self.rows is not None:
@@ -170,13 +173,32 @@ class BucketSampler(Sampler[list[int]]):
         yield from (batches[i].tolist() for i in order[skip:])
 
 
-class ResumableLoader(DataLoader):
-    """A DataLoader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
+def bad_picture(error: ImageError) -> UserError:
+    """What stops a training at a picture that cannot be read."""
+    return UserError(f"{error}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
+
+
+class CaptionLoader(DataLoader):
+    """A DataLoader over the batches of a :class:`CaptionDataset`.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, ImageError):
+                raise bad_picture(batch)
+            yield batch
+
+
+class ResumableLoader(CaptionLoader):
+    """A loader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
 
     sampler: BucketSampler
     delivered = 0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Any:
         dataset: Any = self.dataset
         dataset.epoch = self.sampler.epoch
         self.delivered = self.sampler.skip
@@ -200,6 +222,8 @@ def best_device() -> str:
 
 def choose_workers(workers: int, device: str) -> int:
     """`workers`, or for -1: none where the CPU does the network's work too, else one a core, up to 8."""
+    if workers < -1:
+        raise UserError(f"--workers is {workers}: expected -1 (choose) or more")
     if workers >= 0:
         return workers
     return 0 if device == "cpu" else min(8, os.cpu_count() or 1)

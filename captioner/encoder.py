@@ -137,17 +137,22 @@ class Encoder(nn.Module):
 
     def _load_weights(self, file: Path) -> None:
         state: dict[str, Any]
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        try:
+            if file.suffix == ".safetensors":
+                from safetensors.torch import load_file
 
-            state = load_file(file)
-        else:
-            state = torch.load(file, weights_only=True)
-        state = {key: value.float() for key, value in state.items() if not key.startswith("fc.")}
-        for key, value in self.resnet.state_dict().items():
-            if key.endswith("num_batches_tracked"):
-                state.setdefault(key, torch.zeros((), dtype=value.dtype))
-        self.resnet.load_state_dict(state, assign=True)
+                state = load_file(file)
+            else:
+                state = torch.load(file, weights_only=True)
+            counts = {key: value for key, value in state.items() if key.endswith("num_batches_tracked")}
+            state = {key: value.float() for key, value in state.items() if not key.startswith("fc.")} | counts
+            for key, value in self.resnet.state_dict().items():
+                if key.endswith("num_batches_tracked"):
+                    state.setdefault(key, torch.zeros((), dtype=value.dtype))
+            self.resnet.load_state_dict(state, assign=True)
+        except Exception as error:  # safetensors, pickle and zip each have their own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} does not hold the weights of a ResNet ({reason}): fetch it again") from None
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in evaluation mode whatever is asked: BatchNorm is frozen."""

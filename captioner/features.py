@@ -44,7 +44,7 @@ class FeatureFile:
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             names, stored = index["names"], index["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} is not a whole feature file ({error}): delete it to have it made again"
             ) from None
@@ -100,11 +100,11 @@ def write_features(
         with FileLock(f"{folder}.lock"):
             if folder.exists():
                 return
-            done = _rows_done(part, index)
+            shape = (len(names), size)
+            done = _rows_done(part, index, shape)
             if done is None:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
-                shape = (len(names), size)
                 np.lib.format.open_memmap(part / "features.npy", mode="w+", dtype=np.float16, shape=shape).flush()
                 (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
                 done = 0
@@ -130,12 +130,14 @@ def write_features(
         ) from error
 
 
-def _rows_done(part: Path, index: dict) -> int | None:
+def _rows_done(part: Path, index: dict, shape: tuple[int, int]) -> int | None:
     """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
     try:
         if json.loads((part / "index.json").read_text(encoding="utf-8")) != index:
             return None
+        rows = np.load(part / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
         progress = part / "progress"
-        return int(progress.read_text()) if progress.exists() else 0
-    except (OSError, ValueError):
+        done = int(progress.read_text()) if progress.exists() else 0
+        return done if rows.shape == shape and rows.dtype == np.float16 and 0 <= done <= len(rows) else None
+    except (OSError, EOFError, ValueError):
         return None

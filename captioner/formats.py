@@ -28,7 +28,9 @@ class Example:
     captions: tuple[str, ...]
 
 
-def read_coco(annotations: Path, images: Path, skip_bad: bool = False) -> tuple[list[Example], list[str]]:
+def read_coco(
+    annotations: Path, images: Path, skip_bad: bool = False, option: str = "--data.skip_bad_images"
+) -> tuple[list[Example], list[str]]:
     """Read a COCO captions file (https://cocodataset.org/#format-data, image captioning).
 
     Args:
@@ -36,6 +38,7 @@ def read_coco(annotations: Path, images: Path, skip_bad: bool = False) -> tuple[
         images: the folder that every file_name is relative to.
         skip_bad: leave out an image that is missing, has no caption or lies outside the folder, a blank caption, and
             captions of an image that is not listed; without it the first of these is an error.
+        option: what the user would type to get skip_bad, for the message.
 
     Returns:
         The examples in the order of `images`, at least one; and what was left out, one line each.
@@ -82,7 +85,7 @@ def read_coco(annotations: Path, images: Path, skip_bad: bool = False) -> tuple[
         more = Counter(kind for kind, _ in problems[1:])
         kinds = ", ".join(f"{count} × {kind}" for kind, count in more.items())
         also = f" (and {len(problems) - 1} more: {kinds})" if more else ""
-        raise UserError(f"{problems[0][1]}{also}; mend it, or use --data.skip_bad_images true to skip them")
+        raise UserError(f"{problems[0][1]}{also}; mend it, or use {option} true to skip them")
     if not examples:
         why = f"all are bad, the first: {problems[0][1]}" if problems else "it lists none"
         raise UserError(f"{annotations}: no image to use: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -149,15 +150,14 @@ class Captioner(nn.Module):
             del state["decoder.output.weight"]
         return state
 
-    def save(self, path: str | os.PathLike, half: bool = True, notes: Mapping[str, str] | None = None) -> None:
+    def save(self, path: str | os.PathLike, half: bool = True) -> None:
         """Write a slim checkpoint for inference, aside and renamed.
 
         Args:
             path: a .safetensors file.
             half: store fp16.
-            notes: further strings for the header, e.g. the scores on the validation set.
         """
-        save_slim(path, self.header(), self.weights(), half, notes)
+        save_slim(path, self.header(), self.weights(), half)
 
     @classmethod
     def load(cls, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> Captioner:
@@ -173,10 +173,12 @@ class Captioner(nn.Module):
         path = Path(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
         try:
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this one reads {FORMAT}")
             config = ModelConfig(**header["model"])
             vocabulary = Vocabulary(header["vocabulary"])
             digest = str(header["encoder_digest"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
         own_encoder = config.trainable_layers > 0
         if not own_encoder and weights_digest(config.encoder) != digest:
@@ -209,7 +211,6 @@ def save_slim(
     header: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     half: bool = True,
-    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write header and tensors as safetensors, aside and renamed; see :meth:`Captioner.save`."""
     from safetensors.torch import save
@@ -220,7 +221,7 @@ def save_slim(
         for name, value in weights.items()
     }
     aside = path.with_name(path.name + ".part")
-    aside.write_bytes(save(tensors, metadata={"captioner": json.dumps(header), **(notes or {})}))
+    aside.write_bytes(save(tensors, metadata={"captioner": json.dumps(header)}))
     os.replace(aside, path)
 
 
@@ -239,7 +240,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["captioner"])
                 return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of what else might be wrong with a file that is refused in one line
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds a {type(checkpoint).__name__}")
         state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
         return checkpoint["captioner"], state
     except Exception as error:  # safetensors, pickle, zip and JSON each have their own

@@ -24,7 +24,8 @@ def score_captions(references: Mapping[Any, list[str]], captions: Mapping[Any, s
     Raises:
         UserError: the ids of the captions and of the references are not the same.
     """
-    missing, extra = sorted(set(references) - set(captions)), sorted(set(captions) - set(references))
+    missing = sorted(set(references) - set(captions), key=str)
+    extra = sorted(set(captions) - set(references), key=str)
     if missing or extra:
         raise UserError(
             f"captions and annotations are of different images: {len(missing)} without a caption "

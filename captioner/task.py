@@ -94,7 +94,9 @@ class CaptionTask(pl.LightningModule):
         ]
         if self.model.encoder is not None:
             encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
-            groups.append({"params": encoder, "lr": self.config.encoder_lr})
+            lr = self.config.encoder_lr
+            groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})
+            groups.append({"params": [p for p in encoder if p.dim() < 2], "lr": lr, "weight_decay": 0.0})
         # A fused step would unscale fp16 gradients itself, after they were clipped.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)

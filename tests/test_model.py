@@ -117,7 +117,7 @@ def test_save_and_load(tmp_path, pictures, trained, options, half):
     if trained:
         with torch.no_grad():
             first.encoder.resnet.layer4[0].conv1.weight += 0.01  # the encoder travels along
-    first.save(file, half=half, notes={"CIDEr": "12.3"})
+    first.save(file, half=half)
     again = Captioner.load(file)
     assert again.config == first.config
     assert again.vocabulary.words == first.vocabulary.words
@@ -139,7 +139,7 @@ def test_save_and_load(tmp_path, pictures, trained, options, half):
     with safe_open(file, framework="pt") as opened:
         names = set(opened.keys())
         dtypes = {opened.get_tensor(name).dtype for name in names}
-        assert opened.metadata()["CIDEr"] == "12.3"
+        assert set(opened.metadata()) == {"captioner"}
         assert set(json.loads(opened.metadata()["captioner"])) >= {"model", "vocabulary", "encoder_digest"}
     assert any(name.startswith("encoder.") for name in names) == bool(trained)
     assert torch.float32 not in dtypes if half else torch.float16 not in dtypes
@@ -294,6 +294,4 @@ def test_the_shipped_model_says_where_it_comes_from():
     assert shipped().config.encoder == "resnet50_v1"
     header, _ = read_checkpoint(SHIPPED)
     assert header["encoder_digest"] == weights_digest("resnet50_v1")
-    with safe_open(SHIPPED, framework="pt") as opened:
-        assert {name: value for name, value in opened.metadata().items() if name != "captioner"}  # notes
     assert SHIPPED.stat().st_size < 50e6

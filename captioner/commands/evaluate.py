@@ -31,7 +31,8 @@ def run(options: Any) -> None:
     from captioner.formats import read_coco, write_json
     from captioner.results import score_captions, show_scores
 
-    examples, skipped = read_coco(Path(options.annotations), Path(options.images), options.skip_bad_images)
+    annotations, images, skip = Path(options.annotations), Path(options.images), options.skip_bad_images
+    examples, skipped = read_coco(annotations, images, skip, "--skip_bad_images")
     model, workers = load_model(options)
     found = model.caption_files(
         [example.path for example in examples], search_config(options), options.batch_size, workers
@@ -41,10 +42,10 @@ def run(options: Any) -> None:
     for example, caption in zip(examples, bar, strict=True):
         if not isinstance(caption, UserError):
             captions[example.image_id] = caption[0].text
-        elif options.skip_bad_images:
+        elif skip:
             skipped.append(str(caption))
         else:
-            raise UserError(f"{caption}: mend or remove it, or use --skip_bad_images true")
+            raise UserError(f"{caption}: mend or remove it, or use --skip_bad_images true to skip such pictures")
     if skipped:
         print(f"{len(skipped)} pictures skipped, e.g. {skipped[0]}", file=sys.stderr)
     if options.output is not None:

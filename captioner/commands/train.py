@@ -73,7 +73,10 @@ def run(options: Any) -> int:
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
     task = CaptionTask(model, options.train, options.search, data.references(), steps)
-    trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+    try:
+        trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+    except SystemExit:  # how Lightning passes on Ctrl-C
+        raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
         slim = folder / "captioner.safetensors"
@@ -93,6 +96,7 @@ def _quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # it has config.yaml, and on resumption the checkpoints
         ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
         "The number of training batches .* is smaller than the logging interval",  # each epoch is logged as well
+        "Found .* module.s. in eval mode",  # the frozen encoder, on purpose
         "Be aware that when using `ckpt_path`, callbacks",  # the interval of last.ckpt may differ
         ".*does not have many workers",  # batches are cut from arrays; pictures have workers beside a GPU
     ):
