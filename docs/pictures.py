@@ -25,7 +25,7 @@ def gallery(target: str, *photos: str) -> None:
     for axis, photo, caption in zip(axes[0], photos, captions, strict=True):
         axis.imshow(open_image(photo).resize((448, 448)))
         axis.set_axis_off()
-        axis.set_title(textwrap.fill(caption, 30), y=-0.02, va="top", fontsize=12)
+        axis.set_title(textwrap.fill(caption, 30), y=-0.07, va="top", fontsize=12)
     figure.savefig(target, dpi=100, bbox_inches="tight")
 
 
