@@ -25,7 +25,7 @@ from captioner.model import Captioner
 from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 
 VOCABULARY, PICTURES = 9_487, 100
-SEARCH = SearchConfig(beam=5, max_length=20)
+SEARCH = SearchConfig(beam=5, max_length=20, length_penalty=0.0)  # the usual search has no length penalty
 FEW = 10  # pictures in a turn of the search one by one, so that turns stay short
 FASTER, FLOOR = 10.0, 1.6
 

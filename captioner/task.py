@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,6 +25,32 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < climb:
         return (step + 1) / (climb + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - climb) / max(1.0, steps - climb))))
+
+
+class SmoothedCrossEntropy(torch.autograd.Function):
+    """Mean over R rows of ``−(1 − ε) log p_y − ε / V · Σ log p``: cross-entropy with label smoothing ε.
+
+    F.cross_entropy gives the same number with more passes over the (R, V) logits, a tenth of a training step on a CPU.
+    The gradient of a row is ``(p − ε / V − (1 − ε) · onehot(y)) / R``; it may be asked for once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """(R, V) logits, (R,) ids → scalar."""
+        log_probs = torch.log_softmax(logits, dim=1)
+        ctx.save_for_backward(log_probs, targets)
+        ctx.smoothing = smoothing
+        right = log_probs.gather(1, targets.unsqueeze(1)).mean()
+        return -(1 - smoothing) * right - (smoothing * log_probs.mean() if smoothing else 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Written over the log-probabilities, which nobody needs any more."""
+        log_probs, targets = ctx.saved_tensors
+        rows, words = log_probs.shape
+        result = log_probs.exp_().sub_(ctx.smoothing / words)
+        result[torch.arange(rows, device=result.device), targets] -= 1 - ctx.smoothing
+        return result.mul_(gradient / rows), None, None
 
 
 class CaptionTask(pl.LightningModule):
@@ -65,7 +90,7 @@ class CaptionTask(pl.LightningModule):
         real = (targets != PAD) & (targets != UNK)
         logits = self.model.decoder(self.model.features(batch.pictures), inputs, batch.picture_of, real)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits, targets[real], label_smoothing=smoothing)
+        return SmoothedCrossEntropy.apply(logits.float(), targets[real], smoothing)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""

@@ -12,7 +12,7 @@ from captioner.config import ModelConfig, SearchConfig, TrainConfig
 from captioner.dataset import Batch
 from captioner.encoder import Encoder
 from captioner.model import Captioner
-from captioner.task import CaptionTask, warmup_cosine
+from captioner.task import CaptionTask, SmoothedCrossEntropy, warmup_cosine
 from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 
 WORDS = torch.tensor([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
@@ -138,3 +138,16 @@ def test_a_checkpoint_describes_itself():
     task, checkpoint = make(), {}
     task.on_save_checkpoint(checkpoint)
     assert checkpoint["captioner"] == task.model.header()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_cross_entropy_is_torchs(smoothing):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (7,))
+    ours = SmoothedCrossEntropy.apply(logits, targets, smoothing)
+    theirs = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    (expected,) = torch.autograd.grad(3 * theirs, logits)
+    (gradient,) = torch.autograd.grad(3 * ours, logits)
+    assert torch.allclose(gradient, expected, atol=1e-12)

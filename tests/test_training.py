@@ -227,7 +227,10 @@ def test_a_handful_of_pictures_is_learnt_by_heart(tmp_path, cell):
 
 def begin(coco, out: Path, options, patch: str) -> subprocess.Popen:
     """``captioner train`` in a process of its own, with a patch that slows it down and tells how far it is."""
-    code = f"import sys, time\n{patch}\nfrom captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    # A job that was started in the background ignores SIGINT, and so would what it starts.
+    ears = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, sys, time\n{ears}\n{patch}\n"
+    code += "from captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *arguments(coco, out, *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
