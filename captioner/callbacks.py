@@ -21,15 +21,17 @@ from captioner.formats import Example
 class Throughput(Callback):
     """Logs captions per second of training, over all processes, without the validations."""
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: Any, batch: Batch, batch_idx: int) -> None:
-        """Note the time."""
-        self.began = time.perf_counter()
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: Any) -> None:
+        """Begin anew: the first batch of an epoch has no batch before it."""
+        self.before: float | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the mean over an epoch; the bar shows the running step."""
-        seconds = time.perf_counter() - self.began
-        rate = trainer.world_size * len(batch.words) / seconds
-        task.log("captions_per_s", rate, prog_bar=True, batch_size=1)
+        """From the end of one batch to the end of the next, loading and waiting for the device included."""
+        now = time.perf_counter()
+        if self.before is not None:
+            rate = trainer.world_size * len(batch.words) / (now - self.before)
+            task.log("captions_per_s", rate, prog_bar=True, batch_size=1)
+        self.before = now
 
 
 class Samples(Callback):
@@ -59,10 +61,10 @@ class Samples(Callback):
             file.write(f"## Epoch {trainer.current_epoch + 1}: {line}\n\n{table}\n\n")
 
 
-def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
     """The average after one more step: decay min(decay, (1 + n) / (10 + n)) forgets the first weights soon."""
-    n = int(updates)
-    return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+    warming = (1 + updates) / (10 + updates)  # stays on the device: nothing waits for it
+    return average.lerp(current, (1 - warming.clamp(max=decay)).to(average.dtype))
 
 
 def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> list[Callback]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from captioner.config import ModelConfig
 from captioner.vocabulary import PAD
 
-FEATURE_NORM = 16.0  # chosen on Flickr8k val among 1, 4, 16 and 40
+FEATURE_NORM = 16.0  # chosen on Flickr8k val among 4, 16 and 40
 
 State = tuple[Tensor, ...]
 

@@ -25,6 +25,7 @@ from captioner.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
+BATCH = 32  # pictures decoded and captioned together
 Picture = str | os.PathLike | Image.Image
 
 
@@ -98,7 +99,7 @@ class Captioner(nn.Module):
         ]
 
     def caption_files(
-        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = 32, workers: int = 0
+        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = BATCH, workers: int = 0
     ) -> Iterator[list[Caption] | ImageError]:
         """For each picture file, in order, its captions or why it cannot be read; captioned in batches."""
         for pictures, errors in read_pictures(paths, self.config.image_size, batch_size, workers):
@@ -117,15 +118,15 @@ class Captioner(nn.Module):
         Raises:
             ImageError: a picture cannot be read.
         """
-        one = isinstance(pictures, (str, os.PathLike, Image.Image))
-        many: Sequence[Any] = [pictures] if one else pictures  # type: ignore[assignment, list-item]
-        size = self.config.image_size
-        decoded = [eval_transform(open_image(picture, size_hint=size), size) for picture in many]
-        if not decoded:
-            return []
-        found = self.search(torch.stack(decoded).to(self.device), replace(SearchConfig(), **search))
+        single = isinstance(pictures, (str, os.PathLike, Image.Image))
+        many: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment, list-item]
+        size, config = self.config.image_size, replace(SearchConfig(), **search)
+        found: list[list[Caption]] = []
+        for first in range(0, len(many), BATCH):
+            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + BATCH]]
+            found += self.search(torch.stack(part).to(self.device), config)
         answers = found if "n_best" in search else [captions[0].text for captions in found]
-        return answers[0] if one else answers
+        return answers[0] if single else answers
 
     # ---- checkpoints
 

@@ -72,6 +72,13 @@ def run(options: Any) -> int:
     )
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
+    if trainer.is_global_zero:
+        size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(
+            f"{len(data.train_set.lengths):,} captions of {len(data.train.examples):,} pictures, "
+            f"{len(data.val.examples):,} pictures for validation, {len(data.vocabulary):,} words, "
+            f"{size:,} trained parameters, {batches:,} batches an epoch on {trainer.strategy.root_device}"
+        )
     task = CaptionTask(model, options.train, options.search, data.references(), steps)
     try:
         trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
