@@ -1,5 +1,6 @@
 """The defaults: valid, frozen, documented, and refused by name when they make no sense."""
 
+import inspect
 from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
@@ -16,7 +17,7 @@ CONFIGS = (ModelConfig, DataConfig, SearchConfig, TrainConfig, TrainerConfig)
 def test_every_option_is_documented_and_a_plain_value(config):
     made = config()
     for field in fields(config):
-        assert f"\n        {field.name}: " in config.__doc__
+        assert f"\n    {field.name}: " in inspect.getdoc(config)
         assert isinstance(getattr(made, field.name), (str, int, float, bool, type(None)))
     assert config(**yaml.safe_load(yaml.safe_dump(asdict(made)))) == made
 
