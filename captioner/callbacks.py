@@ -21,9 +21,11 @@ from captioner.formats import Example
 class Throughput(Callback):
     """Logs captions per second of training, over all processes, without the validations."""
 
+    before: float | None = None  # when the last batch ended
+
     def on_train_epoch_start(self, trainer: pl.Trainer, task: Any) -> None:
         """Begin anew: the first batch of an epoch has no batch before it."""
-        self.before: float | None = None
+        self.before = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """From the end of one batch to the end of the next, loading and waiting for the device included."""
