@@ -63,6 +63,14 @@ class Samples(Callback):
             file.write(f"## Epoch {trainer.current_epoch + 1}: {line}\n\n{table}\n\n")
 
 
+class Patience(EarlyStopping):
+    """Early stopping that stays stopped: a run it has ended does not train on when it is resumed."""
+
+    def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
+        """The epoch it stopped at is part of the checkpoint."""
+        trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
+
+
 def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
     """The average after one more step: decay min(decay, (1 + n) / (10 + n)) forgets the first weights soon."""
     warming = (1 + updates) / (10 + updates)  # stays on the device: nothing waits for it
@@ -86,5 +94,5 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
     if config.ema_decay:
         parts.insert(0, WeightAveraging(avg_fn=partial(moving_average, config.ema_decay), use_buffers=False))
     if config.patience:
-        parts.insert(0, EarlyStopping("val_cider", mode="max", patience=config.patience, check_finite=True))
+        parts.insert(0, Patience("val_cider", mode="max", patience=config.patience, check_finite=True))
     return parts

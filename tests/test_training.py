@@ -142,6 +142,17 @@ def test_resuming_a_finished_run_is_harmless(tiny, tmp_path, cli):
         assert all(torch.equal(value, before[key]) for key, value in tensors(out / name).items())
 
 
+def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path):
+    out, options = tmp_path / "run", ("--train.epochs", "9", "--train.patience", "1", "--train.lr", "1e-9")
+    assert train(tiny, out, *options) == 0
+    epochs = len(logged(out, "val_cider"))
+    assert epochs < 9
+    last = tensors(out / "last.ckpt")
+    assert train(tiny, out, *options, "--resume") == 0
+    assert len(logged(out, "val_cider")) == epochs
+    assert all(torch.equal(value, last[key]) for key, value in tensors(out / "last.ckpt").items())
+
+
 def test_resume_without_a_run_begins_one(tiny, tmp_path):
     assert train(tiny, tmp_path / "run", "--train.epochs", "1", "--resume") == 0
     assert (tmp_path / "run" / "captioner.safetensors").exists()
