@@ -8,6 +8,7 @@ from typing import Any, Literal
 from captioner.errors import UserError
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
+PICTURES = 32  # encoded together, outside training
 
 
 def _require(holds: bool, option: str, value: Any, expected: str) -> None:

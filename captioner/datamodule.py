@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from captioner.config import DataConfig, ModelConfig
+from captioner.config import PICTURES, DataConfig, ModelConfig
 from captioner.dataset import (
     Batch,
     BucketSampler,
@@ -105,16 +105,13 @@ class Split:
             device = best_device()
             encoder = Encoder(model).to(device)
             workers = choose_workers(data.workers, device)
-            return extract_features(encoder, paths[first:], model.image_size, 32, workers, data.skip_bad_images)
+            return extract_features(encoder, paths[first:], model.image_size, PICTURES, workers, data.skip_bad_images)
 
         write_features(folder, fingerprint, names, feature_size(model), rows_from)
         file = FeatureFile.open(folder, fingerprint)
         bad = file.unreadable()
         if bad.any() and not data.skip_bad_images:
-            raise UserError(
-                f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read: mend or remove "
-                "them, or use --data.skip_bad_images true to skip them"
-            )
+            raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
@@ -123,7 +120,7 @@ class Split:
     def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
         paths = [example.path for example in self.examples]
-        batches = read_pictures(paths, model.image_size, 32, choose_workers(data.workers, best_device()))
+        batches = read_pictures(paths, model.image_size, PICTURES, choose_workers(data.workers, best_device()))
         bar = tqdm(total=len(paths), unit="image", desc="checking pictures", disable=None)
         bad = []
         with bar:

@@ -173,9 +173,9 @@ class BucketSampler(Sampler[list[int]]):
         yield from (batches[i].tolist() for i in order[skip:])
 
 
-def bad_picture(error: ImageError) -> UserError:
+def bad_picture(what: ImageError | str) -> UserError:
     """What stops a training at a picture that cannot be read."""
-    return UserError(f"{error}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
+    return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
 
 
 class CaptionLoader(DataLoader):

@@ -144,8 +144,11 @@ class Encoder(nn.Module):
                 state = load_file(file)
             else:
                 state = torch.load(file, weights_only=True)
-            counts = {key: value for key, value in state.items() if key.endswith("num_batches_tracked")}
-            state = {key: value.float() for key, value in state.items() if not key.startswith("fc.")} | counts
+            state = {
+                key: value.float() if value.is_floating_point() else value
+                for key, value in state.items()
+                if not key.startswith("fc.")
+            }
             for key, value in self.resnet.state_dict().items():
                 if key.endswith("num_batches_tracked"):
                     state.setdefault(key, torch.zeros((), dtype=value.dtype))

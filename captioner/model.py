@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.config import ModelConfig, SearchConfig
+from captioner.config import PICTURES, ModelConfig, SearchConfig
 from captioner.dataset import read_pictures
 from captioner.decoder import Decoder
 from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
@@ -25,7 +25,6 @@ from captioner.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
-BATCH = 32  # pictures decoded and captioned together
 Picture = str | os.PathLike | Image.Image
 
 
@@ -99,7 +98,7 @@ class Captioner(nn.Module):
         ]
 
     def caption_files(
-        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = BATCH, workers: int = 0
+        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = PICTURES, workers: int = 0
     ) -> Iterator[list[Caption] | ImageError]:
         """For each picture file, in order, its captions or why it cannot be read; captioned in batches."""
         for pictures, errors in read_pictures(paths, self.config.image_size, batch_size, workers):
@@ -122,8 +121,8 @@ class Captioner(nn.Module):
         many: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment, list-item]
         size, config = self.config.image_size, replace(SearchConfig(), **search)
         found: list[list[Caption]] = []
-        for first in range(0, len(many), BATCH):
-            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + BATCH]]
+        for first in range(0, len(many), PICTURES):
+            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + PICTURES]]
             found += self.search(torch.stack(part).to(self.device), config)
         answers = found if "n_best" in search else [captions[0].text for captions in found]
         return answers[0] if single else answers

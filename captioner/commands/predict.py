@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from captioner.config import SearchConfig
+from captioner.config import PICTURES, SearchConfig
 from captioner.errors import UserError
 
 
@@ -24,7 +24,7 @@ def add_model_arguments(parser: Any) -> None:
         "--checkpoint", type=str, help="captioner.safetensors, best.ckpt …; without it, the shipped one"
     )
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures decoded together")
+    parser.add_argument("--batch_size", type=int, default=PICTURES, help="pictures decoded together")
     parser.add_argument("--workers", type=int, default=-1, help="processes that read pictures (-1 = choose)")
     parser.add_class_arguments(SearchConfig)
 
