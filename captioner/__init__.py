@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | None = None, device: str = "cpu") -> Any:
-    """Open a checkpoint; see :meth:`captioner.model.Captioner.load`, which this calls (torch is imported only now)."""
-    from captioner.model import Captioner
+def load(path: Any = None, device: str = "cpu") -> Any:
+    """Open a checkpoint, or a list of them as an ensemble; see :func:`captioner.model.load` (imports torch)."""
+    from captioner.model import load
 
-    return Captioner.load(path, device=device)
+    return load(path, device)

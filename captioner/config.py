@@ -121,21 +121,78 @@ class SearchConfig:
 
     Args:
         beam: beam width (1 = greedy)
-        n_best: captions per picture, best first; not more than the beam width
-        length_penalty: alpha of the GNMT length penalty ((5 + length) / 6) ** alpha; 0 favours short captions
+        n_best: captions per picture, best first; not more than the beam width unless they are sampled
         max_length: most words in a caption
+        min_length: fewest words in a caption
+        length_norm: what log-probabilities are divided by before captions are compared, gnmt: ((5 + length) / 6) **
+            length_penalty; average: the length
+        length_penalty: alpha of gnmt; 0 favours short captions
+        no_repeat_ngram: no caption has the same so many words in a row twice (0 = it may)
+        no_repeat_word: no word stands twice in a row
+        no_bad_ending: no caption ends in an article, a conjunction and the like ("a man riding a")
+        must: words that every caption has, in any order; the beam must be wider than they are many
+        must_not: words that no caption has
+        prefix: words that every caption begins with
+        groups: the beam is divided into so many groups that avoid each other's words (diverse beam search)
+        diversity: nats that a word costs each time a group before has taken it at the same step
+        sample: draw the words instead of searching for the likeliest caption
+        temperature: below 1 sampling keeps closer to the likeliest words, above 1 it strays
+        top_k: sample among the k likeliest words (0 = all)
+        top_p: sample among the likeliest words that together have this probability
+        min_p: sample among words at least this share as probable as the likeliest
+        seed: the same picture with the same seed has the same sampled caption, whatever is beside it
     """
 
     beam: int = 5
     n_best: int = 1
-    length_penalty: float = 1.5
     max_length: int = 20
+    min_length: int = 1
+    length_norm: Literal["gnmt", "average"] = "gnmt"
+    length_penalty: float = 1.5
+    no_repeat_ngram: int = 0
+    no_repeat_word: bool = False
+    no_bad_ending: bool = False
+    must: str = ""
+    must_not: str = ""
+    prefix: str = ""
+    groups: int = 1
+    diversity: float = 0.5
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.beam >= 1, "beam", self.beam, "1 or more")
-        _require(1 <= self.n_best <= self.beam, "n_best", self.n_best, f"1 to the beam width ({self.beam})")
-        _require(self.length_penalty >= 0, "length_penalty", self.length_penalty, "0 or more")
+        _require(self.n_best >= 1, "n_best", self.n_best, "1 or more")
+        narrow = self.sample or self.n_best <= self.beam
+        _require(narrow, "n_best", self.n_best, f"1 to the beam width ({self.beam})")
         _require(self.max_length >= 1, "max_length", self.max_length, "1 or more")
+        longest = f"0 to max_length ({self.max_length})"
+        _require(0 <= self.min_length <= self.max_length, "min_length", self.min_length, longest)
+        _require(self.length_norm in ("gnmt", "average"), "length_norm", self.length_norm, "gnmt or average")
+        _require(self.length_penalty >= 0, "length_penalty", self.length_penalty, "0 or more")
+        _require(self.no_repeat_ngram >= 0, "no_repeat_ngram", self.no_repeat_ngram, "0 or more")
+        divides = self.groups >= 1 and self.beam % self.groups == 0
+        _require(divides, "groups", self.groups, f"1 or more, a divisor of the beam width ({self.beam})")
+        _require(self.diversity >= 0, "diversity", self.diversity, "0 or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "more than 0 (beam 1 is greedy search)")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, up to 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        # An option that would do nothing is a mistake.
+        if self.sample:
+            _require(not self.must, "must", self.must, "no such words together with sample: beam search finds them")
+            _require(self.groups == 1, "groups", self.groups, "1 together with sample, which needs no groups")
+        for name in () if self.sample else ("temperature", "top_k", "top_p", "min_p", "seed"):
+            value, default = getattr(self, name), getattr(SearchConfig, name)
+            _require(value == default, name, value, f"{default} unless sample is true")
+        if self.groups == 1:
+            default = SearchConfig.diversity
+            _require(self.diversity == default, "diversity", self.diversity, f"{default} unless groups is 2 or more")
 
 
 @dataclass(frozen=True)

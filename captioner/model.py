@@ -5,45 +5,27 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from captioner.config import PICTURES, ModelConfig, SearchConfig
-from captioner.dataset import read_pictures
+from captioner.captions import CaptionModel
+from captioner.config import ModelConfig
 from captioner.decoder import Decoder
 from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
 from captioner.errors import UserError
-from captioner.images import ImageError, eval_transform, open_image
-from captioner.search import beam
-from captioner.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioner.search import State, Step, ensemble
+from captioner.vocabulary import SPECIAL, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
-Picture = str | os.PathLike | Image.Image
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A caption with its scores.
-
-    Attributes:
-        text: the words.
-        log_prob: natural log-probability of the words and the END after them.
-        score: log_prob over the length penalty; captions of a picture are ranked by it.
-    """
-
-    text: str
-    log_prob: float
-    score: float
-
-
-class Captioner(nn.Module):
+class Captioner(CaptionModel):
     """Image captioning model.
 
     Args:
@@ -58,13 +40,9 @@ class Captioner(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
+        self.image_size = config.image_size
         self.encoder = encoder
         self.decoder = Decoder(config, len(vocabulary), feature_size(config))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self.decoder.output.bias.device
 
     # ---- captions
 
@@ -75,57 +53,9 @@ class Captioner(nn.Module):
         assert self.encoder is not None, "this model was made to be fed with features"
         return self.encoder(pictures)
 
-    @torch.inference_mode()
-    def search(self, pictures: Tensor, config: SearchConfig) -> list[list[Caption]]:
-        """The n best captions of each picture, best first; the model should be in evaluation mode.
-
-        Args:
-            pictures: (I, 3, H, W) uint8 pictures or (I, F) features, on the model's device.
-            config: beam width and so on.
-        """
-        if len(pictures) == 0:
-            return []
-        state, context = self.decoder.start(self.features(pictures))
-        found = beam(self.decoder.step, state, context, start=START, end=END, banned=(PAD, START, UNK), config=config)
-        words, lengths, log_probs, scores = (part.tolist() for part in found[:4])
-        return [
-            [
-                Caption(self.vocabulary.decode(words[i][k][: lengths[i][k]]), log_probs[i][k], scores[i][k])
-                for k in range(config.n_best)
-                if scores[i][k] > float("-inf")
-            ]
-            for i in range(len(words))
-        ]
-
-    def caption_files(
-        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = PICTURES, workers: int = 0
-    ) -> Iterator[list[Caption] | ImageError]:
-        """For each picture file, in order, its captions or why it cannot be read; captioned in batches."""
-        for pictures, errors in read_pictures(paths, self.config.image_size, batch_size, workers):
-            found = iter(self.search(pictures.to(self.device), config))
-            for error in errors:
-                yield error if error is not None else next(found)
-
-    def caption(self, pictures: Picture | Sequence[Picture], **search: Any) -> Any:
-        """Caption one picture (a string comes back) or a list of them (a list of strings).
-
-        Args:
-            pictures: path or PIL image, or a list of these.
-            search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, max_length, n_best.
-                With n_best each picture gets a list of :class:`Caption` instead of a string.
-
-        Raises:
-            ImageError: a picture cannot be read.
-        """
-        single = isinstance(pictures, (str, os.PathLike, Image.Image))
-        many: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment, list-item]
-        size, config = self.config.image_size, replace(SearchConfig(), **search)
-        found: list[list[Caption]] = []
-        for first in range(0, len(many), PICTURES):
-            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + PICTURES]]
-            found += self.search(torch.stack(part).to(self.device), config)
-        answers = found if "n_best" in search else [captions[0].text for captions in found]
-        return answers[0] if single else answers
+    def begin(self, pictures: Tensor) -> tuple[Step, State, State]:
+        """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
+        return self.decoder.step, *self.decoder.start(self.features(pictures))
 
     # ---- checkpoints
 
@@ -204,6 +134,52 @@ class Captioner(nn.Module):
             missing = [name for name in missing if not name.startswith("encoder.")]
         if missing or unexpected:
             raise KeyError(f"missing {missing}, unexpected {unexpected}")
+
+
+class Ensemble(CaptionModel):
+    """Several models as one: at every step the mean of their probabilities decides.
+
+    Args:
+        members: models with the same vocabulary and image size. Those with the same frozen encoder share one, which
+            sees each picture once.
+        names: what to call them in a message.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+
+    def __init__(self, members: Sequence[Captioner], names: Sequence[str]) -> None:
+        super().__init__()
+        first = members[0]
+        encoders: dict[Any, Encoder | None] = {}
+        for model, name in zip(members, names, strict=True):
+            if model.vocabulary.words != first.vocabulary.words:
+                sizes = f"{len(first.vocabulary):,} and {len(model.vocabulary):,} words"
+                raise UserError(f"{names[0]} and {name} have different vocabularies ({sizes}): train them on the same")
+            if model.image_size != first.image_size:
+                sizes = f"{first.image_size} and {model.image_size} pixels"
+                raise UserError(f"{names[0]} and {name} look at pictures of different sizes ({sizes})")
+            if model.config.trainable_layers == 0:
+                same = (model.encoder_digest, model.config.encoder, model.config.second_size)
+                model.encoder = encoders.setdefault(same, model.encoder)
+        self.members = nn.ModuleList(members)
+        self.vocabulary, self.image_size = first.vocabulary, first.image_size
+
+    def begin(self, pictures: Tensor) -> tuple[Step, State, State]:
+        """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
+        members: Any = self.members
+        features: dict[int, Tensor] = {}
+        for model in members:
+            if id(model.encoder) not in features:
+                features[id(model.encoder)] = model.features(pictures)
+        return ensemble([model.begin(features[id(model.encoder)]) for model in members])
+
+
+def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: str | torch.device) -> CaptionModel:
+    """The model of one checkpoint (None: the shipped one), or the ensemble of several; see :meth:`Captioner.load`."""
+    if paths is None or isinstance(paths, (str, os.PathLike)):
+        return Captioner.load(paths, device)
+    return Ensemble([Captioner.load(path, device) for path in paths], [str(path) for path in paths])
 
 
 def save_slim(

@@ -141,7 +141,7 @@ class CaptionTask(pl.LightningModule):
         self.log("val_loss", self.loss(batch), batch_size=len(batch.words), sync_dist=True)
         captions = self.model.search(features, self.search_config)
         for example, found in zip(batch.examples.tolist(), captions, strict=True):
-            self.found[example] = found[0].text
+            self.found[example] = found[0].text if found else ""
 
     def on_validation_epoch_end(self) -> None:
         """Bring the captions of all processes together and score them as one corpus."""

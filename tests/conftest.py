@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from captioner.config import ModelConfig
+from captioner.encoder import Encoder, weights_digest
+from captioner.model import Captioner
+from captioner.vocabulary import END, Vocabulary
 
 NO_DROPOUT = {field.name: 0.0 for field in fields(ModelConfig) if "dropout" in field.name}
 ROOT = Path(__file__).parents[1]
@@ -113,6 +116,37 @@ def tiny(tmp_path_factory) -> Coco:
 def fresh(tmp_path) -> Coco:
     """A set of a test's own, to damage."""
     return write_set(tmp_path / "set")
+
+
+WORDS = ["a", "red", "green", "blue", "square", "on", "circle", "ein", "Mädchen"]
+
+
+def make_captioner(trained: int = 0, **options) -> Captioner:
+    """Random weights, with words that depend on the picture."""
+    torch.manual_seed(1)
+    options = {"image_size": 32, "hidden_size": 16, "embedding_size": 16, **options}
+    config = ModelConfig("resnet18", second_size=0, trainable_layers=trained, **options)
+    captioner = Captioner(config, Vocabulary(WORDS), Encoder(config), weights_digest("resnet18"))
+    with torch.no_grad():
+        captioner.decoder.project.weight *= 50
+        captioner.decoder.output.weight *= 10
+        captioner.decoder.output.bias[END] -= 1
+    return captioner.eval()
+
+
+@pytest.fixture(scope="session")
+def captioner(weights) -> Captioner:
+    """A model with random weights. Read only."""
+    return make_captioner()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Five pictures that can be told apart. Read only."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(5):
+        draw(folder / f"{i}.png", 3 * i)
+    return sorted(folder.iterdir())
 
 
 SMALL = {

@@ -76,6 +76,9 @@ def test_the_file_of_each_command_is_listed(name):
         (["predict", "a.png", "--n-best", "9"], ["n_best is 9", "beam width (5)"]),
         (["predict", "a.png", "--format", "xml"], ["xml", "text"]),
         (["predict", "a.png", "--length_penalty", "-1"], ["length_penalty"]),
+        (["predict", "a.png", "--temperature", "2"], ["temperature is 2.0", "unless sample is true"]),
+        (["predict", "a.png", "--groups", "2"], ["groups is 2", "divisor of the beam width (5)"]),
+        (["predict", "a.png", "--sample", "true", "--must", "dog"], ["must", "sample"]),
         (["predict", "a.png", "--batch_size", "0"], ["batch_size"]),
         (["predict", "a.png", "--workers", "-5"], ["workers"]),
         (["predict", "a.png", "--device", "abacus"], ["--device abacus"]),
@@ -134,7 +137,11 @@ def test_jsonl(predict, photos, captions, batch_size):
     assert code == 0
     assert [row["caption"] for row in rows] == [captions[row["image"].split("/")[-1]] for row in rows]
     assert len(rows) == 5
-    assert all(set(row) == {"image", "caption", "log_prob"} and row["log_prob"] < 0 for row in rows)
+    for row in rows:
+        assert set(row) == {"image", "caption", "log_prob", "score", "perplexity", "ended", "probabilities"}
+        assert row["log_prob"] < 0
+        assert row["perplexity"] > 1
+        assert len(row["probabilities"]) == len(row["caption"].split()) + row["ended"]
 
 
 @pytest.mark.parametrize("option", [["--n-best", "3"], ["--n_best", "3"], ["--n-best=3"], ["--n_best=3"]])
@@ -142,13 +149,13 @@ def test_n_best(predict, photos, option):
     code, out, _ = predict(photos / "012.png", "--format", "jsonl", *option)
     row = json.loads(out)
     assert code == 0
-    assert [set(one) for one in row["n_best"]] == [{"text", "log_prob", "score"}] * 3
-    assert row["n_best"][0]["text"] == row["caption"]
+    assert len(row["n_best"]) == 3
+    assert row["n_best"][0] == {name: value for name, value in row.items() if name not in ("image", "n_best")}
     scores = [one["score"] for one in row["n_best"]]
     assert scores == sorted(scores, reverse=True)
     code, out, _ = predict(photos / "012.png", *option)
     lines = [line.split("\t") for line in out.splitlines()]
-    assert [line[1] for line in lines] == [one["text"] for one in row["n_best"]]
+    assert [line[1] for line in lines] == [one["caption"] for one in row["n_best"]]
     assert [float(line[2]) for line in lines] == pytest.approx([one["log_prob"] for one in row["n_best"]], abs=1e-3)
 
 
@@ -191,6 +198,33 @@ def test_search_options_reach_the_search(predict, photos, run):
     text = model.caption(photos / "012.png", beam=3, length_penalty=2.0, max_length=2)
     assert out == f"{photos / '012.png'}\t{text}\n"
     assert len(text.split()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        (["--prefix", "there is"], lambda text: text.startswith("there is")),
+        (["--must", "small"], lambda text: "small" in text.split()),
+        (["--must-not", "a"], lambda text: "a" not in text.split()),
+        (["--min-length", "6"], lambda text: len(text.split()) >= 6),
+        (["--no-repeat-ngram", "1"], lambda text: len(set(text.split())) == len(text.split())),
+        (["--groups", "5", "--diversity", "2"], bool),
+        (["--sample", "true", "--temperature", "0.5", "--top-k", "5", "--top-p", "0.9", "--min-p", "0.01"], bool),
+        (["--length-norm", "average", "--no-bad-ending", "true", "--no-repeat-word", "true"], bool),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_search_option_works_on_the_command_line(predict, photos, options, holds):
+    code, out, err = predict(photos, *options)
+    texts = [line.split("\t")[1] for line in out.splitlines()]
+    assert (code, err, len(texts)) == (0, "", 5)
+    assert all(map(holds, texts)), texts
+
+
+def test_several_checkpoints_are_an_ensemble(cli, predict, photos, run):
+    _, alone, _ = predict(photos)
+    files = ["--checkpoint", run / "best.ckpt", "--checkpoint", run / "best.ckpt"]
+    assert cli("predict", photos, *files, "--device", "cpu") == (0, alone, "")
 
 
 def test_script_and_module_without_lightning(photos, run):
@@ -307,8 +341,8 @@ def test_score_of_perfect_captions(cli, tiny, tmp_path):
     [
         (lambda rows: rows[1:], ["1 without a caption (e.g. [112])"]),
         (lambda rows: [*rows, {"image_id": 5, "caption": "a"}], ["1 without references (e.g. [5])"]),
-        (lambda rows: [*rows, rows[0]], ["112", "twice"]),
-        (lambda rows: {"rows": rows}, ["COCO results"]),
+        (lambda rows: [*rows, {"image_id": 112, "caption": "else"}], ["112", "twice"]),
+        (lambda rows: {"rows": rows}, ["rows"]),
     ],
     ids=["missing", "extra", "twice", "no list"],
 )

@@ -49,6 +49,10 @@ def test_frozen(config):
         (SearchConfig, "n_best", [0, 6], [1, 5]),
         (SearchConfig, "length_penalty", [-0.1], [0.0]),
         (SearchConfig, "max_length", [0], [1]),
+        (SearchConfig, "min_length", [-1, 21], [0, 20]),
+        (SearchConfig, "length_norm", ["none"], ["gnmt", "average"]),
+        (SearchConfig, "no_repeat_ngram", [-1], [0, 1]),
+        (SearchConfig, "groups", [0, 2, 10], [1, 5]),
         (TrainConfig, "train.epochs", [0], [1]),
         (TrainConfig, "train.lr", [0.0, -1.0], [1e-9]),
         (TrainConfig, "train.encoder_lr", [0.0], [1e-9]),
@@ -81,3 +85,39 @@ def test_tied_embeddings_need_equal_sizes():
     assert ModelConfig(tie_embeddings=True, embedding_size=256, hidden_size=256).tie_embeddings
     with pytest.raises(UserError, match=r"model\.tie_embeddings is True: .*256.*512"):
         ModelConfig(tie_embeddings=True, embedding_size=256, hidden_size=512)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("n_best", [0], [1, 50]),
+        ("temperature", [0.0, -1.0], [0.01, 5.0]),
+        ("top_k", [-1], [0, 1]),
+        ("top_p", [0.0, 1.1], [0.01, 1.0]),
+        ("min_p", [-0.1, 1.1], [0.0, 1.0]),
+        ("seed", [-1], [0, 7]),
+        ("must", ["dog"], [""]),
+        ("groups", [5], [1]),
+    ],
+)
+def test_limits_of_sampling(name, bad, good):
+    for value in good:
+        SearchConfig(sample=True, **{name: value})
+    for value in bad:
+        with pytest.raises(UserError, match=f"^{name} is {value!r}: expected "):
+            SearchConfig(sample=True, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(
+            ({name: value}, f"{name} is {value!r}: expected .* unless sample is true")
+            for name, value in [("temperature", 0.5), ("top_k", 5), ("top_p", 0.5), ("min_p", 0.5), ("seed", 3)]
+        ),
+        ({"diversity": 2.0}, "diversity is 2.0: expected 0.5 unless groups is 2 or more"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, says):
+    with pytest.raises(UserError, match=says):
+        SearchConfig(**options)

@@ -1,110 +1,21 @@
-"""The plain module: captions from pictures, and checkpoints that need no other file."""
+"""Checkpoints that need no other file, and ensembles of them."""
 
 import json
 import pickle
 
 import pytest
 import torch
-from conftest import ROOT, draw, is_one_line
-from PIL import Image
+from conftest import ROOT, is_one_line, make_captioner
 from safetensors import safe_open
 
 from captioner import load, model
-from captioner.config import ModelConfig, SearchConfig
 from captioner.dataset import ImageDataset
-from captioner.encoder import Encoder, weights_digest
+from captioner.encoder import weights_digest
 from captioner.errors import UserError
-from captioner.images import ImageError
-from captioner.model import SHIPPED, Caption, Captioner, read_checkpoint
-from captioner.vocabulary import END, Vocabulary
+from captioner.model import SHIPPED, Captioner, Ensemble, read_checkpoint
+from captioner.vocabulary import START, Vocabulary
 
 PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))
-WORDS = ["a", "red", "green", "blue", "square", "on", "circle", "ein", "Mädchen"]
-
-
-def make(trained: int = 0, **options) -> Captioner:
-    """Random weights, with words that depend on the picture."""
-    torch.manual_seed(1)
-    options = {"hidden_size": 16, "embedding_size": 16, **options}
-    config = ModelConfig("resnet18", 32, 0, trained, **options)
-    captioner = Captioner(config, Vocabulary(WORDS), Encoder(config), weights_digest("resnet18"))
-    with torch.no_grad():
-        captioner.decoder.project.weight *= 50
-        captioner.decoder.output.weight *= 10
-        captioner.decoder.output.bias[END] -= 1
-    return captioner.eval()
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return make()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(5):
-        draw(folder / f"{i}.png", 3 * i)
-    return sorted(folder.iterdir())
-
-
-# ---- captions
-
-
-def test_one_picture_is_a_string_and_several_are_a_list(captioner, pictures):
-    every = captioner.caption(pictures)
-    assert len(set(every)) > 1  # they come from the picture
-    for path, text in zip(pictures, every, strict=True):
-        with Image.open(path) as image:
-            assert captioner.caption(path) == captioner.caption(str(path)) == captioner.caption(image) == text
-    assert captioner.caption([]) == []
-    assert captioner.caption(pictures[:1]) == every[:1]
-    assert captioner.caption(tuple(pictures)) == every
-
-
-def test_n_best(captioner, pictures):
-    every = captioner.caption(pictures, n_best=3, beam=4, length_penalty=0.5)
-    best = captioner.caption(pictures, beam=4, length_penalty=0.5)
-    for found, text in zip(every, best, strict=True):
-        assert found[0].text == text
-        assert len({caption.text for caption in found}) == len(found) == 3
-        assert all(isinstance(caption, Caption) and caption.log_prob <= 0 for caption in found)
-    assert captioner.caption(pictures[0], n_best=1)[0].text == captioner.caption(pictures[0])
-
-
-def test_captions_have_words_only(captioner, pictures):
-    for text in captioner.caption(pictures, max_length=4):
-        assert set(text.split()) <= set(WORDS)
-        assert len(text.split()) <= 4
-
-
-def test_bad_search_options_and_pictures(captioner, pictures, tmp_path):
-    with pytest.raises(UserError, match="beam is 0"):
-        captioner.caption(pictures[0], beam=0)
-    with pytest.raises(ImageError, match="no such file"):
-        captioner.caption([pictures[0], tmp_path / "missing.png"])
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_files_are_captioned_in_order_and_bad_ones_said(captioner, pictures, tmp_path, batch_size):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
-    config = SearchConfig(beam=3)
-    found = list(captioner.caption_files([bad, *pictures[:3], bad, *pictures[3:]], config, batch_size))
-    assert [isinstance(one, ImageError) for one in found] == [True, False, False, False, True, False, False]
-    texts = [one[0].text for one in found if not isinstance(one, ImageError)]
-    assert texts == [captioner.caption(path, beam=3) for path in pictures]
-
-
-@torch.no_grad()
-def test_pictures_and_their_features_give_the_same_captions(captioner, pictures):
-    x = torch.stack([ImageDataset(pictures, 32)[i] for i in range(5)])
-    config = SearchConfig(beam=2)
-    assert captioner.search(x, config) == captioner.search(captioner.features(x), config)
-    assert captioner.search(x[:0], config) == []
-
-
-# ---- checkpoints
 
 
 @pytest.mark.parametrize(
@@ -113,7 +24,7 @@ def test_pictures_and_their_features_give_the_same_captions(captioner, pictures)
 )
 @pytest.mark.parametrize("half", [False, True])
 def test_save_and_load(tmp_path, pictures, trained, options, half):
-    first, file = make(trained, **options), tmp_path / "model.safetensors"
+    first, file = make_captioner(trained, **options), tmp_path / "model.safetensors"
     if trained:
         with torch.no_grad():
             first.encoder.resnet.layer4[0].conv1.weight += 0.01  # the encoder travels along
@@ -255,7 +166,7 @@ def test_other_encoder_weights_are_refused(captioner, tmp_path):
 
 
 def test_a_trained_encoder_needs_no_weights_file(tmp_path, pictures, monkeypatch):
-    first = make(1)
+    first = make_captioner(1)
     first.save(tmp_path / "model.safetensors", half=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("no network"))
@@ -295,3 +206,49 @@ def test_the_shipped_model_says_where_it_comes_from():
     header, _ = read_checkpoint(SHIPPED)
     assert header["encoder_digest"] == weights_digest("resnet50_v1")
     assert SHIPPED.stat().st_size < 50e6
+
+
+# ---- ensembles
+
+
+def test_an_ensemble_of_the_same_model_is_the_model(captioner, pictures):
+    options = {"beam": 3, "n_best": 3}
+    twice = Ensemble([captioner, captioner], ["a", "b"]).eval()
+    for alone, both in zip(captioner.caption(pictures, **options), twice.caption(pictures, **options), strict=True):
+        assert [one.text for one in alone] == [one.text for one in both]
+        assert [one.log_prob for one in alone] == pytest.approx([one.log_prob for one in both], abs=1e-4)
+
+
+def test_an_ensemble_from_files_shares_the_frozen_encoder(captioner, pictures, tmp_path):
+    other = make_captioner(cell="gru", hidden_size=8)
+    captioner.save(tmp_path / "a.safetensors")
+    other.save(tmp_path / "b.safetensors")
+    both = load([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    first, second = both.members
+    assert first.encoder is second.encoder
+    features = first.features(torch.stack([ImageDataset(pictures, 32)[i] for i in range(5)]))
+    words = torch.full((5,), START)
+    step, state, context = both.begin(features)
+    found, after = step(words, state, context)
+    each = [model.decoder.step(words, *model.decoder.start(features))[0].exp() for model in (first, second)]
+    assert torch.allclose(found.exp(), (each[0] + each[1]) / 2, atol=1e-6)
+    assert [part.shape[0] for part in after] == [5, 5, 5]  # h and c of the LSTM, h of the GRU
+    assert len({*both.caption(pictures, min_length=3)}) > 1
+
+
+def test_an_ensemble_with_a_trained_encoder_keeps_both(captioner, pictures):
+    trained = make_captioner(1)
+    with torch.no_grad():
+        trained.encoder.resnet.layer4[0].conv1.weight += 0.1
+    both = Ensemble([captioner, trained], ["a", "b"])
+    assert both.members[0].encoder is not both.members[1].encoder
+    assert len(both.caption(pictures)) == 5
+
+
+def test_members_that_do_not_fit_are_refused(captioner):
+    words = Vocabulary([*captioner.vocabulary.words[4:-1], "girl"])
+    other = Captioner(captioner.config, words, captioner.encoder, "")
+    with pytest.raises(UserError, match=r"^a and b have different vocabularies \(13 and 13 words\)"):
+        Ensemble([captioner, other], ["a", "b"])
+    with pytest.raises(UserError, match=r"^a and b look at pictures of different sizes \(32 and 48 pixels\)"):
+        Ensemble([captioner, make_captioner(image_size=48)], ["a", "b"])

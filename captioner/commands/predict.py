@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +21,10 @@ from captioner.errors import UserError
 def add_model_arguments(parser: Any) -> None:
     """The options that predict and evaluate share."""
     parser.add_argument(
-        "--checkpoint", type=str, help="captioner.safetensors, best.ckpt …; without it, the shipped one"
+        "--checkpoint",
+        action="append",
+        type=str,
+        help="captioner.safetensors, best.ckpt …; without it, the shipped one; several times: an ensemble",
     )
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch_size", type=int, default=PICTURES, help="pictures decoded together")
@@ -39,7 +42,7 @@ def load_model(options: Any) -> tuple[Any, int]:
     import torch
 
     from captioner.dataset import best_device, choose_workers
-    from captioner.model import Captioner
+    from captioner.model import load
 
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
@@ -48,7 +51,9 @@ def load_model(options: Any) -> tuple[Any, int]:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return Captioner.load(options.checkpoint, device), choose_workers(options.workers, device)
+    paths = options.checkpoint
+    model = load(paths[0] if paths and len(paths) == 1 else paths, device)
+    return model, choose_workers(options.workers, device)
 
 
 def configure(parser: Any) -> None:
@@ -83,9 +88,10 @@ def run(options: Any) -> int:
                     log_prob = f"\t{caption.log_prob:.3f}" if search.n_best > 1 else ""
                     print(f"{path}\t{caption.text}{log_prob}", file=out)
             else:
-                best = {"image": str(path), "caption": found[0].text, "log_prob": found[0].log_prob}
-                more = {"n_best": [asdict(caption) for caption in found]} if search.n_best > 1 else {}
-                print(json.dumps(best | more, ensure_ascii=False), file=out)
+                record = {"image": str(path), **found[0].as_dict()}
+                if search.n_best > 1:
+                    record["n_best"] = [caption.as_dict() for caption in found]
+                print(json.dumps(record, ensure_ascii=False), file=out)
             out.flush()
     if failed:
         print(f"captioner predict: {failed} of {len(paths)} pictures could not be read", file=sys.stderr)

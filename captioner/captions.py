@@ -1,0 +1,179 @@
+"""Pictures in, captions out, with any model that can begin a search."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captioner.config import PICTURES, SearchConfig
+from captioner.dataset import read_pictures
+from captioner.errors import UserError
+from captioner.images import eval_transform, open_image
+from captioner.rules import BAD_ENDINGS
+from captioner.search import Ids, State, Step, search
+from captioner.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
+
+Picture = str | os.PathLike | Image.Image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption with its scores.
+
+    Attributes:
+        text: the words, joined by spaces.
+        log_prob: natural log-probability of the words and, where ended, of the END after them.
+        score: log_prob over the length penalty; captions of a picture are ranked by it.
+        ended: False where the caption was cut off at max_length.
+        word_log_probs: the terms of log_prob: of each word and, where ended, of END.
+    """
+
+    text: str
+    log_prob: float
+    score: float
+    ended: bool
+    word_log_probs: tuple[float, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(−log_prob / terms)``, 1 or more: how many words the model hesitated between, on average."""
+        return math.exp(-self.log_prob / len(self.word_log_probs))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file, with the probability of each word (and of END)."""
+        return {
+            "caption": self.text,
+            "log_prob": self.log_prob,
+            "score": self.score,
+            "perplexity": self.perplexity,
+            "ended": self.ended,
+            "probabilities": [math.exp(term) for term in self.word_log_probs],
+        }
+
+
+class CaptionModel(nn.Module):
+    """What captions pictures: a model, or several that act as one.
+
+    Attributes:
+        vocabulary: the words.
+        image_size: side in pixels of the square that pictures are resized to.
+    """
+
+    vocabulary: Vocabulary
+    image_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    def begin(self, pictures: Tensor) -> tuple[Step, State, State]:
+        """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def search(self, pictures: Tensor, config: SearchConfig) -> list[list[Caption]]:
+        """The n best captions of each picture, best first; the model should be in evaluation mode.
+
+        A picture may have fewer than n, or none, where no other caption keeps the rules that `config` asks for.
+
+        Args:
+            pictures: (I, 3, H, W) uint8 pictures or (I, F) features, on the model's device.
+            config: beam width and so on. The seed of sampling is mixed with a checksum of what is handed in here.
+
+        Raises:
+            UserError: the words that `config` names are not in the vocabulary, or contradict each other.
+        """
+        if len(pictures) == 0:
+            return []
+        ids = search_ids(self.vocabulary, config)
+        keys = [zlib.crc32(row.contiguous().numpy()) for row in pictures.cpu()] if config.sample else None
+        found = search(*self.begin(pictures), ids, config, keys)
+        answers = []
+        for each in zip(*(part.tolist() for part in found), strict=True):  # of a picture, then of its captions
+            captions = []
+            for words, length, log_prob, score, ended, terms in zip(*each, strict=True):
+                if score > -math.inf:
+                    text = self.vocabulary.decode(words[:length])
+                    captions.append(Caption(text, log_prob, score, ended, tuple(terms[: length + ended])))
+            answers.append(captions)
+        return answers
+
+    def caption_files(
+        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = PICTURES, workers: int = 0
+    ) -> Iterator[list[Caption] | UserError]:
+        """For each picture file, in order, its captions (one at least) or why it has none; captioned in batches."""
+        search_ids(self.vocabulary, config)  # complain before the first picture is read
+        rest = iter(paths)
+        for pictures, errors in read_pictures(paths, self.image_size, batch_size, workers):
+            found = iter(self.search(pictures.to(self.device), config))
+            for error, path in zip(errors, rest, strict=False):
+                yield error if error is not None else next(found) or UserError(f"{path}: {NO_CAPTION}")
+
+    def caption(self, pictures: Picture | Sequence[Picture], **search: Any) -> Any:
+        """Caption one picture (a string comes back) or a list of them (a list of strings).
+
+        Args:
+            pictures: path or PIL image, or a list of these.
+            search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, sample and so on.
+                With n_best each picture gets a list of :class:`Caption` instead of a string.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            UserError: an option that makes no sense, or rules that no caption keeps.
+        """
+        single = isinstance(pictures, (str, os.PathLike, Image.Image))
+        many: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment, list-item]
+        size, config = self.image_size, replace(SearchConfig(), **search)
+        found: list[list[Caption]] = []
+        for first in range(0, len(many), PICTURES):
+            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + PICTURES]]
+            found += self.search(torch.stack(part).to(self.device), config)
+        if not all(found):
+            raise UserError(f"picture {found.index([])}: {NO_CAPTION}")
+        answers = found if "n_best" in search else [captions[0].text for captions in found]
+        return answers[0] if single else answers
+
+
+NO_CAPTION = "no caption keeps all the rules asked for: allow more words, a wider beam or fewer rules"
+
+
+def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
+    """The words that `config` names by their ids, checked against each other and the vocabulary.
+
+    Raises:
+        UserError: a word the model does not have, or demands that no caption can meet.
+    """
+
+    def known(option: str, text: str) -> tuple[int, ...]:
+        words = tokenize(text)
+        unknown = [word for word in words if word not in vocabulary.ids]
+        if unknown:
+            raise UserError(
+                f"{option}: the model does not have the word {unknown[0]!r}, one of those its training captions "
+                f"had too seldom or never: use another of its {len(vocabulary):,} words"
+            )
+        return tuple(vocabulary.ids[word] for word in words)
+
+    prefix, must = known("prefix", config.prefix), tuple(dict.fromkeys(known("must", config.must)))
+    must_not = [vocabulary.ids[word] for word in tokenize(config.must_not) if word in vocabulary.ids]
+    for option, wanted in (("prefix", prefix), ("must", must)):
+        for word in wanted:
+            if word in must_not:
+                raise UserError(f"{option} and must_not both name {vocabulary.words[word]!r}: take it from one of them")
+    width, needed = config.beam // config.groups, len(prefix) + len(set(must) - set(prefix))
+    if len(must) >= width:
+        raise UserError(f"must names {len(must)} words: a beam (in each group) of {len(must) + 1} or more is needed")
+    if needed > config.max_length:
+        raise UserError(f"prefix and must need {needed} words: max_length is {config.max_length}")
+    endings = tuple(vocabulary.ids[word] for word in BAD_ENDINGS if word in vocabulary.ids)
+    return Ids(START, END, (PAD, START, UNK, *must_not), endings, prefix, must)

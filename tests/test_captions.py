@@ -1,0 +1,138 @@
+"""Captions from pictures, as Python calls for them."""
+
+import math
+
+import pytest
+import torch
+from conftest import WORDS, is_one_line
+from PIL import Image
+
+from captioner.captions import Caption, search_ids
+from captioner.config import SearchConfig
+from captioner.dataset import ImageDataset
+from captioner.errors import UserError
+from captioner.images import ImageError
+from captioner.vocabulary import Vocabulary
+
+
+def test_one_picture_is_a_string_and_several_are_a_list(captioner, pictures):
+    every = captioner.caption(pictures)
+    assert len(set(every)) > 1  # they come from the picture
+    for path, text in zip(pictures, every, strict=True):
+        with Image.open(path) as image:
+            assert captioner.caption(path) == captioner.caption(str(path)) == captioner.caption(image) == text
+    assert captioner.caption([]) == []
+    assert captioner.caption(pictures[:1]) == every[:1]
+    assert captioner.caption(tuple(pictures)) == every
+
+
+def test_n_best(captioner, pictures):
+    every = captioner.caption(pictures, n_best=3, beam=4, length_penalty=0.5)
+    best = captioner.caption(pictures, beam=4, length_penalty=0.5)
+    for found, text in zip(every, best, strict=True):
+        assert found[0].text == text
+        assert len({caption.text for caption in found}) == len(found) == 3
+        assert all(isinstance(caption, Caption) and caption.log_prob <= 0 for caption in found)
+    assert captioner.caption(pictures[0], n_best=1)[0].text == captioner.caption(pictures[0])
+
+
+def test_captions_have_words_only(captioner, pictures):
+    for text in captioner.caption(pictures, max_length=4):
+        assert set(text.split()) <= set(WORDS)
+        assert len(text.split()) <= 4
+
+
+def test_bad_search_options_and_pictures(captioner, pictures, tmp_path):
+    with pytest.raises(UserError, match="beam is 0"):
+        captioner.caption(pictures[0], beam=0)
+    with pytest.raises(ImageError, match="no such file"):
+        captioner.caption([pictures[0], tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_files_are_captioned_in_order_and_bad_ones_said(captioner, pictures, tmp_path, batch_size):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    config = SearchConfig(beam=3)
+    found = list(captioner.caption_files([bad, *pictures[:3], bad, *pictures[3:]], config, batch_size))
+    assert [isinstance(one, ImageError) for one in found] == [True, False, False, False, True, False, False]
+    texts = [one[0].text for one in found if not isinstance(one, ImageError)]
+    assert texts == [captioner.caption(path, beam=3) for path in pictures]
+
+
+@torch.no_grad()
+def test_pictures_and_their_features_give_the_same_captions(captioner, pictures):
+    x = torch.stack([ImageDataset(pictures, 32)[i] for i in range(5)])
+    config = SearchConfig(beam=2)
+    assert captioner.search(x, config) == captioner.search(captioner.features(x), config)
+    assert captioner.search(x[:0], config) == []
+
+
+def test_scores_of_a_caption(captioner, pictures):
+    for found in captioner.caption(pictures, n_best=4, beam=4, max_length=3):
+        for caption in found:
+            assert len(caption.word_log_probs) == len(caption.text.split()) + caption.ended
+            assert sum(caption.word_log_probs) == pytest.approx(caption.log_prob, abs=1e-4)
+            mean = caption.log_prob / len(caption.word_log_probs)
+            assert caption.perplexity == pytest.approx(math.exp(-mean))
+            record = caption.as_dict()
+            assert math.prod(record["probabilities"]) == pytest.approx(math.exp(caption.log_prob), rel=1e-3)
+            assert (record["caption"], record["perplexity"]) == (caption.text, caption.perplexity)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_sampled_caption_depends_on_its_picture_and_the_seed_alone(captioner, pictures, batch_size):
+    config = SearchConfig(sample=True, seed=7, temperature=2.0)
+    found = list(captioner.caption_files([*pictures, *pictures[::-1]], config, batch_size))
+    texts = [each[0].text for each in found]
+    assert texts[:5] == texts[:4:-1] == captioner.caption(pictures, sample=True, seed=7, temperature=2.0)
+    assert texts[0] == captioner.caption(pictures[0], sample=True, seed=7, temperature=2.0)
+    others = [captioner.caption(pictures, sample=True, seed=seed, temperature=2.0) for seed in range(5)]
+    assert len({tuple(each) for each in others}) == 5
+
+
+def test_rules_reach_the_search(captioner, pictures):
+    texts = captioner.caption(pictures, prefix="A red", must="circle blue", must_not="green ein", beam=6)
+    for text in texts:
+        words = text.split()
+        assert words[:2] == ["a", "red"]
+        assert {"circle", "blue"} <= set(words)
+        assert not {"green", "ein"} & set(words)
+    for found in captioner.caption(pictures, groups=3, beam=6, n_best=3, no_repeat_ngram=1, no_bad_ending=True):
+        assert len(found) == 3
+        for caption in found:
+            assert len(set(caption.text.split())) == len(caption.text.split())
+            assert caption.text.split()[-1:] != ["on"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"must": "a zeppelin"}, ["must", "'zeppelin'", "13 words"]),
+        ({"prefix": "one red"}, ["prefix", "'one'"]),
+        ({"must": "red", "must_not": "Red"}, ["must and must_not", "'red'"]),
+        ({"prefix": "a red", "must_not": "red"}, ["prefix and must_not", "'red'"]),
+        ({"must": "a red on", "beam": 3}, ["must names 3 words", "4 or more"]),
+        ({"must": "a red", "beam": 6, "groups": 3}, ["must names 2 words", "3 or more"]),
+        ({"prefix": "a red", "must": "on blue a", "max_length": 3}, ["need 4 words", "max_length is 3"]),
+    ],
+)
+def test_words_that_cannot_be_are_refused_by_name(options, says):
+    with pytest.raises(UserError) as caught:
+        search_ids(Vocabulary(WORDS), SearchConfig(**options))
+    assert is_one_line(str(caught.value), *says)
+
+
+def test_words_that_the_model_does_not_have_are_avoided_easily(captioner, pictures):
+    assert captioner.caption(pictures, must_not="zeppelin") == captioner.caption(pictures)
+    ids = search_ids(captioner.vocabulary, SearchConfig(must="red Red, red"))
+    assert len(ids.must) == 1
+
+
+def test_a_picture_without_a_caption_is_said(captioner, pictures):
+    impossible = {"no_repeat_ngram": 1, "min_length": len(WORDS) + 1}
+    with pytest.raises(UserError, match="picture 0: no caption keeps all the rules"):
+        captioner.caption(pictures, **impossible)
+    for path, found in zip(pictures, captioner.caption_files(pictures, SearchConfig(**impossible)), strict=True):
+        assert isinstance(found, UserError)
+        assert is_one_line(str(found), str(path), "no caption keeps all the rules")
