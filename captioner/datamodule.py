@@ -34,7 +34,8 @@ from captioner.encoder import Encoder, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
 from captioner.formats import read_coco
-from captioner.vocabulary import Vocabulary, tokenize
+from captioner.ptb import ptb_tokenize
+from captioner.vocabulary import Vocabulary
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -157,8 +158,8 @@ class CaptionData(pl.LightningDataModule):
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
-        """The words of the captions of each validation picture."""
-        return [[tokenize(caption) for caption in example.captions] for example in self.val.examples]
+        """The words of the captions of each validation picture, as the metrics see them."""
+        return [[ptb_tokenize(caption) for caption in example.captions] for example in self.val.examples]
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
         """The batches of process `rank` of `world`; its length is the number of them in an epoch."""

@@ -7,12 +7,17 @@ import functools
 import io
 import json
 import os
+import posixpath
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
+
+ID = int | str  # what names an image
+_ID = (int, str)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def read_coco(
     Raises:
         UserError: a problem as above, a file that is not COCO captions, or an id given twice (whatever skip_bad says).
     """
-    listed, captions = _coco(annotations)
+    listed, captions = _coco(annotations, read_json(annotations))
     if not os.path.isdir(images):
         raise UserError(f"{images}: no such folder of images; check the path")
 
@@ -98,53 +103,205 @@ def _leaves(relative: str) -> bool:
     return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir
 
 
-def read_references(annotations: Path) -> dict[int, list[str]]:
-    """Captions by image id from a COCO captions file; no image is looked at.
+# What programs call the image, the caption and the list. An "id" may be no more than the number of the row: it is last.
+FILE = ("file_name", "filename", "image_path", "image", "file", "path")
+IMAGE = ("image_id", "cocoid", "img_id", "imgid", *FILE, "id")
+CAPTION = ("caption", "captions", "text", "sentence", "prediction", "pred", "generated", "output")
+REFERENCES = [("references", "captions"), CAPTION]  # the first group of which an entry has one
+WRAPPED = ("results", "predictions", "annotations")
 
-    In the order of `images`. Images without a caption, blank captions and captions of images that are not listed are
-    left out: they cannot take part in a score.
+
+def read_references(path: Path) -> dict[ID, list[str]]:
+    """The captions of :func:`read_named_references`."""
+    return read_named_references(path)[0]
+
+
+def read_named_references(path: Path) -> tuple[dict[ID, list[str]], dict[ID, str]]:
+    """Captions by image id, and file names by image id where the file gives them; no image is looked at.
+
+    Reads a COCO captions file (in the order of `images`), {"id": ["caption", …]}, or a list of objects with one or more
+    captions each (`captions`, `references`, `caption` …; an image may come several times), as JSON or JSON Lines.
+    Images without a caption, blank captions and captions of images that are not listed are left out: they cannot take
+    part in a score.
 
     Raises:
-        UserError: as read_coco does for the file itself, or nothing is left.
+        UserError: as read_coco does for the file itself, not such a file, or nothing is left.
     """
-    listed, captions = _coco(annotations, fields={"id": _ID})
-    found = {image["id"]: [caption for caption in captions.get(image["id"], []) if caption] for image in listed}
-    found = {image_id: written for image_id, written in found.items() if written}
+    data = _read_captions(path)
+    found: dict[ID, list[str]] = {}
+    names: dict[ID, str] = {}
+    if isinstance(data, dict) and "images" in data:
+        listed, captions = _coco(path, data, fields={"id": _ID})
+        found = {image["id"]: captions.get(image["id"], []) for image in listed}
+        names = {image["id"]: image["file_name"] for image in listed if isinstance(image.get("file_name"), str)}
+    else:
+        what = "captions: expected the lists 'images' and 'annotations' of COCO, {\"id\": [\"caption\", …]}, a list"
+        for image, texts, name in _rows(path, data, "reference", what, REFERENCES):
+            found.setdefault(image, []).extend(text.strip() for text in texts)
+            if name is not None and name != image:
+                names[image] = name
+    found = {image: [text for text in texts if text] for image, texts in found.items()}
+    found = {image: texts for image, texts in found.items() if texts}
     if not found:
-        raise UserError(f"{annotations}: no image in it has a caption; name a captions file")
-    return found
+        raise UserError(f"{path}: no image in it has a caption; name a captions file")
+    return found, {image: name for image, name in names.items() if image in found}
 
 
-def read_results(path: Path) -> dict[int, str]:
-    """Captions by image id from a COCO results file: a list of {"image_id", "caption"}, one entry per image.
+def read_results(path: Path) -> dict[ID, str]:
+    """One caption for each image, by whatever the file calls the image; :func:`match` finds the image that is meant.
+
+    Reads COCO results, [{"image_id", "caption"}], with these or the other usual names (IMAGE, CAPTION), bare, as JSON
+    Lines (``captioner predict --format jsonl``) or wrapped in an object (WRAPPED), and {"id": "caption"}. Of a list of
+    captions the first is taken. An image may come again with the same caption.
 
     Raises:
-        UserError: not such a file, an empty list, or an image id given twice.
+        UserError: not such a file, an empty one, or an image with two different captions.
     """
-    data = read_json(path)
-    if not isinstance(data, list) or not data:
-        found = "an empty list" if data == [] else _kind(data)
-        raise UserError(f'{path}: not COCO results: expected a list of {{"image_id", "caption"}}, found {found}')
-    results: dict[int, str] = {}
-    for position, entry in enumerate(data):
-        _check(path, f"result {position}", entry, {"image_id": _ID, "caption": str})
-        if entry["image_id"] in results:
-            raise UserError(f"{path}: result {position}: image_id {entry['image_id']!r} comes twice; keep one caption")
-        results[entry["image_id"]] = entry["caption"]
+    what = 'COCO results: expected a list of {"image_id", "caption"}, {"id": "caption"}'
+    results: dict[ID, str] = {}
+    for image, texts, _ in _rows(path, _read_captions(path), "result", what, [CAPTION]):
+        if results.setdefault(image, texts[0]) != texts[0]:
+            raise UserError(
+                f"{path}: image {image!r} comes twice, as {results[image]!r} and as {texts[0]!r}; keep one caption"
+            )
     return results
 
 
-_ID = (int, str)
+def match(
+    references: Mapping[Any, Any],
+    results: Mapping[Any, str],
+    names: Mapping[Any, str] | None = None,
+    where: str = "results",
+) -> tuple[dict[ID, str], list[ID], list[ID]]:
+    """Find the image that each result is of.
+
+    The name of a result is the id of an image (7 and "7" are the same), or its file name: the whole path, with any
+    folders before it, or else the base name. File names are `names`; without one, the id is the file name.
+
+    Args:
+        references: whatever is known of each image, by id.
+        results: captions by id or file name.
+        names: file names by image id.
+        where: what to call the results in an error.
+
+    Returns:
+        Captions by image id in the order of the references; the ids of the references without a caption; the names of
+        the results that fit no image, each in its order.
+
+    Raises:
+        UserError: a result fits several images, results go by id and by file name, or two fit one image and differ.
+    """
+    names = names or {}
+    ids = {str(image): image for image in references}
+    if len(ids) < len(references):
+        twice = next(image for image in references if ids[str(image)] != image)
+        raise UserError(f"the annotations have image {twice} as a number and as a string; keep one")
+    paths: dict[str, list[ID]] = {}
+    bases: dict[str, list[ID]] = {}
+    for image in references:
+        name = names.get(image, image)
+        if isinstance(name, str):
+            paths.setdefault(_slashes(name), []).append(image)
+            bases.setdefault(posixpath.basename(_slashes(name)), []).append(image)
+
+    def by_name(result: str) -> list[ID]:
+        parts = _slashes(result).split("/")
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((paths[tail] for tail in tails if tail in paths), bases.get(parts[-1], []))
+
+    found: dict[ID, str] = {}
+    extra: list[ID] = []
+    used: dict[str, ID] = {}  # "id" or "file name" → the first result that goes by it
+    for result, caption in results.items():
+        if str(result) in ids:
+            fits, how = [ids[str(result)]], "id"
+        else:
+            fits, how = by_name(result) if isinstance(result, str) else [], "file name"
+        if len(fits) > 1:
+            some = ", ".join(map(repr, fits[:3]))
+            raise UserError(f"{where}: {result!r} is the name of {len(fits)} images (ids {some} …); use their ids")
+        if not fits:
+            extra.append(result)
+            continue
+        if fits[0] in names:
+            used.setdefault(how, result)
+        if found.setdefault(fits[0], caption) != caption:
+            both = f"as {found[fits[0]]!r} and as {caption!r}"
+            raise UserError(f"{where}: image {fits[0]!r} comes twice, {both} ({result!r}); keep one caption")
+    if len(used) > 1:
+        some = " and ".join(f"some by {how} (e.g. {result!r})" for how, result in used.items())
+        raise UserError(f"{where}: names images in two ways, {some}; use one of them throughout")
+    pairs = {image: found[image] for image in references if image in found}
+    return pairs, [image for image in references if image not in found], extra
 
 
-def _coco(path: Path, fields: dict[str, Any] | None = None) -> tuple[list[dict[str, Any]], dict[int, list[str]]]:
+def _slashes(name: str) -> str:
+    """A path in one spelling."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def _rows(
+    path: Path, data: Any, one: str, what: str, captions: Sequence[Sequence[str]]
+) -> Iterator[tuple[ID, list[str], str | None]]:
+    """Image, captions (one or more) and file name of each entry; `one` and `what` name an entry and the file in errors.
+
+    The first entry says which fields are meant.
+    """
+    if isinstance(data, dict):
+        wrapped = [key for key in WRAPPED if isinstance(data.get(key), list | dict)]
+        if len(wrapped) > 1:
+            raise UserError(f"{path}: has both {wrapped[0]!r} and {wrapped[1]!r}; keep one")
+        if wrapped:
+            data = data[wrapped[0]]
+        elif any(key in data for key in IMAGE) and any(key in data for group in captions for key in group):
+            data = [data]  # one line of JSON Lines
+    if isinstance(data, dict) and data:
+        for image, value in data.items():
+            yield image, _texts(f"{path}: image {image!r}", value), None
+        return
+    if not isinstance(data, list) or not data:
+        found = "an empty list" if data == [] else "an empty object" if data == {} else _kind(data)
+        raise UserError(f"{path}: not {what} or JSON Lines, found {found}")
+
+    first = data[0] if isinstance(data[0], dict) else {}
+    image_key = next((key for key in IMAGE if key in first), "image_id")
+    file_key = next((key for key in FILE if key in first), None)
+    present = next(
+        (keys for keys in ([key for key in group if key in first] for group in captions) if keys), ["caption"]
+    )
+    if len(present) > 1:
+        raise UserError(f"{path}: {one} 0 has both {present[0]!r} and {present[1]!r}; keep the one that is meant")
+    for position, entry in enumerate(data):
+        _check(path, f"{one} {position}", entry, {image_key: _ID})
+        if present[0] not in entry:
+            _check(path, f"{one} {position}", entry, {present[0]: str})
+        name = entry.get(file_key)
+        texts = _texts(f"{path}: {one} {position}: {present[0]!r}", entry[present[0]])
+        yield entry[image_key], texts, name if isinstance(name, str) else None
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    """One caption or a list of them, each a string or an object with a `caption`."""
+    values = value if isinstance(value, list) else [value]
+    texts: list[Any] = [one.get("caption") if isinstance(one, dict) else one for one in values]
+    if not texts:
+        raise UserError(f"{where} is an empty list, expected a caption")
+    for text in texts:
+        if not isinstance(text, str):
+            of = "has" if isinstance(value, list) else "is"
+            raise UserError(f"{where} {of} {_kind(text)}, expected a string or a list of strings")
+    return texts
+
+
+def _coco(
+    path: Path, data: Any, fields: dict[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], dict[ID, list[str]]]:
     """The checked `images` of a captions file, and stripped captions (maybe blank) by image id, in file order.
 
     fields: what every image must have; by default an id and a file_name.
     """
     from pycocotools.coco import COCO
 
-    data = read_json(path)
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             found = _kind(data) if not isinstance(data, dict) else f"no list {key!r}"
@@ -202,6 +359,34 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: one line with the path, and the line and column where the JSON breaks.
     """
+    return _parse(path, _read_text(path))
+
+
+def _read_captions(path: Path) -> Any:
+    """The content of a JSON file without contradictory keys; of JSON Lines, the list of the values of its lines."""
+    text = _read_text(path)
+    try:
+        return _parse(path, text, pairs=_no_contradiction)
+    except UserError as error:
+        broken: Any = error.__cause__
+        more = isinstance(broken, json.JSONDecodeError) and broken.msg == "Extra data"
+        if not (more and "\n" not in text[: broken.pos].strip()):  # the first value does not end with its line
+            raise
+    lines = enumerate(text.split("\n"), start=1)
+    return [_parse(path, line, number, _no_contradiction) for number, line in lines if line.strip()]
+
+
+def _no_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, unless it gives two values for one key."""
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if found[key] != value:
+            raise ValueError(f"{key!r} comes twice, as {value!r} and as {found[key]!r}; keep one")
+    return found
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file that is not empty."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -212,22 +397,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if not text.strip():
         raise UserError(f"{path}: is empty; write or fetch it again")
+    return text
+
+
+def _parse(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
+    """The value of JSON that begins in `line` of the file; `pairs` is the hook that makes its objects."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
+        where = f"line {error.lineno + line - 1} column {error.colno}"
         raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
         raise UserError(f"{path}: not JSON that can be read: {str(error).splitlines()[0]}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all: aside in the same folder (made when missing), then renamed.
+    """Write a JSON file whole or not at all; see :func:`write_text`."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside in the same folder (made when missing), then renamed.
 
     Raises:
         UserError: the file cannot be written there.
     """
-    text = json.dumps(data, indent=1) + "\n"
     final = Path(os.path.realpath(path))  # a link stays a link
     aside = final.with_name(f"{final.name}.{os.getpid()}.part")
     try:

@@ -15,11 +15,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captioner import rules
@@ -79,11 +78,14 @@ class Found(NamedTuple):
         words = torch.full((pictures, n, longest), end, device=device)
         return cls(words, zeros, nothing, nothing.clone(), zeros.bool(), nothing.new_zeros(pictures, n, longest + 1))
 
+    def ranked(self) -> Tensor:
+        """(B, n) places in the order of rank: what has ended first, the better score first."""
+        by_score = self.scores.argsort(dim=1, descending=True, stable=True)
+        return by_score.gather(1, self.ended.gather(1, by_score).int().argsort(dim=1, descending=True, stable=True))
+
     def best(self, n: int) -> Found:
         """The n best."""
-        by_score = self.scores.argsort(dim=1, descending=True, stable=True)
-        ended_first = self.ended.gather(1, by_score).int().argsort(dim=1, descending=True, stable=True)
-        order = by_score.gather(1, ended_first)[:, :n]
+        order = self.ranked()[:, :n]
         return Found(*(_take(part, order) for part in self))
 
     def joined(self, others: Found) -> Found:
@@ -91,8 +93,18 @@ class Found(NamedTuple):
         return Found(*(torch.cat(parts, dim=1) for parts in zip(self, others, strict=True)))
 
     def regrouped(self, size: int) -> Found:
-        """The captions of every `size` pictures that follow each other as the captions of one."""
-        return Found(*(part.unflatten(0, (-1, size)).flatten(1, 2) for part in self))
+        """The captions of every `size` pictures in a row as those of one: first the best of each, then the second."""
+        return Found(*(part.unflatten(0, (-1, size)).transpose(1, 2).flatten(1, 2) for part in self))
+
+    def different(self, size: int, n: int) -> Found:
+        """n different captions: the best of every `size` that follow each other before the best of the next `size`."""
+        same = (self.words.unsqueeze(1) == self.words.unsqueeze(2)).all(dim=3)  # (B, C, C)
+        again = same.tril(-1).any(dim=2)
+        kept = self._replace(scores=self.scores.masked_fill(again, MINUS_INFINITY), ended=self.ended & ~again)
+        order = kept.ranked()
+        turn = (order // size).masked_fill(kept.scores.gather(1, order) == MINUS_INFINITY, again.shape[1])
+        order = order.gather(1, turn.argsort(dim=1, stable=True)[:, :n])
+        return Found(*(_take(part, order) for part in kept))
 
 
 class Beams(NamedTuple):
@@ -100,7 +112,7 @@ class Beams(NamedTuple):
 
     Attributes:
         pictures: (A,) the numbers of the pictures still searched.
-        log_probs: (A, R).
+        log_probs: (A, R), in a diverse search less what the words have cost.
         said: (A, R, L) the words so far.
     """
 
@@ -143,7 +155,8 @@ def in_turns(must: Tensor) -> Choose:
         bank = had.sum(2, keepdim=True) + ((words.unsqueeze(3) == must) & ~had.unsqueeze(2)).sum(3)
 
         scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
-        banks = F.one_hot(bank.flatten(1).gather(1, order), len(must) + 1)  # (A, R * (T + W), W + 1)
+        bank = bank.flatten(1).gather(1, order).unsqueeze(2)
+        banks = bank == torch.arange(len(must) + 1, device=must.device)  # (A, R * (T + W), W + 1)
         turn = (banks.cumsum(1) * banks).sum(2)
         turn = turn.masked_fill(scores == MINUS_INFINITY, turn.shape[1] + 1)  # what is not possible comes last
         first = turn.argsort(dim=1, stable=True)[:, :number]
@@ -157,8 +170,8 @@ def diverse(choose: Choose, groups: int, strength: float) -> Choose:
     """Diverse beam search (Vijayakumar et al. 2018) with Hamming diversity.
 
     Every picture stands `groups` times in a row, once for each group, and keeps doing so. The groups choose one after
-    the other; a word costs `strength` (nats) each time that the groups before have taken it at this step. The cost
-    counts in the choice of this step only, as in the paper's equation 4, and not in the scores.
+    the other; a word costs `strength` (nats) each time that the groups before have taken it at this step, for good: the
+    scores it returns are those less the costs.
     """
 
     def chosen(beams: Beams, log_probs: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +181,7 @@ def diverse(choose: Choose, groups: int, strength: float) -> Choose:
         for g in range(groups):
             mine = Beams(*(part[g::groups] for part in beams))
             scores, parents, words = choose(mine, (each[:, g] - cost.unsqueeze(1)).flatten(0, 1), number)
-            taken.append((scores + cost.gather(1, words), parents, words))
+            taken.append((scores, parents, words))
             first = slice(number // 2)
             cost = cost.scatter_add(1, words[:, first], strength * (scores[:, first] > MINUS_INFINITY).to(cost.dtype))
         scores, parents, words = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*taken, strict=True))
@@ -250,7 +263,7 @@ def beam(
     answer = Found.empty(pictures, n_best, longest, end, device)
     done = Found.empty(pictures, width, longest, end, device)
     active = torch.arange(pictures, device=device)
-    live = torch.zeros((pictures, 1), device=device)  # (A, R) log-probabilities
+    live = torch.zeros((pictures, 1), device=device)  # (A, R) Beams.log_probs
     history = torch.full((pictures, 1, longest), end, device=device)  # (A, R, M)
     terms = torch.zeros((pictures, 1, longest + 1), device=device)  # (A, R, M + 1)
     words = torch.full((pictures,), start, device=device)  # (A * R,)
@@ -271,7 +284,8 @@ def beam(
         said = _take(terms, parent)
         said[:, :, length] = term[:, :width]
         lengths, ended = torch.full_like(parent, length), ending > MINUS_INFINITY
-        new = Found(_take(history, parent), lengths, ending, ending / _norm(length + 1, config), ended, said)
+        total = said.sum(dim=2).masked_fill(~ended, MINUS_INFINITY)
+        new = Found(_take(history, parent), lengths, total, ending / _norm(length + 1, config), ended, said)
         done = done.joined(new).best(width)
         if length == longest:  # a beam that ended now lives no longer
             live.scatter_reduce_(1, parent, torch.where(ended, MINUS_INFINITY, 0.0), "sum")
@@ -313,7 +327,7 @@ def beam(
         rule(may_end, history.flatten(0, 1))
     live = live.masked_fill(may_end[:, end].view_as(live) == MINUS_INFINITY, MINUS_INFINITY)
     lengths, ended = torch.full_like(live, longest, dtype=torch.long), torch.zeros_like(live, dtype=torch.bool)
-    cut = Found(history, lengths, live, live / _norm(longest, config), ended, terms)
+    cut = Found(history, lengths, terms.sum(dim=2), live / _norm(longest, config), ended, terms)
     for part, result in zip(answer, done.joined(cut).best(n_best), strict=True):
         part[active] = result
     return answer
@@ -346,11 +360,14 @@ def search(
         state,
         context,
         width=config.beam // config.groups,
-        n_best=math.ceil(config.n_best / config.groups),
+        n_best=config.beam // config.groups,
         choose=diverse(choose, config.groups, config.diversity),
         together=config.groups,
     )
-    return found.regrouped(config.groups).best(config.n_best)
+    found = found.regrouped(config.groups)
+    scores = found.log_probs / _norm(found.lengths + found.ended, config)  # without the costs
+    found = found._replace(scores=scores.masked_fill(found.scores == MINUS_INFINITY, MINUS_INFINITY))
+    return found.different(config.groups, config.n_best).best(config.n_best)
 
 
 def ensemble(members: Sequence[tuple[Step, State, State]]) -> tuple[Step, State, State]:
@@ -405,12 +422,12 @@ def _uniforms(config: SearchConfig, key: int, caption: int) -> Tensor:
     return torch.from_numpy(random.integers(2**23, size=config.max_length + 1)).float() / 2**23
 
 
-def _norm(length: int, config: SearchConfig) -> float:
-    """What the log-probability of |Y| words, END among them, is divided by.
+def _norm(length: Any, config: SearchConfig) -> Any:
+    """What the log-probability of |Y| words (an int, or a tensor of them), END among them, is divided by.
 
     gnmt: ``((5 + |Y|) / 6) ** length_penalty`` (Wu et al. 2016, equation 14); average: ``|Y|``.
     """
-    return float(length) if config.length_norm == "average" else ((5 + length) / 6) ** config.length_penalty
+    return length if config.length_norm == "average" else ((5 + length) / 6) ** config.length_penalty
 
 
 def _take(part: Tensor, order: Tensor) -> Tensor:

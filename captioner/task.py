@@ -16,7 +16,7 @@ from captioner import metrics
 from captioner.config import SearchConfig, TrainConfig
 from captioner.dataset import Batch
 from captioner.model import Captioner
-from captioner.vocabulary import PAD, UNK, tokenize
+from captioner.vocabulary import PAD, UNK
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -78,11 +78,13 @@ class CaptionTask(pl.LightningModule):
         self.steps = steps
         self.found: dict[int, str] = {}
         """The validation captions of this process, then of all, by number of the example."""
+        self.nats: list[tuple[float, int]] = []
+        """Mean loss and number of words of each validation batch of this process, then of all."""
 
     # ---- training
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy (nats a word, label-smoothed in training) of the words and END that follow.
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Mean cross-entropy (nats a word, label-smoothed in training) of the words and END that follow; their number.
 
         Nothing is asked at padding, nor where the right answer is UNK, which is never produced.
         """
@@ -90,7 +92,7 @@ class CaptionTask(pl.LightningModule):
         real = (targets != PAD) & (targets != UNK)
         logits = self.model.decoder(self.model.features(batch.pictures), inputs, batch.picture_of, real)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        return SmoothedCrossEntropy.apply(logits.float(), targets[real], smoothing)
+        return SmoothedCrossEntropy.apply(logits.float(), targets[real], smoothing), len(logits)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
@@ -99,7 +101,7 @@ class CaptionTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of captions."""
-        loss = self.loss(batch)
+        loss, _ = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words))
         return loss
 
@@ -132,29 +134,33 @@ class CaptionTask(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin with no captions."""
-        self.found = {}
+        self.found, self.nats = {}, []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Decode each picture once; teacher-forced loss beside it."""
         features = self.model.features(batch.pictures)
         batch = batch._replace(pictures=features)
-        self.log("val_loss", self.loss(batch), batch_size=len(batch.words), sync_dist=True)
+        loss, number = self.loss(batch)
+        self.nats.append((float(loss), number))
         captions = self.model.search(features, self.search_config)
         for example, found in zip(batch.examples.tolist(), captions, strict=True):
             self.found[example] = found[0].text if found else ""
 
     def on_validation_epoch_end(self) -> None:
-        """Bring the captions of all processes together and score them as one corpus."""
+        """Bring the captions and losses of all processes together and score them as one corpus."""
         if self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.found)
-            self.found = {example: text for part in parts for example, text in part.items()}
-        hypotheses = [tokenize(self.found[i]) for i in sorted(self.found)]
-        references = [self.references[i] for i in sorted(self.found)]
+            torch.distributed.all_gather_object(parts, (self.found, self.nats))
+            self.found = {example: text for found, _ in parts for example, text in found.items()}
+            self.nats = [pair for _, nats in parts for pair in nats]
+        hypotheses = [metrics.ptb_tokenize(self.found[i]) for i in sorted(self.found)]
+        images = metrics.per_image([self.references[i] for i in sorted(self.found)], hypotheses)
+        *_, bleu4, rouge, cider = metrics.from_sums(images.table().sum(axis=0), len(hypotheses)).tolist()
         scores = {
-            "val_cider": 100 * float(metrics.cider_d(references, hypotheses).mean()),
-            "val_bleu4": 100 * metrics.bleu(references, hypotheses)[3],
-            "val_rouge": 100 * float(metrics.rouge_l(references, hypotheses).mean()),
+            "val_loss": sum(mean * words for mean, words in self.nats) / sum(words for _, words in self.nats),
+            "val_cider": cider,
+            "val_bleu4": bleu4,
+            "val_rouge": rouge,
             "val_distinct": 100 * metrics.distinct(hypotheses),
         }
         # Every process has computed the same numbers from all captions; their mean over the processes is themselves.

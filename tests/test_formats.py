@@ -9,7 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.errors import UserError
-from captioner.formats import Example, read_coco, read_json, read_references, read_results, write_json
+from captioner.formats import (
+    Example,
+    match,
+    read_coco,
+    read_json,
+    read_named_references,
+    read_references,
+    read_results,
+    write_json,
+)
 
 COCO = Path(__file__).parents[2] / "shared" / "coco_sample"
 needs_coco = pytest.mark.skipif(not COCO.is_dir(), reason="the COCO sample is not here (../shared/coco_sample)")
@@ -214,7 +223,7 @@ def without(key: str, position: int, name: str) -> dict:
 
 
 NOT_COCO = [
-    ([], "a list"),
+    ([], "list"),
     ("a", "a string"),
     (None, "null"),
     (5, "5"),
@@ -272,19 +281,175 @@ def test_results_are_read_by_image_id(folder):
     ("data", "says"),
     [
         ([], "an empty list"),
-        ({}, "an object"),
+        ({}, "an empty object"),
         (None, "null"),
+        ("a cat", "a string"),
         ([1], "result 0"),
+        ([{"caption": "a"}], "result 0: 'image_id' is missing"),
         ([{"image_id": 1}], "'caption' is missing"),
+        ([{"image_id": 1, "caption": []}], "result 0: 'caption' is an empty list"),
+        ([{"image_id": 1, "caption": ["a", 3]}], "result 0: 'caption' has the number 3"),
+        ([{"image_id": 1, "caption": "a", "text": "b"}], "both 'caption' and 'text'"),
+        ([{"image_id": 1, "caption": "a"}, {"file_name": "b", "caption": "b"}], "result 1: 'image_id' is missing"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": 2, "text": "b"}], "result 1 (id 2): 'caption' is missing"),
+        ({"results": [], "predictions": []}, "both 'results' and 'predictions'"),
+        ({"results": []}, "an empty list"),
+        ({"7": None}, "image '7' is null"),
+        ({"7": {"score": 1}}, "image '7' is null"),
         ([{"image_id": 1, "caption": None}], "'caption' is null"),
         ([{"image_id": 1.0, "caption": "a"}], "'image_id' is the number 1.0"),
         ([{"image_id": True, "caption": "a"}], "'image_id'"),
-        ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "image_id 1 comes twice"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "image 1 comes twice, as 'a'"),
+        ({"1": ["a", "b"], "2": []}, "image '2' is an empty list"),
     ],
 )
 def test_results_that_are_none_are_refused(folder, data, says):
     path = saved(folder, json.dumps(data))
     refused(read_results, path, says=[str(path), says])
+
+
+A, B = "a cat .", "a dog"
+RESULTS = {
+    "COCO": [{"image_id": 3, "caption": A}, {"image_id": 7, "caption": B}],
+    "other names": [{"id": 3, "prediction": A, "score": 0.5}, {"id": 7, "prediction": B}],
+    "lists": [{"img_id": 3, "captions": [A, "x"]}, {"img_id": 7, "captions": [B]}],
+    "numbered rows": [{"id": 0, "cocoid": 3, "text": A}, {"id": 1, "cocoid": 7, "text": B}],
+    "COCO annotations": {
+        "images": [{"id": 3}, {"id": 7}],
+        "annotations": [{"id": 70, "image_id": 3, "caption": A}, {"id": 71, "image_id": 7, "caption": B}],
+    },
+    "wrapped": {"info": {}, "results": [{"imgid": 3, "output": A}, {"imgid": 7, "output": B}]},
+    "the same again": [{"image_id": i, "caption": text} for i, text in ((3, A), (7, B), (3, A))],
+}
+BY_NAME = {
+    "mapping": {"3": A, "7": B},
+    "mapping of lists": {"3": [A, "x"], "7": [B]},
+    "as coco-caption holds them": {"3": [{"caption": A}], "7": [{"caption": B}]},
+    "wrapped mapping": {"predictions": {"3": A, "7": B}},
+    "files": [{"file_name": "3", "id": 1, "caption": A}, {"file_name": "7", "id": 2, "caption": B}],
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_what_people_write_results_as(folder, kind):
+    assert read_results(saved(folder, RESULTS[kind])) == {3: A, 7: B}
+
+
+@pytest.mark.parametrize("kind", BY_NAME)
+def test_what_people_write_results_as_with_strings_for_ids(folder, kind):
+    assert read_results(saved(folder, BY_NAME[kind])) == {"3": A, "7": B}
+
+
+def test_json_lines(folder):
+    rows = [{"image": "val/a.jpg", "caption": "ünï", "log_prob": -1.5}, {"image": "b.jpg", "caption": "a dog"}]
+    lines = [json.dumps(row) for row in rows]
+    expected = {"val/a.jpg": "ünï", "b.jpg": "a dog"}
+    assert read_results(saved(folder, "\n".join(lines))) == expected
+    assert read_results(saved(folder, "\ufeff\n" + "\r\n\r\n".join(lines) + "\r\n")) == expected
+    assert read_results(saved(folder, lines[0])) == {"val/a.jpg": "ünï"}
+    refused(read_results, saved(folder, "\n".join([*lines, '{"image": "c.jpg", "cap'])), says=["line 3 column 20"])
+    refused(read_results, saved(folder, json.dumps(rows, indent=1) + "\n]"), says=["line 12 column 1", "Extra data"])
+    refused(read_results, saved(folder, '{"3": "a", "3": "b"}'), says=["'3' comes twice"])
+    assert read_results(saved(folder, '{"3": "a", "3": "a"}')) == {"3": "a"}
+
+
+# ---- references
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"3": ["a dog ", "the dog", ""], "x9": "a bird", "5": [" "]},
+        [{"id": "3", "captions": ["a dog", "the dog"]}, {"id": "x9", "captions": ["a bird"]}],
+        [{"id": "3", "caption": "x", "references": ["a dog", "the dog"]}, {"id": "x9", "references": "a bird"}],
+        [{"image_id": i, "caption": text} for i, text in (("3", "a dog"), ("x9", "a bird"), ("3", "the dog"))],
+        {
+            "annotations": [
+                {"image_id": i, "caption": t} for i, t in (("3", "a dog"), ("3", "the dog"), ("x9", "a bird"))
+            ]
+        },
+    ],
+    ids=["mapping", "captions", "references", "repeated ids", "annotations"],
+)
+def test_what_people_write_references_as(folder, data):
+    assert read_references(saved(folder, data)) == {"3": ["a dog", "the dog"], "x9": ["a bird"]}
+    if isinstance(data, list):
+        lines = "\n".join(map(json.dumps, data))
+        assert read_references(saved(folder, lines)) == {"3": ["a dog", "the dog"], "x9": ["a bird"]}
+
+
+def test_the_file_names_of_references(folder):
+    assert read_named_references(saved(folder, small()))[1] == {3: "b.jpg", 7: "sub/a.jpg", "x9": "c.jpg"}
+    rows = [{"image_id": 3, "file_name": "b.jpg", "caption": "a"}, {"image_id": 4, "file_name": None, "caption": "b"}]
+    assert read_named_references(saved(folder, rows)) == ({3: ["a"], 4: ["b"]}, {3: "b.jpg"})
+    assert read_named_references(saved(folder, {"b.jpg": ["a"]})) == ({"b.jpg": ["a"]}, {})
+
+
+# ---- which image a result is of
+
+NAMES = {3: "b.jpg", 391895: "val/COCO_val2014_000000391895.jpg", "x9": "c/d.jpg", 8: "e/d.jpg"}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {3: "a", 391895: "b", "x9": "c", 8: "d"},
+        {"391895": "b", "x9": "c", "8": "d", "3": "a"},
+        {"b.jpg": "a", "val/COCO_val2014_000000391895.jpg": "b", "c/d.jpg": "c", "e/d.jpg": "d"},
+        {"/data/val/b.jpg": "a", "COCO_val2014_000000391895.jpg": "b", "x/c/d.jpg": "c", "./x//e/d.jpg": "d"},
+        {"b.jpg": "a", "test\\COCO_val2014_000000391895.jpg": "b", "x\\c\\d.jpg": "c", "e\\d.jpg": "d"},
+        {3: "a", "3": "a", 391895: "b", "x9": "c", 8: "d"},
+    ],
+    ids=["ids", "strings", "files", "paths", "backslashes", "the same again"],
+)
+def test_results_find_their_images(result):
+    assert match(NAMES, result, NAMES) == ({3: "a", 391895: "b", "x9": "c", 8: "d"}, [], [])
+
+
+def test_missing_and_extra_images_in_their_order():
+    pairs, missing, extra = match(NAMES, {5: "?", 8: "d", 3: "a", "4": "?", "f.jpg": "?"}, NAMES)
+    assert list(pairs.items()) == [(3, "a"), (8, "d")]
+    assert missing == [391895, "x9"]
+    assert extra == [5, "4", "f.jpg"]
+
+
+def test_ids_that_are_file_names():
+    references = dict.fromkeys(["train/a.jpg", "train/b.jpg"])
+    assert match(references, {"a.jpg": "a", "train/b.jpg": "b"})[0] == {"train/a.jpg": "a", "train/b.jpg": "b"}
+
+
+@pytest.mark.parametrize(
+    ("results", "says"),
+    [
+        ({"d.jpg": "a"}, ["'d.jpg' is the name of 2 images", "'x9', 8"]),
+        ({3: "a", "c/d.jpg": "b"}, ["two ways", "by id (e.g. 3)", "by file name (e.g. 'c/d.jpg')"]),
+        ({3: "a", "3": "b"}, ["image 3 comes twice", "'a'", "'b'"]),
+        ({"x/b.jpg": "a", "y/b.jpg": "b"}, ["image 3 comes twice", "'y/b.jpg'"]),
+    ],
+)
+def test_ambiguous_results_are_refused(results, says):
+    refused(match, NAMES, results, NAMES, "mine.json", says=["mine.json: ", *says])
+
+
+def test_references_with_an_id_of_both_kinds_are_refused():
+    refused(match, {3: [], "3": []}, {3: "a"}, says=["image 3", "a number and as a string"])
+
+
+@pytest.mark.slow
+def test_the_files_of_coco_2014_are_read_in_seconds(folder):
+    import time
+
+    images = [{"id": 13 * n, "file_name": f"COCO_val2014_{13 * n:012}.jpg", "height": 480} for n in range(40_504)]
+    ids = [image["id"] for image in images for _ in range(5)]
+    annotations = [{"id": n, "image_id": i, "caption": f"caption {n} of an image"} for n, i in enumerate(ids)]
+    path = saved(folder, {"images": images, "annotations": annotations})
+    lines = "\n".join(json.dumps({"image": f"val/{image['file_name']}", "caption": "a"}) for image in images)
+    (folder / "results.jsonl").write_text(lines)
+    start = time.perf_counter()
+    references, names = read_named_references(path)
+    pairs, missing, extra = match(references, read_results(folder / "results.jsonl"), names)
+    assert time.perf_counter() - start < 10
+    assert (len(pairs), missing, extra) == (40_504, [], [])
 
 
 # ---- JSON

@@ -19,7 +19,6 @@ from captioner.config import DataConfig, ModelConfig, SearchConfig
 from captioner.datamodule import CaptionData
 from captioner.encoder import Encoder
 from captioner.model import Captioner, read_checkpoint
-from captioner.vocabulary import tokenize
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -384,7 +383,7 @@ def test_two_processes(tmp_path, trained):
     found = [one[0].text for one in model.search(pictures_of(data), SearchConfig(beam=2, max_length=8))]
     said = dict(re.findall(r"^\| (\d+\.png) \| (.*?) \| ", text.split("## Epoch 2")[1], re.MULTILINE))
     assert [said[example.path.name] for example in data.val.examples] == found
-    expected = 100 * float(metrics.cider_d(data.references(), [tokenize(text) for text in found]).mean())
+    expected = 100 * float(metrics.cider_d(data.references(), [metrics.ptb_tokenize(text) for text in found]).mean())
     assert logged(out, "val_cider")[-1] == pytest.approx(expected, abs=1e-2)
 
     again = module_train(coco, out, *options, "--resume")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.commands.predict import add_model_arguments, load_model, search_config
+from captioner.commands.score import add_score_arguments, score_options
 
 
 def configure(parser: Any) -> None:
@@ -17,8 +18,8 @@ def configure(parser: Any) -> None:
     parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON with the references")
     parser.add_argument("--images", type=str, required=True, help="folder with the pictures")
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
-    parser.add_argument("--metrics", type=str, help="write the scores to this JSON file, too")
     parser.add_argument("--skip_bad_images", type=bool, default=False, help="leave out what cannot be read")
+    add_score_arguments(parser)
 
 
 def run(options: Any) -> None:
@@ -33,6 +34,7 @@ def run(options: Any) -> None:
 
     annotations, images, skip = Path(options.annotations), Path(options.images), options.skip_bad_images
     examples, skipped = read_coco(annotations, images, skip, "--skip_bad_images")
+    wanted = score_options(options)
     model, workers = load_model(options)
     found = model.caption_files(
         [example.path for example in examples], search_config(options), options.batch_size, workers
@@ -50,5 +52,8 @@ def run(options: Any) -> None:
         print(f"{len(skipped)} pictures skipped, e.g. {skipped[0]}", file=sys.stderr)
     if options.output is not None:
         write_json(Path(options.output), [{"image_id": i, "caption": text} for i, text in captions.items()])
-    references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
-    show_scores(score_captions(references, captions), options.metrics)
+    known = {example.image_id: example for example in examples if example.image_id in captions}
+    references = {image: list(example.captions) for image, example in known.items()}
+    names = {image: example.path.relative_to(images).as_posix() for image, example in known.items()}
+    pictures = {image: example.path for image, example in known.items()}
+    show_scores(score_captions(references, captions, wanted, names, pictures), wanted.metrics)

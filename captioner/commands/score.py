@@ -1,25 +1,57 @@
-"""Score captions that are there already: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
+"""Score captions that are there already, anybody's: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
 
 Example: captioner score --annotations captions_val2017.json --results results.json --metrics metrics.json
+
+The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; images go by id or by file name.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captioner.results import ScoreOptions
+
+
+def add_score_arguments(parser: Any) -> None:
+    """The options that score and evaluate share."""
+    from captioner.results import ScoreOptions
+
+    parser.add_class_arguments(ScoreOptions)
+
+
+def score_options(options: Any) -> ScoreOptions:
+    """The shared options among `options`."""
+    from captioner.results import ScoreOptions
+
+    return ScoreOptions(**{field.name: options[field.name] for field in fields(ScoreOptions)})
 
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON with the references")
-    parser.add_argument("--results", type=str, required=True, help="COCO results JSON: [{image_id, caption}, …]")
-    parser.add_argument("--metrics", type=str, help="write the scores to this JSON file, too")
+    parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON, or {id: [caption, …]}")
+    parser.add_argument("--results", type=str, required=True, help="captions JSON or JSON Lines, one caption an image")
+    parser.add_argument("--images", type=str, help="folder of the annotations' file names, for --clip_score")
+    add_score_arguments(parser)
 
 
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
-    from captioner.formats import read_references, read_results
+    from captioner.errors import UserError
+    from captioner.formats import read_named_references, read_results
     from captioner.results import score_captions, show_scores
 
-    references = read_references(Path(options.annotations))
-    show_scores(score_captions(references, read_results(Path(options.results))), options.metrics)
+    wanted = score_options(options)
+    pictures: dict[Any, Path] = {}
+    if wanted.clip_score is not None and not (options.images and Path(options.images).is_dir()):
+        raise UserError(
+            f"--images is {options.images!r}: expected the folder with the pictures, which --clip_score reads"
+        )
+    references, names = read_named_references(Path(options.annotations))
+    results = read_results(Path(options.results))
+    if wanted.clip_score is not None:
+        known = {image: names.get(image, image) for image in references}
+        pictures = {image: Path(options.images, name) for image, name in known.items() if isinstance(name, str)}
+    show_scores(score_captions(references, results, wanted, names, pictures, options.results), wanted.metrics)

@@ -130,7 +130,7 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
             f"{group}.{name} was {stored[group].get(name)} and is {value}"
             for group in GROUPS
             for name, value in settings[group].items()
-            if f"{group}.{name}" not in FREE and stored[group].get(name) != value
+            if f"{group}.{name}" not in FREE and stored[group].get(name, value) != value  # newer options have no past
         ]
         if conflicts:
             raise UserError(
