@@ -1,4 +1,4 @@
-"""The tables of docs/search.md: what each way to search gives on a validation set, and its time relative to greedy.
+"""The tables of docs/search.md: what each way to search gives, and its processor time as a multiple of greedy's.
 
     python benchmarks/search_table.py --annotations captions_val.json --images images/val
 
@@ -89,7 +89,7 @@ def main() -> None:
 
     models = [(name_of(way), model, SearchConfig(**way)) for way in WAYS]
     for file in files[1:]:
-        models.append((f"default, {file}", load(file, "cpu"), SearchConfig()))
+        models.append((f"default, another model: {Path(file).parent.name}", load(file, "cpu"), SearchConfig()))
     if len(files) > 1:
         models.append((f"default, ensemble of {len(files)}", load(files, "cpu"), SearchConfig()))
     said: dict[str, list[list[Any]]] = {}
@@ -98,15 +98,15 @@ def main() -> None:
         said[name] = captions(m, config)
 
     times = take_turns({each[0]: partial(search, *each) for each in models}, options.rounds)
-    greedy = np.array(times[models[0][0]])[:, 0]
-    print("| options | BLEU-4 | ROUGE-L | CIDEr | distinct | words | time / greedy |\n|---|---|---|---|---|---|---|")
+    greedy = np.array(times[models[0][0]])[:, 1]
+    print("| options | BLEU-4 | ROUGE-L | CIDEr | distinct | words | time |\n|---|---|---|---|---|---|---|")
     for name, *_ in models:
         words = [metrics.ptb_tokenize(found[0].text) for found in said[name]]
         scores = metrics.score(references, words, "ptb")
-        time = np.median(np.array(times[name])[:, 0] / greedy)
+        time = np.median(np.array(times[name])[:, 1] / greedy)
         print(
             f"| {name} | {scores['BLEU-4']:.2f} | {scores['ROUGE-L']:.2f} | {scores['CIDEr']:.2f} | "
-            f"{len(set(map(tuple, words)))} | {scores['mean_length']:.1f} | {time:.1f} |",
+            f"{len(set(map(tuple, words)))} | {scores['mean_length']:.1f} | {time:.1f} × |",
             flush=True,
         )
     print("\n| options | CIDEr of the first | of the best | different captions | bigrams | BLEU-4 among them |")

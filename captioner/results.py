@@ -6,8 +6,9 @@ import csv
 import io
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,14 @@ import numpy as np
 from captioner import external, metrics, significance
 from captioner.errors import UserError
 from captioner.formats import ID, match, read_references, read_results, write_json, write_text
-from captioner.ptb import ptb_tokenize
+from captioner.ptb import ptb_tokenize_all
 from captioner.vocabulary import tokenize
 
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"ptb": ptb_tokenize, "words": tokenize, "none": str.split}
+TOKENIZERS: dict[str, Callable[[Iterable[str]], list[list[str]]]] = {
+    "ptb": ptb_tokenize_all,
+    "words": lambda texts: [tokenize(text) for text in texts],
+    "none": lambda texts: [text.split() for text in texts],
+}
 RESAMPLES, ROUNDS = 1000, 10_000
 TEST = f"paired bootstrap ({RESAMPLES:,} resamples), two-sided approximate randomisation ({ROUNDS:,} rounds)"
 SHOWN = 5  # ids in a message
@@ -101,8 +106,9 @@ def score_captions(
 
     words = TOKENIZERS[options.tokenizer]
     ids = list(found)
-    hypotheses = [words(caption) for caption in found.values()]
-    refs = [[words(caption) for caption in references[image]] for image in ids]
+    hypotheses = words(found.values())
+    every = iter(words(caption for image in ids for caption in references[image]))
+    refs = [list(islice(every, len(references[image]))) for image in ids]
     images = metrics.per_image(refs, hypotheses)
     scores = metrics.score(refs, hypotheses, options.tokenizer, options.nltk, images)
     scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _dealt_out(hypotheses)).mean())
@@ -110,10 +116,10 @@ def score_captions(
     if options.intervals:
         scores["intervals"] = significance.intervals(images, RESAMPLES)
     if training is not None:
-        texts = (words(caption) for every in training.values() for caption in every)
+        texts = words(caption for captions in training.values() for caption in captions)
         scores["seen_in_training"] = 100 * metrics.seen_share(hypotheses, texts)
     if options.compare is not None:
-        second = metrics.per_image(refs, [words(other[image]) for image in ids])
+        second = metrics.per_image(refs, words(other[image] for image in ids))
         both = [metrics.from_sums(each.table().sum(axis=0), len(ids)).tolist() for each in (images, second)]
         tested = significance.compare(images, second, RESAMPLES, ROUNDS)
         scores["compare"] = {

@@ -15,10 +15,11 @@ import yaml
 from conftest import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
 
 from captioner import dataset, metrics
-from captioner.config import DataConfig, ModelConfig, SearchConfig
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.datamodule import CaptionData
 from captioner.encoder import Encoder
 from captioner.model import Captioner, read_checkpoint
+from captioner.task import CaptionTask
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -385,6 +386,10 @@ def test_two_processes(tmp_path, trained):
     assert [said[example.path.name] for example in data.val.examples] == found
     expected = 100 * float(metrics.cider_d(data.references(), [metrics.ptb_tokenize(text) for text in found]).mean())
     assert logged(out, "val_cider")[-1] == pytest.approx(expected, abs=1e-2)
+    (batch,) = data.val_dataloader()
+    task = CaptionTask(model, TrainConfig(), SearchConfig(), data.references(), steps=1).eval()
+    loss, _ = task.loss(batch._replace(pictures=pictures_of(data)))  # of all words in one process
+    assert logged(out, "val_loss")[-1] == pytest.approx(loss.item(), abs=1e-4)
 
     again = module_train(coco, out, *options, "--resume")
     assert again.returncode == 0, again.stderr
