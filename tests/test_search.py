@@ -410,8 +410,17 @@ def test_log_probabilities_stay_those_of_the_model():
                 assert found.log_probs[i, k].item() == pytest.approx(sum(terms), abs=1e-4)
 
 
-def test_what_no_caption_can_keep_leaves_empty_places():
-    found = search(random_step(0), pictures(0, 3), min_length=4, no_repeat_ngram=1, max_length=5, beam=3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam": 3},
+        {"beam": 4, "groups": 2},
+        {"sample": True, "temperature": 0.5, "top_p": 0.9},
+        {"sample": True, "top_k": 3, "min_p": 0.5},
+    ],
+)
+def test_what_no_caption_can_keep_leaves_empty_places(options):
+    found = search(random_step(0), pictures(0, 3), min_length=4, no_repeat_ngram=1, max_length=5, **options)
     assert [captions(found, i) for i in range(3)] == [[], [], []]  # there are but three words
 
 
