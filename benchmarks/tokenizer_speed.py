@@ -19,7 +19,7 @@ from ratios import caption_lengths, median, rounds_argument, take_turns, verdict
 
 from captioner import ptb
 
-CAPTIONS, WORDS, FASTER = 25_000, 8_000, 3.0
+CAPTIONS, WORDS, FASTER = 25_000, 8_000, 1.5
 SPECIAL = ["man's", "t-shirt", "don't", "2", "1/2", "St. Paul", '"stop"', "(left)", "U.S.", "5:30", "and/or", "50%"]
 
 
