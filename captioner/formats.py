@@ -73,7 +73,7 @@ def read_coco(
         folder, name = os.path.split(relative)
         every = captions.pop(image_id, [])
         written = tuple(caption for caption in every if caption)
-        if _leaves(relative):
+        if leaves(relative):
             problems.append(("file name outside the folder", f"{where}: file name {file_name!r} leaves {images}"))
         elif name not in names(folder):
             problems.append(("missing image file", f"{where}: no file {file_name!r} in {images}"))
@@ -97,7 +97,7 @@ def read_coco(
     return examples, [line for _, line in problems]
 
 
-def _leaves(relative: str) -> bool:
+def leaves(relative: str) -> bool:
     """Whether a normalised file name points outside the folder it should be relative to."""
     drive, rest = os.path.splitdrive(relative)
     return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir

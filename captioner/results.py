@@ -228,7 +228,7 @@ def _add_external(
         assert options.clip_score is not None
         without = [image for image in captions if image not in pictures]
         if without:
-            raise external.Unavailable(f"{len(without)} images{_example(without)} have no file name in the annotations")
+            raise external.Unavailable(f"{len(without)} images{_example(without)} have no file name within the folder")
         return external.clip_score([pictures[image] for image in captions], list(captions.values()), options.clip_score)
 
     for name, wanted, compute in (

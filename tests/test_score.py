@@ -120,6 +120,16 @@ def test_what_cannot_be_had_is_skipped(score, tiny, tmp_path, monkeypatch):
     assert [line.split(" is skipped: ")[0] for line in lines] == ["METEOR", "SPICE", "CLIPScore"]
 
 
+def test_no_picture_outside_the_folder_is_read(score, tiny, tmp_path):
+    data = json.loads(tiny.annotations("val").read_text())
+    data["images"][0]["file_name"] = "../train/000.png"
+    (tmp_path / "annotations.json").write_text(json.dumps(data))
+    files = ["--clip_score", tmp_path, "--images", tiny.images("val")]
+    code, _, err = score(FORMATS["coco.json"], *files, annotations=tmp_path / "annotations.json")
+    assert code == 0
+    assert is_one_line(err, "CLIPScore is skipped: 1 images (e.g. [112]) have no file name within the folder")
+
+
 @pytest.mark.slow
 def test_clip_score(score, tiny, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed (the extra clip)")

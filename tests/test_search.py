@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from captioner import rules
 from captioner.config import ModelConfig, SearchConfig
 from captioner.decoder import Decoder
-from captioner.search import Found, Ids, ensemble
+from captioner.search import Beams, Found, Ids, drawn, ensemble, in_turns
 from captioner.search import search as search_for
 from captioner.vocabulary import END, PAD, START, UNK
 
@@ -408,6 +408,8 @@ def test_log_probabilities_stay_those_of_the_model():
                 assert found.word_log_probs[i, k, : len(said)].tolist() == pytest.approx(terms, abs=1e-4)
                 assert (found.word_log_probs[i, k, len(said) :] == 0).all()
                 assert found.log_probs[i, k].item() == pytest.approx(sum(terms), abs=1e-4)
+                expected = score_of(sum(terms), len(said), SearchConfig(**config))
+                assert found.scores[i, k].item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +437,15 @@ def test_unlikely_words_appear_as_soon_as_the_beam_is_wider_than_they_are_many(s
     for i in range(5):
         assert {10, 20} <= set(captions(found, i)[0])
         assert not {10, 20} <= set(captions(without, i)[0])
+
+
+def test_what_is_impossible_takes_no_place():
+    beams = Beams(torch.arange(1), torch.zeros(1, 1), torch.zeros(1, 1, 0, dtype=torch.long))
+    log_probs = torch.arange(8.0).log_softmax(0).unsqueeze(0)
+    log_probs[0, [5, 6]] = NEVER  # no word that must appear can come now
+    scores, _, words = in_turns(torch.tensor([5, 6]))(beams, log_probs, 4)
+    assert words.tolist() == [[7, 4, 3, 2]]
+    assert scores.isfinite().all()
 
 
 # ---- diverse beam search
@@ -582,8 +593,6 @@ def test_sampling_from_the_likeliest_word_alone_is_greedy():
 
 def test_the_number_drawn_stays_below_one():
     """The last word is the last with a probability, even for the largest number that can be drawn."""
-    from captioner.search import Beams, drawn
-
     p = torch.rand(4096, 50, generator=torch.Generator().manual_seed(0))
     p[:, -3:] = 0
     largest = torch.full((4096, 1), (2**23 - 1) / 2**23)

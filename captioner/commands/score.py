@@ -8,6 +8,7 @@ The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; 
 from __future__ import annotations
 
 from dataclasses import fields
+from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
     from captioner.errors import UserError
-    from captioner.formats import read_named_references, read_results
+    from captioner.formats import leaves, read_named_references, read_results
     from captioner.results import score_captions, show_scores
 
     wanted = score_options(options)
@@ -53,5 +54,6 @@ def run(options: Any) -> None:
     results = read_results(Path(options.results))
     if wanted.clip_score is not None:
         known = {image: names.get(image, image) for image in references}
-        pictures = {image: Path(options.images, name) for image, name in known.items() if isinstance(name, str)}
+        named = {image: name for image, name in known.items() if isinstance(name, str) and not leaves(normpath(name))}
+        pictures = {image: Path(options.images, name) for image, name in named.items()}
     show_scores(score_captions(references, results, wanted, names, pictures, options.results), wanted.metrics)
