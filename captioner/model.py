@@ -179,7 +179,8 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: 
     """The model of one checkpoint (None: the shipped one), or the ensemble of several; see :meth:`Captioner.load`."""
     if paths is None or isinstance(paths, (str, os.PathLike)):
         return Captioner.load(paths, device)
-    return Ensemble([Captioner.load(path, device) for path in paths], [str(path) for path in paths])
+    members = [Captioner.load(path, device) for path in paths]
+    return members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in paths])
 
 
 def save_slim(

@@ -8,18 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from captioner.commands.predict import add_model_arguments, load_model, search_config
-from captioner.commands.score import add_score_arguments, score_options
+from captioner.commands import config_of
+from captioner.commands.predict import add_model_arguments, load_model
+from captioner.config import SearchConfig
 
 
 def configure(parser: Any) -> None:
     """Declare the options."""
+    from captioner.results import ScoreOptions
+
     add_model_arguments(parser)
     parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON with the references")
     parser.add_argument("--images", type=str, required=True, help="folder with the pictures")
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
     parser.add_argument("--skip_bad_images", type=bool, default=False, help="leave out what cannot be read")
-    add_score_arguments(parser)
+    parser.add_class_arguments(ScoreOptions)
 
 
 def run(options: Any) -> None:
@@ -30,14 +33,14 @@ def run(options: Any) -> None:
 
     from captioner.errors import UserError
     from captioner.formats import read_coco, write_json
-    from captioner.results import score_captions, show_scores
+    from captioner.results import ScoreOptions, score_captions, show_scores
 
     annotations, images, skip = Path(options.annotations), Path(options.images), options.skip_bad_images
     examples, skipped = read_coco(annotations, images, skip, "--skip_bad_images")
-    wanted = score_options(options)
+    wanted = config_of(ScoreOptions, options)
     model, workers = load_model(options)
     found = model.caption_files(
-        [example.path for example in examples], search_config(options), options.batch_size, workers
+        [example.path for example in examples], config_of(SearchConfig, options), options.batch_size, workers
     )
     captions: dict[Any, str] = {}
     bar = tqdm(found, total=len(examples), unit="image", desc="captions", disable=None)  # no bar in a log

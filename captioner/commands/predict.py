@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from captioner.commands import config_of
 from captioner.config import PICTURES, SearchConfig
 from captioner.errors import UserError
 
@@ -32,11 +32,6 @@ def add_model_arguments(parser: Any) -> None:
     parser.add_class_arguments(SearchConfig)
 
 
-def search_config(options: Any) -> SearchConfig:
-    """The search options among `options`."""
-    return SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
-
-
 def load_model(options: Any) -> tuple[Any, int]:
     """The model of ``--checkpoint`` on ``--device``, and how many processes should read pictures for it."""
     import torch
@@ -51,9 +46,7 @@ def load_model(options: Any) -> tuple[Any, int]:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    paths = options.checkpoint
-    model = load(paths[0] if paths and len(paths) == 1 else paths, device)
-    return model, choose_workers(options.workers, device)
+    return load(options.checkpoint, device), choose_workers(options.workers, device)
 
 
 def configure(parser: Any) -> None:
@@ -73,7 +66,7 @@ def run(options: Any) -> int:
     """Caption; see the module's docstring. 1 if some picture could not be read."""
     from captioner.images import find_images
 
-    search = search_config(options)
+    search = config_of(SearchConfig, options)
     named = [path for name in options.images for path in (sys.stdin.read().splitlines() if name == "-" else [name])]
     paths = find_images(path for path in named if path)
     model, workers = load_model(options)

@@ -7,44 +7,30 @@ The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; 
 
 from __future__ import annotations
 
-from dataclasses import fields
 from os.path import normpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from captioner.results import ScoreOptions
-
-
-def add_score_arguments(parser: Any) -> None:
-    """The options that score and evaluate share."""
-    from captioner.results import ScoreOptions
-
-    parser.add_class_arguments(ScoreOptions)
-
-
-def score_options(options: Any) -> ScoreOptions:
-    """The shared options among `options`."""
-    from captioner.results import ScoreOptions
-
-    return ScoreOptions(**{field.name: options[field.name] for field in fields(ScoreOptions)})
+from captioner.commands import config_of
 
 
 def configure(parser: Any) -> None:
     """Declare the options."""
+    from captioner.results import ScoreOptions
+
     parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON, or {id: [caption, …]}")
     parser.add_argument("--results", type=str, required=True, help="captions JSON or JSON Lines, one caption an image")
     parser.add_argument("--images", type=str, help="folder of the annotations' file names, for --clip_score")
-    add_score_arguments(parser)
+    parser.add_class_arguments(ScoreOptions)
 
 
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
     from captioner.errors import UserError
     from captioner.formats import leaves, read_named_references, read_results
-    from captioner.results import score_captions, show_scores
+    from captioner.results import ScoreOptions, score_captions, show_scores
 
-    wanted = score_options(options)
+    wanted = config_of(ScoreOptions, options)
     pictures: dict[Any, Path] = {}
     if wanted.clip_score is not None and not (options.images and Path(options.images).is_dir()):
         raise UserError(
