@@ -51,7 +51,17 @@ class Samples(Callback):
         if not trainer.is_global_zero:
             return
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = ("train_loss", "val_loss", "val_cider", "val_bleu4", "val_rouge", "val_distinct", "captions_per_s")
+        shown = (
+            "train_loss",
+            "val_loss",
+            "val_cider",
+            "val_bleu4",
+            "val_rouge",
+            "val_distinct",
+            "val_bad_endings",
+            "reward",
+            "captions_per_s",
+        )
         line = "  ".join(f"{name} {scores[name]:.4g}" for name in shown if name in scores)
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {line}", flush=True)
         rows = [f"| {e.path.name} | {task.found[i]} | {e.captions[0]} |" for i, e in self.chosen.items()]

@@ -27,6 +27,11 @@ class ModelConfig:
         second_size: a second, smaller side at which the ResNet looks at the picture again; the two features are
             concatenated (0 = one look)
         trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
+        grid: the picture is seen as grid × grid cells, each with a feature, for attention (0 = one feature, their
+            mean)
+        attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
+            visual sentinel) or updown (two LSTMs); none needs no grid
+        attention_size: size of the projected cells and of the space in which they are compared with the state
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
         hidden_size: size of the hidden state
@@ -41,6 +46,9 @@ class ModelConfig:
     image_size: int = 288
     second_size: int = 224
     trainable_layers: int = 0
+    grid: int = 0
+    attention: Literal["none", "soft", "adaptive", "updown"] = "none"
+    attention_size: int = 512
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
     hidden_size: int = 768
@@ -57,8 +65,17 @@ class ModelConfig:
         expected = f"0, or 32 to below image_size ({self.image_size})"
         _require(smaller, "model.second_size", self.second_size, expected)
         _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
+        _require(0 <= self.grid <= 64, "model.grid", self.grid, "0 to 64")
+        kinds = ("none", "soft", "adaptive", "updown")
+        _require(self.attention in kinds, "model.attention", self.attention, f"one of {', '.join(kinds)}")
+        looks, sees = self.attention != "none", self.grid > 0
+        _require(looks or not sees, "model.grid", self.grid, "0 without attention")
+        _require(sees or not looks, "model.grid", self.grid, f"1 or more, such as 7, for {self.attention} attention")
+        _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
+        plain = self.attention == "none" or (self.cell, self.layers) == ("lstm", 1)
+        _require(plain, "model.attention", self.attention, "none, unless cell is lstm and layers 1")
         _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
         _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
         for name in ("dropout", "input_dropout", "feature_dropout"):
@@ -200,6 +217,14 @@ class TrainConfig:
     """The optimisation.
 
     Args:
+        objective: xe, cross-entropy with teacher forcing; or scst, self-critical training: captions are sampled and
+            rewarded with CIDEr-D, from a model (--init_from) that xe has trained
+        rollouts: captions sampled for a picture in self-critical training; each one's baseline is the mean reward of
+            the others
+        bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
+        word_dropout: share of the words fed in training that are replaced by UNK
+        scheduled_sampling: share of the words fed in training that the model chose itself, reached in the last epoch
+        r_drop: weight of the divergence between two passes with different dropout (0 = one pass)
         epochs: most passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
@@ -214,6 +239,12 @@ class TrainConfig:
         seed: of the initial weights, the order of the captions and the dropout
     """
 
+    objective: Literal["xe", "scst"] = "xe"
+    rollouts: int = 5
+    bleu_weight: float = 0.0
+    word_dropout: float = 0.0
+    scheduled_sampling: float = 0.0
+    r_drop: float = 0.0
     epochs: int = 12
     lr: float = 3e-3
     encoder_lr: float = 2e-5
@@ -228,6 +259,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.objective in ("xe", "scst"), "train.objective", self.objective, "xe or scst")
+        _require(self.rollouts >= 2, "train.rollouts", self.rollouts, "2 or more: they are each other's baseline")
+        _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
+        _require(0 <= self.word_dropout < 1, "train.word_dropout", self.word_dropout, "0 to below 1")
+        _require(0 <= self.scheduled_sampling <= 1, "train.scheduled_sampling", self.scheduled_sampling, "0 to 1")
+        _require(self.r_drop >= 0, "train.r_drop", self.r_drop, "0 or more")
         _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
         _require(self.lr > 0, "train.lr", self.lr, "more than 0")
         _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")
@@ -250,7 +287,7 @@ class TrainerConfig:
         devices: how many devices, or auto
         num_nodes: machines
         strategy: auto, ddp, ddp_find_unused_parameters_true, fsdp
-        precision: auto is bf16-mixed on a GPU that has it, 16-mixed on another GPU, 32-true elsewhere
+        precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
         accumulate_grad_batches: batches per optimiser step
         log_every_n_steps: steps between two lines of the logs
     """

@@ -30,12 +30,13 @@ from captioner.dataset import (
     choose_workers,
     read_pictures,
 )
-from captioner.encoder import Encoder, feature_size, weights_digest
+from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
 from captioner.formats import read_coco
 from captioner.ptb import ptb_tokenize
-from captioner.vocabulary import Vocabulary
+from captioner.rewards import Rewards
+from captioner.vocabulary import END, Vocabulary, tokenize
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -43,7 +44,7 @@ VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a m
 def extract_features(
     encoder: Encoder, paths: Sequence[Path], image_size: int, batch_size: int, workers: int, skip_bad: bool
 ) -> Iterator[np.ndarray]:
-    """(b, F) fp16 blocks of features of `paths`, in order; a row of NaN for an unreadable picture where `skip_bad`.
+    """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
@@ -53,7 +54,7 @@ def extract_features(
         bad = [error for error in errors if error is not None]
         if bad and not skip_bad:
             raise bad_picture(bad[0])
-        block = np.full((len(errors), encoder.feature_size), np.nan, dtype=np.float16)
+        block = np.full((len(errors), *encoder.feature_shape), np.nan, dtype=np.float16)
         if len(pictures):
             with torch.inference_mode():
                 good = [error is None for error in errors]
@@ -66,7 +67,7 @@ class Split:
 
     Attributes:
         examples: the pictures that can be read, with their captions.
-        table: (rows, F) fp16 features, in memory or as a map; None where the encoder is trained.
+        table: (rows, F) or (rows, P, F) fp16 features, in memory or as a map; None where the encoder is trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
     """
 
@@ -99,6 +100,8 @@ class Split:
             "dtype": "float16",
             "pictures": pictures.hexdigest()[:16],
         }
+        if model.grid:
+            fingerprint["grid"] = model.grid
         label = f"{annotations.stem}-{model.encoder}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
@@ -108,7 +111,7 @@ class Split:
             workers = choose_workers(data.workers, device)
             return extract_features(encoder, paths[first:], model.image_size, PICTURES, workers, data.skip_bad_images)
 
-        write_features(folder, fingerprint, names, feature_size(model), rows_from)
+        write_features(folder, fingerprint, names, feature_shape(model), rows_from)
         file = FeatureFile.open(folder, fingerprint)
         bad = file.unreadable()
         if bad.any() and not data.skip_bad_images:
@@ -139,12 +142,17 @@ class Split:
 class CaptionData(pl.LightningDataModule):
     """Training and validation captions; see :class:`captioner.config.DataConfig`.
 
+    Args:
+        data, model: the options.
+        seed: of the order of the batches and the augmentation.
+        by_picture: batches are of pictures with all of their captions, also where captions alone would be faster.
+
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split.
     """
 
-    def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
         self.data, self.model, self.seed = data, model, seed
         self.train, self.val = Split("train", data, model), Split("val", data, model)
@@ -154,12 +162,22 @@ class CaptionData(pl.LightningDataModule):
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
             )
         encoded = self.train.table is None
-        self.train_set = self._dataset(self.train, by_picture=encoded, augment=seed if encoded else None)
+        # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
+        by_picture = by_picture or encoded or model.grid > 0
+        self.train_set = self._dataset(self.train, by_picture, augment=seed if encoded else None)
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
         """The words of the captions of each validation picture, as the metrics see them."""
         return [[ptb_tokenize(caption) for caption in example.captions] for example in self.val.examples]
+
+    def rewards(self, bleu_weight: float) -> Rewards:
+        """What captions of the training pictures are worth in self-critical training."""
+        references = [
+            [self.vocabulary.encode(tokenize(caption))[: self.data.max_length] for caption in example.captions]
+            for example in self.train.examples
+        ]
+        return Rewards(references, END, bleu_weight)
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
         """The batches of process `rank` of `world`; its length is the number of them in an epoch."""
@@ -171,7 +189,7 @@ class CaptionData(pl.LightningDataModule):
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
 
     def train_dataloader(self) -> DataLoader:
-        """Captions bucketed by length from features; all captions of a picture together when it has to be encoded."""
+        """Captions bucketed by length from pooled features, else all captions of a picture together."""
         return self._loader(self.train_set, self.train_sampler(*self._place()), ResumableLoader)
 
     def val_dataloader(self) -> DataLoader:

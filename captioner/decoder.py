@@ -16,6 +16,17 @@ State = tuple[Tensor, ...]
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
+def remember(bias: Tensor, hidden_size: int) -> None:
+    """Begin with forget gates biased to 1, so that an LSTM's cell keeps what it has (Jozefowicz et al. 2015).
+
+    Args:
+        bias: of the input, forget, cell and output gate, one after the other.
+        hidden_size: H.
+    """
+    nn.init.zeros_(bias)
+    nn.init.ones_(bias[hidden_size : 2 * hidden_size])
+
+
 class Decoder(nn.Module):
     """Words from an image feature v: tanh RNN, GRU or LSTM, one to five layers, h_0 = 0.
 
@@ -56,15 +67,11 @@ class Decoder(nn.Module):
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
         if config.cell == "lstm":
-            self._remember()
-
-    def _remember(self) -> None:
-        """Begin with forget gates biased to 1, so that the cell keeps what it has (Jozefowicz et al. 2015)."""
-        for name, bias in self.rnn.named_parameters():
-            if name.startswith("bias"):  # gates lie in the order input, forget, cell, output
-                nn.init.zeros_(bias)
+            for name, bias in self.rnn.named_parameters():
                 if name.startswith("bias_ih"):
-                    nn.init.ones_(bias[self.rnn.hidden_size : 2 * self.rnn.hidden_size])
+                    remember(bias, config.hidden_size)
+                elif name.startswith("bias_hh"):
+                    nn.init.zeros_(bias)
 
     def image(self, features: Tensor) -> Tensor:
         """(I, F) → (I, E): P v, once a picture."""
@@ -93,7 +100,7 @@ class Decoder(nn.Module):
 
         Returns:
             state: (I, L, H), twice for an LSTM (h and c); the search may reorder its rows.
-            context: (I, E); the search repeats or indexes it, one row for each row of the state.
+            context: (I, E), never reordered.
         """
         image = self.image(features)
         zeros = image.new_zeros(len(image), self.rnn.num_layers, self.rnn.hidden_size)
@@ -103,14 +110,15 @@ class Decoder(nn.Module):
         """One word further.
 
         Args:
-            words: (N,) the last words.
-            state: as from `start`, N rows.
-            context: as from `start`, N rows.
+            words: (A · R,) the last words, those of a picture side by side.
+            state: as from `start`, A · R rows.
+            context: as from `start`, A rows.
 
         Returns:
-            (N, V) log-probabilities of the next word, and the state after `words`.
+            (A · R, V) log-probabilities of the next word, and the state after `words`.
         """
-        x = self.embedding(words) + context[0]  # (N, E)
+        image = context[0].unsqueeze(1)  # (A, 1, E)
+        x = (self.embedding(words).unflatten(0, (len(image), -1)) + image).flatten(0, 1)  # (A · R, E)
         before = tuple(part.transpose(0, 1).contiguous() for part in state)  # (L, N, H)
         hidden, after = self.rnn(x.unsqueeze(1), before if isinstance(self.rnn, nn.LSTM) else before[0])
         parts = after if isinstance(self.rnn, nn.LSTM) else (after,)

@@ -1,4 +1,4 @@
-"""The ResNet without its head: pictures in, one feature a picture out."""
+"""The ResNet without its head: pictures in, one feature a picture, or one a cell of a grid, out."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 def feature_size(config: ModelConfig) -> int:
     """F: 2048 (512 for ResNet-18 and -34) for each look."""
     return (2 if config.second_size else 1) * (512 if config.encoder in ("resnet18", "resnet34") else 2048)
+
+
+def feature_shape(config: ModelConfig) -> tuple[int, ...]:
+    """Of what the encoder gives for one picture: (F,), or (P, F) with P = grid × grid cells, row by row."""
+    return (config.grid**2, feature_size(config)) if config.grid else (feature_size(config),)
 
 
 def build_resnet(name: str) -> ResNet:
@@ -99,16 +104,17 @@ def _fold_batchnorm(module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """ResNet without its head: B pictures → B features of size F.
+    """ResNet without its head: B pictures → B features of size F, or of P cells each.
 
     With a `second_size` the ResNet looks at each picture twice, as it is and made smaller, and so sees things at two
-    sizes; the features of both looks, each of unit length, stand side by side.
+    sizes; the features of both looks, each of unit length, stand side by side. With a `grid` the last maps are averaged
+    over its cells instead of over the whole picture; it is the mean of the cells that is of unit length.
 
     Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics throughout, also in the
     trainable stages: caption batches are too small and too few to estimate better ones.
 
     Args:
-        config: encoder, second_size, trainable_layers (how many of conv1 with bn1, layer1 … layer4 are trained,
+        config: encoder, second_size, grid, trainable_layers (how many of conv1 with bn1, layer1 … layer4 are trained,
             counted from the last).
         weights: False leaves the parameters unset, for a checkpoint that brings its own.
     """
@@ -118,8 +124,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, weights: bool = True) -> None:
         super().__init__()
-        self.second_size, self.feature_size = config.second_size, feature_size(config)
+        self.second_size, self.feature_shape = config.second_size, feature_shape(config)
         self.resnet = build_resnet(config.encoder)
+        self.resnet.avgpool = nn.AdaptiveAvgPool2d(config.grid or 1)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
         if weights:
@@ -162,10 +169,14 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB → (B, F): ImageNet normalisation, ResNet, mean over the grid, unit length a look."""
+        """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): ImageNet normalisation, ResNet, mean over the cells, length."""
         x = (pictures.to(self.mean.dtype) - self.mean) / self.std
         looks = [x]
         if self.second_size:
             looks.append(F.interpolate(x, (self.second_size, self.second_size), mode="bilinear", antialias=True))
-        features = [self.resnet(look.contiguous(memory_format=torch.channels_last)) for look in looks]
-        return torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1)
+        features = []
+        for look in looks:
+            maps = self.resnet(look.contiguous(memory_format=torch.channels_last))  # (B, C * P), channel by channel
+            cells = maps.unflatten(1, (-1, *self.feature_shape[:-1], 1)).flatten(2).transpose(1, 2)  # (B, P, C)
+            features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
+        return torch.cat(features, dim=2).view(len(pictures), *self.feature_shape)

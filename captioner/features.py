@@ -19,13 +19,13 @@ Fingerprint = Mapping[str, str | int]
 
 
 class FeatureFile:
-    """N rows of fp16 features, one a picture, in a folder with ``features.npy`` and ``index.json``.
+    """fp16 features of N pictures, each of the same shape, in a folder with ``features.npy`` and ``index.json``.
 
     A folder under its final name is whole. It is written under ``NAME.part`` and renamed at the end; an interrupted
-    run leaves the part, and the next one goes on where it stopped. A picture that could not be read has a row of NaN.
+    run leaves the part, and the next one goes on where it stopped. A picture that could not be read has NaN.
 
     Attributes:
-        rows: (N, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
+        rows: (N, F) or (N, P, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
         names: the N pictures' names.
     """
 
@@ -62,7 +62,7 @@ class FeatureFile:
 
     def unreadable(self) -> np.ndarray:
         """(N,) bool: the pictures that could not be read."""
-        return np.isnan(self.rows[:, 0])
+        return np.isnan(self.rows.reshape(len(self.rows), -1)[:, 0])
 
 
 def feature_folder(cache: Path, label: str, fingerprint: Fingerprint) -> Path:
@@ -75,7 +75,7 @@ def write_features(
     folder: Path,
     fingerprint: Fingerprint,
     names: Sequence[str],
-    size: int,
+    shape: tuple[int, ...],
     rows_from: Callable[[int], Iterable[np.ndarray]],
 ) -> None:
     """Make the feature file at `folder` unless it is there, going on from an interrupted run.
@@ -86,8 +86,8 @@ def write_features(
         folder: its final name.
         fingerprint: encoder, weights digest, transform, pictures.
         names: the N pictures' names, in the order of the rows.
-        size: F.
-        rows_from: called with the first row still missing; yields (b, F) blocks from there on.
+        shape: of the features of one picture.
+        rows_from: called with the first row still missing; yields (b, *shape) blocks from there on.
 
     Raises:
         UserError: the folder cannot be written.
@@ -100,7 +100,7 @@ def write_features(
         with FileLock(f"{folder}.lock"):
             if folder.exists():
                 return
-            shape = (len(names), size)
+            shape = (len(names), *shape)
             done = _rows_done(part, index, shape)
             if done is None:
                 shutil.rmtree(part, ignore_errors=True)
@@ -130,7 +130,7 @@ def write_features(
         ) from error
 
 
-def _rows_done(part: Path, index: dict, shape: tuple[int, int]) -> int | None:
+def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
     """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
     try:
         if json.loads((part / "index.json").read_text(encoding="utf-8")) != index:

@@ -162,6 +162,13 @@ def distinct_n(hypotheses: Sequence[Caption], n: int) -> float:
     return _distinct_n(grams)
 
 
+def ending_in(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> float:
+    """Share of the captions whose last word is one of `words`, 0..1."""
+    _check_captions(hypotheses)
+    endings = set(words)
+    return sum(bool(caption) and caption[-1] in endings for caption in hypotheses) / len(hypotheses)
+
+
 def vocabulary_used(hypotheses: Sequence[Caption]) -> int:
     """How many different words the captions have."""
     _check_captions(hypotheses)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captioner.attention import AttentionDecoder
 from captioner.captions import CaptionModel
 from captioner.config import ModelConfig
 from captioner.decoder import Decoder
@@ -42,13 +43,14 @@ class Captioner(CaptionModel):
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
         self.image_size = config.image_size
         self.encoder = encoder
-        self.decoder = Decoder(config, len(vocabulary), feature_size(config))
+        kind = Decoder if config.attention == "none" else AttentionDecoder
+        self.decoder = kind(config, len(vocabulary), feature_size(config))
 
     # ---- captions
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(I, 3, H, W) uint8 → (I, F) by the encoder; (I, F) features pass through."""
-        if pictures.dim() == 2:
+        """(I, 3, H, W) uint8 → (I, F) or (I, P, F) by the encoder; features pass through."""
+        if pictures.is_floating_point():
             return pictures
         assert self.encoder is not None, "this model was made to be fed with features"
         return self.encoder(pictures)

@@ -245,10 +245,10 @@ def beam(
     ended, they are the answer, but for those that the rules would not let end.
 
     Args:
-        step: ``step(words (N,), state, context) -> log_probs (N, V), state``; row i belongs to beam i. The
-            log-probabilities are written to.
+        step: ``step(words (A · R,), state, context) -> log_probs (A · R, V), state``; the R rows of a picture stand
+            side by side, and `context` has a row for each picture. The log-probabilities are written to.
         state: tensors with B rows before the first word; reordered as the beams are.
-        context: tensors with B rows, constant over the steps: repeated for the beams, dropped with their picture.
+        context: tensors with B rows, constant over the steps, dropped with their picture.
         start: id every caption begins with.
         end: id that ends a caption.
         width: K.
@@ -317,8 +317,8 @@ def beam(
             )
             done = Found(*(part[going] for part in done))
         rows = rows.flatten()
-        if left or live.shape[1] != beams.log_probs.shape[1]:  # else each row still belongs to the same picture
-            context = _rows(context, rows)
+        if left:
+            context = _rows(context, going)
         state = _rows(state, rows)
         words = chosen.flatten()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,14 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from captioner import metrics
+from captioner.captions import search_ids
 from captioner.config import SearchConfig, TrainConfig
 from captioner.dataset import Batch
 from captioner.model import Captioner
-from captioner.vocabulary import PAD, UNK
+from captioner.rewards import Rewards
+from captioner.rules import BAD_ENDINGS
+from captioner.search import search
+from captioner.vocabulary import END, PAD, START, UNK
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -63,6 +69,7 @@ class CaptionTask(pl.LightningModule):
         references: words of the captions of each validation picture, in the order of the examples.
         steps: optimiser steps of the whole training, for the learning rate. (Lightning's own estimate would set up
             the loaders before a resumed run has told them where it stopped.)
+        rewards: of the training pictures, for self-critical training; None for cross-entropy.
     """
 
     def __init__(
@@ -72,10 +79,11 @@ class CaptionTask(pl.LightningModule):
         search: SearchConfig,
         references: list[list[list[str]]],
         steps: int,
+        rewards: Rewards | None = None,
     ) -> None:
         super().__init__()
         self.model, self.config, self.search_config, self.references = model, train, search, references
-        self.steps = steps
+        self.steps, self.rewards = steps, rewards
         self.found: dict[int, str] = {}
         """The validation captions of this process, then of all, by number of the example."""
         self.nats: list[tuple[float, int]] = []
@@ -90,9 +98,72 @@ class CaptionTask(pl.LightningModule):
         """
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]
         real = (targets != PAD) & (targets != UNK)
-        logits = self.model.decoder(self.model.features(batch.pictures), inputs, batch.picture_of, real)
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        return SmoothedCrossEntropy.apply(logits.float(), targets[real], smoothing), len(logits)
+        features = self.model.features(batch.pictures)
+        decode = partial(self.model.decoder, features, picture_of=batch.picture_of, real=real)
+        if not self.training:
+            logits = decode(inputs).float()
+            return SmoothedCrossEntropy.apply(logits, targets[real], 0.0), len(logits)
+        inputs = self.disturbed(inputs, real, decode)
+        smoothing = self.config.label_smoothing
+        logits = decode(inputs).float()
+        loss = SmoothedCrossEntropy.apply(logits, targets[real], smoothing)
+        if self.config.r_drop:
+            # R-Drop (Liang et al. 2021): two passes with different dropout, and the mean of both divergences.
+            again = decode(inputs).float()
+            loss = (loss + SmoothedCrossEntropy.apply(again, targets[real], smoothing)) / 2
+            p, q = logits.log_softmax(dim=1), again.log_softmax(dim=1)
+            loss = loss + self.config.r_drop * ((p.exp() - q.exp()) * (p - q)).sum(dim=1).mean() / 2
+        return loss, len(logits)
+
+    def disturbed(self, inputs: Tensor, real: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, T) the words that are fed in training, START never touched.
+
+        Word dropout puts UNK in the place of some (Bowman et al. 2016). Scheduled sampling (Bengio et al. 2015) puts
+        there what the model draws, a share that grows with the steps; it is drawn after the right words, in one
+        parallel pass (Mihaylova and Martins 2019).
+        """
+        words = inputs[:, 1:]
+        if self.config.scheduled_sampling:
+            share = self.config.scheduled_sampling * self.trainer.global_step / self.steps
+            with torch.no_grad():
+                drawn = inputs.new_zeros(inputs.shape)
+                drawn[real] = torch.multinomial(decode(inputs).float().softmax(dim=1), 1)[:, 0]
+            chosen = (torch.rand(words.shape, device=words.device) < share) & real[:, :-1]
+            words = torch.where(chosen, drawn[:, :-1], words)
+        if self.config.word_dropout:
+            dropped = torch.rand(words.shape, device=words.device) < self.config.word_dropout
+            words = words.masked_fill(dropped & (words != PAD), UNK)
+        return torch.cat([inputs[:, :1], words], dim=1)
+
+    def self_critical(self, batch: Batch, rewards: Rewards) -> Tensor:
+        """Mean of ``−(r − b) log p`` over the words of sampled captions (Rennie et al. 2017, equation 8).
+
+        r is the caption's reward, the baseline b the mean reward of the picture's other samples (Luo 2020).
+        """
+        features = self.model.features(batch.pictures)
+        captions = self.config.rollouts
+        config = SearchConfig(sample=True, n_best=captions, max_length=self.search_config.max_length)
+        keys = torch.randint(2**31, (len(features),)).tolist()
+        self.model.eval()  # without dropout
+        with torch.no_grad():
+            found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
+        self.model.train()
+        words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()  # (N, M), (N,)
+        words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
+        picture_of = torch.arange(len(features), device=words.device).repeat_interleave(captions)
+        worth = rewards(batch.examples.cpu().numpy().repeat(captions), words.cpu().numpy(), lengths.cpu().numpy())
+        each = torch.from_numpy(worth).to(words.device, torch.float32).view(-1, captions)  # (I, K)
+        self.log("reward", each.mean(), prog_bar=True, batch_size=len(worth))
+        advantage = (each - (each.sum(dim=1, keepdim=True) - each) / (captions - 1)).flatten()
+
+        longest = int(lengths.max())
+        words = words[:, :longest]
+        real = torch.arange(longest, device=words.device) < lengths.unsqueeze(1)
+        inputs = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
+        logits = self.model.decoder(features, inputs, picture_of, real).float()
+        logits[:, [PAD, START, UNK]] = -math.inf  # never sampled
+        log_probs = logits.log_softmax(dim=1).gather(1, words[real].unsqueeze(1))[:, 0]
+        return -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
@@ -100,8 +171,8 @@ class CaptionTask(pl.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One batch of captions."""
-        loss, _ = self.loss(batch)
+        """One batch of captions, or of pictures for which captions are sampled."""
+        loss = self.loss(batch)[0] if self.rewards is None else self.self_critical(batch, self.rewards)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words))
         return loss
 
@@ -162,6 +233,7 @@ class CaptionTask(pl.LightningModule):
             "val_bleu4": bleu4,
             "val_rouge": rouge,
             "val_distinct": 100 * metrics.distinct(hypotheses),
+            "val_bad_endings": 100 * metrics.ending_in(hypotheses, BAD_ENDINGS),
         }
         # Every process has computed the same numbers from all captions; their mean over the processes is themselves.
         tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}

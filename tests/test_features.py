@@ -45,7 +45,7 @@ def part_of(folder: Path) -> Path:
 
 def interrupted(folder: Path, blocks: int = 2) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_features(folder, FINGERPRINT, NAMES, 4, stops_after(blocks))
+        write_features(folder, FINGERPRINT, NAMES, (4,), stops_after(blocks))
     assert not folder.exists()
     assert part_of(folder).exists()
 
@@ -65,9 +65,9 @@ def folder(tmp_path) -> Path:
 
 
 def test_written_once_and_read(folder):
-    write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     assert is_whole(folder)
-    write_features(folder, FINGERPRINT, NAMES, 4, never)
+    write_features(folder, FINGERPRINT, NAMES, (4,), never)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, blocks):
         asked.append(first)
         return rows_from(first)
 
-    write_features(folder, FINGERPRINT, NAMES, 4, rows)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows)
     assert asked == [3 * blocks]
     assert is_whole(folder)
 
@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, blocks):
 def test_interrupted_again_and_again(folder):
     for _ in range(3):
         interrupted(folder, 1)
-    write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     assert is_whole(folder)
 
 
@@ -103,9 +103,9 @@ def test_stopped_before_the_renaming(folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("captioner.features.os.replace", stop)
         with pytest.raises(KeyboardInterrupt):
-            write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+            write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     assert not folder.exists()
-    write_features(folder, FINGERPRINT, NAMES, 4, lambda first: rows_from(first) if first in (0, 10) else never(first))
+    write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first in (0, 10) else never(first))
     assert is_whole(folder)
 
 
@@ -121,20 +121,20 @@ def rows(first):
             print("two blocks", flush=True)
             time.sleep(600)
         yield block
-write_features(Path({str(folder)!r}), FINGERPRINT, NAMES, 4, rows)
+write_features(Path({str(folder)!r}), FINGERPRINT, NAMES, (4,), rows)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
         assert writer.stdout.readline() == b"two blocks\n"
         writer.send_signal(signal.SIGKILL)
     assert not folder.exists()
-    write_features(folder, FINGERPRINT, NAMES, 4, lambda first: rows_from(first) if first == 6 else never(first))
+    write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first == 6 else never(first))
     assert is_whole(folder)
 
 
 @pytest.mark.parametrize("names", [NAMES[:9], [*NAMES[:9], "other.png"]])
 def test_the_part_of_other_pictures_is_not_gone_on_with(folder, names):
     interrupted(folder)
-    write_features(folder, FINGERPRINT, names, 4, lambda first: [VALUES[: len(names)]] if first == 0 else never(first))
+    write_features(folder, FINGERPRINT, names, (4,), lambda first: [VALUES[: len(names)]] if first == 0 else never(first))
     assert FeatureFile.open(folder, FINGERPRINT).names == names
 
 
@@ -160,7 +160,7 @@ PART_DAMAGE = {
 def test_a_damaged_part_is_made_afresh(folder, damage):
     interrupted(folder)
     PART_DAMAGE[damage](part_of(folder))
-    write_features(folder, FINGERPRINT, NAMES, 4, lambda first: rows_from(first) if first == 0 else never(first))
+    write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first == 0 else never(first))
     assert is_whole(folder)
 
 
@@ -170,7 +170,7 @@ def test_an_unreadable_picture_is_a_row_of_nan(folder):
         block[[2, 7]] = np.nan
         return [block]
 
-    write_features(folder, FINGERPRINT, NAMES, 4, rows)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows)
     assert FeatureFile.open(folder, FINGERPRINT).unreadable().nonzero()[0].tolist() == [2, 7]
 
 
@@ -183,7 +183,7 @@ def test_an_unreadable_picture_is_a_row_of_nan(folder):
     ],
 )
 def test_features_of_another_encoder_are_refused(folder, other, says):
-    write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     with pytest.raises(UserError) as caught:
         FeatureFile.open(folder, {**FINGERPRINT, **other})
     assert is_one_line(str(caught.value), str(folder), *says)
@@ -204,7 +204,7 @@ WHOLE_DAMAGE = {
 
 @pytest.mark.parametrize("damage", WHOLE_DAMAGE)
 def test_a_damaged_file_is_refused(folder, damage):
-    write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+    write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     WHOLE_DAMAGE[damage](folder)
     with pytest.raises(UserError) as caught:
         FeatureFile.open(folder, FINGERPRINT)
@@ -219,10 +219,10 @@ def test_one_writes_and_the_others_wait(folder):
         assert go_on.wait(60)
         return rows_from(first)
 
-    writer = threading.Thread(target=write_features, args=(folder, FINGERPRINT, NAMES, 4, slow))
+    writer = threading.Thread(target=write_features, args=(folder, FINGERPRINT, NAMES, (4,), slow))
     calls = []
     waiting = threading.Thread(
-        target=write_features, args=(folder, FINGERPRINT, NAMES, 4, lambda first: calls.append(first) or [])
+        target=write_features, args=(folder, FINGERPRINT, NAMES, (4,), lambda first: calls.append(first) or [])
     )
     writer.start()
     assert begun.wait(60)
@@ -242,7 +242,7 @@ def test_one_writes_and_the_others_wait(folder):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("here already")
     with pytest.raises(UserError) as caught:
-        write_features(tmp_path / "file" / "cache" / "val", FINGERPRINT, NAMES, 4, rows_from)
+        write_features(tmp_path / "file" / "cache" / "val", FINGERPRINT, NAMES, (4,), rows_from)
     assert is_one_line(str(caught.value), str(tmp_path / "file" / "cache" / "val"), "--data.feature_cache")
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk(folder, monkeypatch):
 
     monkeypatch.setattr("captioner.features.np.lib.format.open_memmap", full)
     with pytest.raises(UserError, match="No space left on device"):
-        write_features(folder, FINGERPRINT, NAMES, 4, rows_from)
+        write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
 
 
 def test_an_error_of_the_pictures_is_not_blamed_on_the_disk(folder):
@@ -261,7 +261,7 @@ def test_an_error_of_the_pictures_is_not_blamed_on_the_disk(folder):
         yield
 
     with pytest.raises(UserError, match=r"^7.png is broken$"):
-        write_features(folder, FINGERPRINT, NAMES, 4, broken)
+        write_features(folder, FINGERPRINT, NAMES, (4,), broken)
 
 
 def test_the_name_of_the_folder_depends_on_the_whole_fingerprint(tmp_path):

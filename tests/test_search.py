@@ -23,6 +23,11 @@ NEVER = float("-inf")
 quick = settings(max_examples=60, deadline=None, database=None)
 
 
+def of_rows(context: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """What belongs to each row, where `context` has a row for each picture."""
+    return context.repeat_interleave(len(words) // len(context), dim=0)
+
+
 def random_step(seed: int, vocabulary: int = 7, size: int = 5, shift: dict[int, float] | None = None):
     """A recurrent step with random weights whose answer depends on state and context; `shift` is added to logits."""
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +36,7 @@ def random_step(seed: int, vocabulary: int = 7, size: int = 5, shift: dict[int, 
     )
 
     def step(words, state, context):
-        h = torch.tanh(embedding[words] + state[0] @ recurrent + context[0])
+        h = torch.tanh(embedding[words] + state[0] @ recurrent + of_rows(context[0], words))
         logits = 2 * h @ output
         for word, by in (shift or {}).items():
             logits[:, word] += by
@@ -175,7 +180,7 @@ def test_batched_equals_one_by_one_in_any_order(config, ids, seed):
 def scripted_step(words, state, context):
     """Says the picture's own caption, which stands in its context; the state counts the words."""
     place = state[0].long()  # (N, 1)
-    log_probs = torch.full((len(words), 40), -20.0).scatter(1, context[0].gather(1, place), -0.01)
+    log_probs = torch.full((len(words), 40), -20.0).scatter(1, of_rows(context[0], words).gather(1, place), -0.01)
     return log_probs, (state[0] + 1,)
 
 

@@ -1,0 +1,195 @@
+"""The recurrent decoder that looks at the cells of a grid: Show, Attend and Tell, adaptive attention, Up-Down."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import ModelConfig
+from captioner.decoder import FEATURE_NORM, State, remember
+from captioner.vocabulary import PAD
+
+
+def lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 4H) input, forget, cell and output gate before their activation, c_{t-1} (N, H) → h_t, c_t (N, H)."""
+    i, f, g, o = gates.float().chunk(4, dim=1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+class AttentionDecoder(nn.Module):
+    """Words from the P cells of a picture, of which each step sees another mean.
+
+    As in :class:`captioner.decoder.Decoder` the mean v of all cells enters at every step, ``x_t = e_t + P v`` with the
+    word's embedding e_t. The cells are projected once a picture, ``a_p = ReLU(W_a v_p)``, and so are their keys
+    ``W_k a_p``. A state h looks at them with additive attention (Bahdanau et al. 2015)::
+
+        α_p ∝ exp(w · tanh(W_k a_p + W_q h)),    z = Σ α_p a_p
+
+    soft (Xu et al. 2015, Show, Attend and Tell): h_{t-1} looks, ``z_t`` is gated by ``σ(W_β h_{t-1})`` (equation 4.2.1)
+    and enters the LSTM beside x_t; the words come from ``h_t + W_z z_t``.
+
+    adaptive (Lu et al. 2017): h_t looks, at the cells and at the sentinel ``s_t = σ(W_x x_t + W_h h_{t-1}) tanh c_t``
+    (equations 9 and 10), what the LSTM knows without looking; the words come from ``h_t + W_z z_t``.
+
+    updown (Anderson et al. 2018): the first LSTM sees x_t and the second's h², looks, and the second LSTM sees z_t and
+    the first's h¹; the words come from h².
+
+    Axes: I pictures, P cells, F feature size, N captions (or beams), T words, E embedding size, H hidden size,
+    D attention size, V vocabulary, R beams of a picture.
+
+    Args:
+        config: attention, sizes, dropout rates, tie_embeddings.
+        vocabulary_size: V.
+        feature_size: F.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
+        super().__init__()
+        e, h, d = config.embedding_size, config.hidden_size, config.attention_size
+        self.kind, self.hidden_size = config.attention, h
+        self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
+        self.project = nn.Linear(feature_size, e)  # P
+        self.cells = nn.Linear(feature_size, d)  # W_a
+        self.keys = nn.Linear(d, d)  # W_k
+        self.query = nn.Linear(h, d, bias=False)  # W_q
+        self.score = nn.Linear(d, 1, bias=False)  # w
+        # Of the (first) LSTM, from x_t and from the rest; the adaptive one's fifth part is the sentinel's gate.
+        gates = (5 if self.kind == "adaptive" else 4) * h
+        self.input = nn.Linear(e, gates)
+        self.recurrent = nn.Linear({"soft": d + h, "adaptive": h, "updown": 2 * h}[self.kind], gates, bias=False)
+        if self.kind == "soft":
+            self.gate = nn.Linear(h, d)  # W_β
+        if self.kind == "adaptive":
+            self.sentinel = nn.Linear(h, d)
+        if self.kind == "updown":
+            self.language = nn.Linear(d + 2 * h, 4 * h)  # the second LSTM
+            remember(self.language.bias, h)
+        else:
+            self.seen = nn.Linear(d, h)  # W_z
+        remember(self.input.bias, h)
+        self.output = nn.Linear(h, vocabulary_size)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.tie_embeddings:
+            self.output.weight = self.embedding.weight
+            nn.init.normal_(self.embedding.weight, std=e**-0.5)
+
+    def look(self, features: Tensor) -> State:
+        """(I, P, F) → P v (I, E), the keys (I, P, D) and the projected cells (I, P, D): once a picture."""
+        cells = features.float()
+        mean = cells.mean(dim=1, keepdim=True)
+        cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
+        cells = self.feature_dropout(cells)
+        seen = self.cells(cells).relu()  # (I, P, D)
+        return self.project(cells.mean(dim=1)), self.keys(seen).float(), seen
+
+    def attend(self, h: Tensor, keys: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """States (A · R, H), keys and cells (A, P, D) → what is seen (A · R, D) and the weights (A · R, P)."""
+        query = self.query(h).unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, D)
+        weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float().softmax(dim=2)  # (A, R, P)
+        return (weights.to(cells.dtype) @ cells).flatten(0, 1), weights.flatten(0, 1)
+
+    def advance(self, gates: Tensor, state: State, keys: Tensor, cells: Tensor) -> tuple[Tensor, State, Tensor]:
+        """One step of the recurrence.
+
+        Args:
+            gates: (A · R, 4H or 5H) what x_t gives to the gates of the first LSTM.
+            state: h and c (A · R, H), of both LSTMs of updown.
+            keys, cells: (A, P, D), of pictures with R rows each.
+
+        Returns:
+            (A · R, H) what the words come from, the state after it, and the weights (A · R, P or, with the sentinel
+            last, P + 1).
+        """
+        if self.kind == "soft":
+            h, c = state
+            seen, weights = self.attend(h, keys, cells)
+            seen = self.gate(h).sigmoid() * seen
+            h, c = lstm(gates + self.recurrent(torch.cat([seen, h], dim=1)), c)
+            return h + self.seen(seen), (h, c), weights
+        if self.kind == "adaptive":
+            h, c = state
+            gates, gate = (gates + self.recurrent(h)).split([4 * self.hidden_size, self.hidden_size], dim=1)
+            h, c = lstm(gates, c)
+            sentinel = self.sentinel(gate.sigmoid() * c.tanh()).relu()  # (A · R, D)
+            rows = len(h) // len(keys)  # each has a sentinel, and so cells, of its own
+            keys = torch.cat([keys.repeat_interleave(rows, 0), self.keys(sentinel).unsqueeze(1)], dim=1)
+            cells = torch.cat([cells.repeat_interleave(rows, 0), sentinel.unsqueeze(1)], dim=1)
+            seen, weights = self.attend(h, keys, cells)
+            return h + self.seen(seen), (h, c), weights
+        first, c1, second, c2 = state
+        first, c1 = lstm(gates + self.recurrent(torch.cat([first, second], dim=1)), c1)
+        seen, weights = self.attend(first, keys, cells)
+        second, c2 = lstm(self.language(torch.cat([seen, first, second], dim=1)), c2)
+        return second, (first, c1, second, c2), weights
+
+    def forward(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor) -> Tensor:
+        """Teacher forcing: the logits of the word after each of `words`, where `real`.
+
+        Args:
+            features: (I, P, F).
+            words: (N, T) ids, START first.
+            picture_of: (N,) the row of `features` each caption belongs to; captions of a picture share what `look`
+                gives.
+            real: (N, T) bool, R of them true; logits of padding are never computed, nor steps after the last real one.
+
+        Returns:
+            (R, V) logits, in the order of ``words[real]``.
+        """
+        hidden, _ = self.run(features, words, picture_of, real)
+        return self.output(self.dropout(hidden[real]))
+
+    def run(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """What the words come from (N, T, H) and the weights of attention (N, T, P or P + 1), as for `forward`."""
+        image, *looked = self.look(features)
+        x = self.input_dropout(self.embedding(words) + image[picture_of].unsqueeze(1))  # (N, T, E)
+        gates = self.input(x)
+        # The longest captions first, so that those still going on are the first rows of everything.
+        lengths = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(dim=1)
+        order = lengths.argsort(descending=True, stable=True)
+        going = (lengths.unsqueeze(0) > torch.arange(real.shape[1], device=real.device).unsqueeze(1)).sum(dim=1)
+        gates = gates[order].transpose(0, 1)  # (T, N, gates)
+        keys, cells = (part[picture_of[order]] for part in looked)  # (N, P, D)
+        state = self.zeros(len(words), x.device)
+        every, all_weights = [], []
+        for t, n in enumerate(going.tolist()):
+            state = tuple(part[:n] for part in state)
+            hidden, state, weights = self.advance(gates[t, :n], state, keys[:n], cells[:n])
+            missing = (0, 0, 0, len(words) - n)
+            every.append(nn.functional.pad(hidden, missing))
+            all_weights.append(nn.functional.pad(weights.detach(), missing))
+        back = order.argsort()
+        return torch.stack(every, dim=1)[back], torch.stack(all_weights, dim=1)[back]
+
+    def zeros(self, rows: int, device: torch.device) -> State:
+        """h_0 = c_0 = 0."""
+        return (torch.zeros(rows, self.hidden_size, device=device),) * (4 if self.kind == "updown" else 2)
+
+    def start(self, features: Tensor) -> tuple[State, State]:
+        """(I, P, F) → the state before the first word, 0, and the context.
+
+        Returns:
+            state: (I, H), h and c, of both LSTMs of updown.
+            context: what P v gives to the gates (I, 4H or 5H), the keys and the projected cells (I, P, D).
+        """
+        image, keys, cells = self.look(features)
+        return self.zeros(len(features), features.device), (self.input(image), keys, cells)
+
+    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
+        """One word further.
+
+        Args:
+            words: (A · R,) the last words, those of a picture side by side.
+            state: as from `start`, A · R rows.
+            context: as from `start`, A rows.
+
+        Returns:
+            (A · R, V) log-probabilities of the next word, and the state after `words`.
+        """
+        image, keys, cells = context
+        gates = nn.functional.linear(self.embedding(words), self.input.weight)
+        gates = (gates.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)
+        hidden, state, _ = self.advance(gates, state, keys, cells)
+        return torch.log_softmax(self.output(hidden).float(), dim=-1), state
