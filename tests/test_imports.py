@@ -11,7 +11,7 @@ from conftest import ROOT
 ROWS = [
     ["errors", "config"],
     ["vocabulary", "formats", "images", "features", "dataset", "shapes"],
-    ["encoder", "decoder", "rules", "search", "captions", "model"],
+    ["encoder", "decoder", "rules", "search", "captions", "model", "transfer"],
     ["ptb", "metrics", "significance", "datamodule", "task", "callbacks"],
     ["external", "results"],
     ["commands", "__main__"],

@@ -26,6 +26,9 @@ def configure(parser: Any) -> None:
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_argument("--out", type=str, default="runs/captioner", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.ckpt")
+    parser.add_argument(
+        "--init_from", type=str, help="checkpoint whose weights, where they fit, the training begins with"
+    )
     for name, config in GROUPS.items():
         parser.add_class_arguments(config, name)
     parser.add_class_arguments(TrainerConfig, "trainer")
@@ -35,7 +38,7 @@ def run(options: Any) -> int:
     """Train, or go on training; see the module's docstring."""
     folder = Path(options.out)
     settings = {name: asdict(options[name]) for name in (*GROUPS, "trainer")}
-    resumed = _begin(folder, settings, options.resume)
+    resumed = _begin(folder, settings, options.resume, options.init_from)
 
     import pytorch_lightning as pl
     import torch
@@ -46,6 +49,7 @@ def run(options: Any) -> int:
     from captioner.encoder import Encoder, weights_digest
     from captioner.model import Captioner, read_checkpoint, save_slim
     from captioner.task import CaptionTask
+    from captioner.transfer import init_from
 
     _quiet()
     torch.set_float32_matmul_precision("high")
@@ -77,6 +81,10 @@ def run(options: Any) -> int:
             f"{len(data.val.examples):,} pictures for validation, {len(data.vocabulary):,} words, "
             f"{size:,} trained parameters, {batches:,} batches an epoch on {trainer.strategy.root_device}"
         )
+    if options.init_from and not resumed:
+        taken = init_from(model, options.init_from)
+        if trainer.is_global_zero:
+            print(taken)
     rewards = data.rewards(options.train.bleu_weight) if critical else None
     task = CaptionTask(model, options.train, options.search, data.references(), steps, rewards)
     try:
@@ -119,7 +127,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
+def _begin(folder: Path, settings: dict[str, Any], resume: bool, init_from: str | None) -> bool:
     """Make the folder and its config.yaml; True if there is a run in it to go on with.
 
     Raises:
@@ -148,7 +156,8 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         return True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump({**settings, "out": str(folder)}, sort_keys=False), encoding="utf-8")
+        stored = {**settings, "init_from": init_from, "out": str(folder)}
+        config.write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
     return False
