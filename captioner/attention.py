@@ -36,7 +36,7 @@ class AttentionDecoder(nn.Module):
     the first's h¹; the words come from h².
 
     Axes: I pictures, P cells, F feature size, N captions (or beams), T words, E embedding size, H hidden size,
-    D attention size, V vocabulary, R beams of a picture.
+    D attention size (of the space in which states and cells are compared), V vocabulary, R beams of a picture.
 
     Args:
         config: attention, sizes, dropout rates, tie_embeddings.
@@ -50,23 +50,23 @@ class AttentionDecoder(nn.Module):
         self.kind, self.hidden_size = config.attention, h
         self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
         self.project = nn.Linear(feature_size, e)  # P
-        self.cells = nn.Linear(feature_size, d)  # W_a
-        self.keys = nn.Linear(d, d)  # W_k
+        self.cells = nn.Linear(feature_size, e)  # W_a
+        self.keys = nn.Linear(e, d)  # W_k
         self.query = nn.Linear(h, d, bias=False)  # W_q
         self.score = nn.Linear(d, 1, bias=False)  # w
         # Of the (first) LSTM, from x_t and from the rest; the adaptive one's fifth part is the sentinel's gate.
         gates = (5 if self.kind == "adaptive" else 4) * h
         self.input = nn.Linear(e, gates)
-        self.recurrent = nn.Linear({"soft": d + h, "adaptive": h, "updown": 2 * h}[self.kind], gates, bias=False)
+        self.recurrent = nn.Linear({"soft": e + h, "adaptive": h, "updown": 2 * h}[self.kind], gates, bias=False)
         if self.kind == "soft":
-            self.gate = nn.Linear(h, d)  # W_β
+            self.gate = nn.Linear(h, e)  # W_β
         if self.kind == "adaptive":
-            self.sentinel = nn.Linear(h, d)
+            self.sentinel = nn.Linear(h, e)
         if self.kind == "updown":
-            self.language = nn.Linear(d + 2 * h, 4 * h)  # the second LSTM
+            self.language = nn.Linear(e + 2 * h, 4 * h)  # the second LSTM
             remember(self.language.bias, h)
         else:
-            self.seen = nn.Linear(d, h)  # W_z
+            self.seen = nn.Linear(e, h)  # W_z
         remember(self.input.bias, h)
         self.output = nn.Linear(h, vocabulary_size)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
@@ -77,16 +77,16 @@ class AttentionDecoder(nn.Module):
             nn.init.normal_(self.embedding.weight, std=e**-0.5)
 
     def look(self, features: Tensor) -> State:
-        """(I, P, F) → P v (I, E), the keys (I, P, D) and the projected cells (I, P, D): once a picture."""
+        """(I, P, F) → P v (I, E), the keys (I, P, D) and the projected cells (I, P, E): once a picture."""
         cells = features.float()
         mean = cells.mean(dim=1, keepdim=True)
         cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
-        cells = self.feature_dropout(cells)
-        seen = self.cells(cells).relu()  # (I, P, D)
-        return self.project(cells.mean(dim=1)), self.keys(seen).float(), seen
+        seen = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)
+        mean = self.feature_dropout(cells.mean(dim=1))
+        return self.project(mean), self.keys(seen).float(), seen
 
     def attend(self, h: Tensor, keys: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """States (A · R, H), keys and cells (A, P, D) → what is seen (A · R, D) and the weights (A · R, P)."""
+        """States (A · R, H), keys (A, P, D), cells (A, P, E) → what is seen (A · R, E) and the weights (A · R, P)."""
         query = self.query(h).unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, D)
         weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float().softmax(dim=2)  # (A, R, P)
         return (weights.to(cells.dtype) @ cells).flatten(0, 1), weights.flatten(0, 1)
@@ -97,7 +97,7 @@ class AttentionDecoder(nn.Module):
         Args:
             gates: (A · R, 4H or 5H) what x_t gives to the gates of the first LSTM.
             state: h and c (A · R, H), of both LSTMs of updown.
-            keys, cells: (A, P, D), of pictures with R rows each.
+            keys, cells: (A, P, D) and (A, P, E), of pictures with R rows each.
 
         Returns:
             (A · R, H) what the words come from, the state after it, and the weights (A · R, P or, with the sentinel
@@ -113,7 +113,7 @@ class AttentionDecoder(nn.Module):
             h, c = state
             gates, gate = (gates + self.recurrent(h)).split([4 * self.hidden_size, self.hidden_size], dim=1)
             h, c = lstm(gates, c)
-            sentinel = self.sentinel(gate.sigmoid() * c.tanh()).relu()  # (A · R, D)
+            sentinel = self.sentinel(gate.sigmoid() * c.tanh()).relu()  # (A · R, E)
             rows = len(h) // len(keys)  # each has a sentinel, and so cells, of its own
             keys = torch.cat([keys.repeat_interleave(rows, 0), self.keys(sentinel).unsqueeze(1)], dim=1)
             cells = torch.cat([cells.repeat_interleave(rows, 0), sentinel.unsqueeze(1)], dim=1)
@@ -138,30 +138,44 @@ class AttentionDecoder(nn.Module):
         Returns:
             (R, V) logits, in the order of ``words[real]``.
         """
-        hidden, _ = self.run(features, words, picture_of, real)
-        return self.output(self.dropout(hidden[real]))
+        hidden, _, place = self.run(features, words, picture_of, real)
+        return self.output(self.dropout(hidden[place[real]]))
 
-    def run(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """What the words come from (N, T, H) and the weights of attention (N, T, P or P + 1), as for `forward`."""
+    def maps(self, features: Tensor, words: Tensor) -> Tensor:
+        """Where each word is looked for: features (I, P, F), captions (I, T) with START and PAD → (I, T, P or P + 1).
+
+        Row t has the weights with which the word after ``words[:, t]`` is found, those of updown and adaptive at this
+        very step; they add up to 1, with the sentinel (adaptive) as the last. 0 at padding.
+        """
+        real = words != PAD
+        _, weights, place = self.run(features, words, torch.arange(len(words), device=words.device), real)
+        return weights[place] * real.unsqueeze(2)
+
+    def run(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the words come from (S, H), the weights (S, P or P + 1), and the row of each word (N, T)."""
         image, *looked = self.look(features)
-        x = self.input_dropout(self.embedding(words) + image[picture_of].unsqueeze(1))  # (N, T, E)
-        gates = self.input(x)
         # The longest captions first, so that those still going on are the first rows of everything.
-        lengths = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(dim=1)
+        longest = real.shape[1]
+        lengths = (real * torch.arange(1, longest + 1, device=real.device)).amax(dim=1)
         order = lengths.argsort(descending=True, stable=True)
-        going = (lengths.unsqueeze(0) > torch.arange(real.shape[1], device=real.device).unsqueeze(1)).sum(dim=1)
-        gates = gates[order].transpose(0, 1)  # (T, N, gates)
-        keys, cells = (part[picture_of[order]] for part in looked)  # (N, P, D)
+        going = torch.arange(longest, device=real.device).unsqueeze(1) < lengths[order]  # (T, N), S of them true
+        place = torch.zeros_like(words)
+        place[order] = (going.flatten().cumsum(0).view(going.shape) - 1).clamp_min_(0).t()
+        x = self.embedding(words[order].t()[going]) + image[picture_of[order].expand_as(going)[going]]  # (S, E)
+        numbers = going.sum(dim=1).tolist()
+        keys, cells = (part[picture_of[order]] for part in looked)  # (N, P, D), (N, P, E)
         state = self.zeros(len(words), x.device)
-        every, all_weights = [], []
-        for t, n in enumerate(going.tolist()):
-            state = tuple(part[:n] for part in state)
-            hidden, state, weights = self.advance(gates[t, :n], state, keys[:n], cells[:n])
-            missing = (0, 0, 0, len(words) - n)
-            every.append(nn.functional.pad(hidden, missing))
-            all_weights.append(nn.functional.pad(weights.detach(), missing))
-        back = order.argsort()
-        return torch.stack(every, dim=1)[back], torch.stack(all_weights, dim=1)[back]
+        found = []
+        for gates in self.input(self.input_dropout(x)).split(numbers):
+            n = len(gates)
+            if n == 0:
+                break
+            if n < len(keys):
+                keys, cells, state = keys[:n], cells[:n], tuple(part[:n] for part in state)
+            hidden, state, weights = self.advance(gates, state, keys, cells)
+            found.append((hidden, weights))
+        hidden, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return hidden, weights, place
 
     def zeros(self, rows: int, device: torch.device) -> State:
         """h_0 = c_0 = 0."""
@@ -172,7 +186,8 @@ class AttentionDecoder(nn.Module):
 
         Returns:
             state: (I, H), h and c, of both LSTMs of updown.
-            context: what P v gives to the gates (I, 4H or 5H), the keys and the projected cells (I, P, D).
+            context: what P v gives to the gates (I, 4H or 5H), the keys (I, P, D) and the projected cells
+                (I, P, E).
         """
         image, keys, cells = self.look(features)
         return self.zeros(len(features), features.device), (self.input(image), keys, cells)

@@ -31,7 +31,7 @@ class ModelConfig:
             mean)
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
             visual sentinel) or updown (two LSTMs); none needs no grid
-        attention_size: size of the projected cells and of the space in which they are compared with the state
+        attention_size: size of the space in which the cells are compared with the state
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
         hidden_size: size of the hidden state
@@ -48,7 +48,7 @@ class ModelConfig:
     trainable_layers: int = 0
     grid: int = 0
     attention: Literal["none", "soft", "adaptive", "updown"] = "none"
-    attention_size: int = 512
+    attention_size: int = 256
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
     hidden_size: int = 768
