@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from captioner.clips import album
 from captioner.config import PICTURES, DataConfig, ModelConfig
 from captioner.dataset import (
     Batch,
@@ -42,19 +43,28 @@ VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a m
 
 
 def extract_features(
-    encoder: Encoder, paths: Sequence[Path], image_size: int, batch_size: int, workers: int, skip_bad: bool
+    encoder: Encoder,
+    paths: Sequence[Path],
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    skip_bad: bool,
+    frames: int = 0,
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
+
+    With `frames` (b, frames, F): each path is a clip or an album.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
     """
     device = encoder.mean.device
-    for pictures, errors in read_pictures(paths, image_size, batch_size, workers):
+    shape = (frames, *encoder.feature_shape) if frames else encoder.feature_shape
+    for pictures, errors in read_pictures(paths, image_size, batch_size, workers, frames):
         bad = [error for error in errors if error is not None]
         if bad and not skip_bad:
             raise bad_picture(bad[0])
-        block = np.full((len(errors), *encoder.feature_shape), np.nan, dtype=np.float16)
+        block = np.full((len(errors), *shape), np.nan, dtype=np.float16)
         if len(pictures):
             with torch.inference_mode():
                 good = [error is None for error in errors]
@@ -67,7 +77,8 @@ class Split:
 
     Attributes:
         examples: the pictures that can be read, with their captions.
-        table: (rows, F) or (rows, P, F) fp16 features, in memory or as a map; None where the encoder is trained.
+        table: (rows, F), (rows, P, F) or (rows, S, F) fp16 features, in memory or as a map; None where the encoder is
+            trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
     """
 
@@ -75,7 +86,9 @@ class Split:
         annotations, images = getattr(data, name), getattr(data, f"{name}_images")
         if annotations is None or images is None:
             raise UserError(f"--data.{name} (captions JSON) and --data.{name}_images (folder) are both needed")
-        self.examples, skipped = read_coco(Path(annotations), Path(images), data.skip_bad_images)
+        self.examples, skipped = read_coco(
+            Path(annotations), Path(images), data.skip_bad_images, albums=model.frames > 0
+        )
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
         if model.trainable_layers == 0:
@@ -91,8 +104,11 @@ class Split:
         paths = [example.path for example in self.examples]
         names = [os.path.relpath(path, images) for path in paths]
         pictures = hashlib.sha256()
-        for name, path in zip(names, paths, strict=True):
-            pictures.update(f"{name}\0{path.stat().st_size}\0".encode())
+        files = paths
+        if model.frames:
+            files = [file for path in paths for file in (album(path) if path.is_dir() else [path])]
+        for file in files:
+            pictures.update(f"{os.path.relpath(file, images)}\0{file.stat().st_size}\0".encode())
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -102,6 +118,8 @@ class Split:
         }
         if model.grid:
             fingerprint["grid"] = model.grid
+        if model.frames:
+            fingerprint["frames"] = model.frames
         label = f"{annotations.stem}-{model.encoder}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
@@ -109,22 +127,25 @@ class Split:
             device = best_device()
             encoder = Encoder(model).to(device)
             workers = choose_workers(data.workers, device)
-            return extract_features(encoder, paths[first:], model.image_size, PICTURES, workers, data.skip_bad_images)
+            size, skip, frames = model.image_size, data.skip_bad_images, model.frames
+            return extract_features(encoder, paths[first:], size, PICTURES, workers, skip, frames)
 
-        write_features(folder, fingerprint, names, feature_shape(model), rows_from)
-        file = FeatureFile.open(folder, fingerprint)
-        bad = file.unreadable()
+        shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
+        write_features(folder, fingerprint, names, shape, rows_from)
+        features = FeatureFile.open(folder, fingerprint)
+        bad = features.unreadable()
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
-        self.table, self.rows = file.rows, np.flatnonzero(~bad)
-        if file.rows.nbytes <= data.feature_memory * 2**30:
-            self.table = torch.from_numpy(np.array(file.rows))
+        self.table, self.rows = features.rows, np.flatnonzero(~bad)
+        if features.rows.nbytes <= data.feature_memory * 2**30:
+            self.table = torch.from_numpy(np.array(features.rows))
         return self._drop(bad)
 
     def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
         paths = [example.path for example in self.examples]
-        batches = read_pictures(paths, model.image_size, PICTURES, choose_workers(data.workers, best_device()))
+        workers = choose_workers(data.workers, best_device())
+        batches = read_pictures(paths, model.image_size, PICTURES, workers, model.frames)
         bar = tqdm(total=len(paths), unit="image", desc="checking pictures", disable=None)
         bad = []
         with bar:
@@ -163,7 +184,7 @@ class CaptionData(pl.LightningDataModule):
             )
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
-        by_picture = by_picture or encoded or model.grid > 0
+        by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
         self.train_set = self._dataset(self.train, by_picture, augment=seed if encoded else None)
         self.val_set = self._dataset(self.val, by_picture=True)
 
@@ -213,6 +234,7 @@ class CaptionData(pl.LightningDataModule):
             augment,
             self.data.horizontal_flip,
             by_picture,
+            self.model.frames,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
