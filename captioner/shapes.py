@@ -129,18 +129,19 @@ def contents(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
 def moves(held_out: bool, seed: int) -> list[Move]:
     """Every move of the part that is held out for val, or of the other.
 
-    Of each shape that val has, in whichever size and on whichever background, training has seen other directions only.
+    A shape on a background is held out or not in all four directions, so that no look tells which ones were seen.
     """
-    rng = random.Random(f"{seed} moves")
-    found = [(color, kind, direction) for color in COLORS for kind in KINDS for direction in DIRECTIONS]
-    rng.shuffle(found)
-    cut = round(HELD_OUT * len(found))
-    return [
-        Move(Shape(size, color, kind), direction, background)
-        for color, kind, direction in (found[:cut] if held_out else found[cut:])
+    looks = [
+        (Shape(size, color, kind), background)
         for size in RADIUS
+        for color in COLORS
+        for kind in KINDS
         for background in BACKGROUNDS
     ]
+    random.Random(f"{seed} moves").shuffle(looks)
+    cut = round(HELD_OUT * len(looks))
+    chosen = looks[:cut] if held_out else looks[cut:]
+    return [Move(shape, direction, background) for shape, background in chosen for direction in DIRECTIONS]
 
 
 def captions(scene: Scene | Move, rng: random.Random) -> list[str]:

@@ -229,12 +229,15 @@ def test_no_single_frame_tells_the_direction():
                 assert distance < 1.63 / places**0.5  # by chance 1 in 100 is further
 
 
-def test_val_has_moves_that_train_has_not():
-    train, val = ([(m.shape.color, m.shape.kind, m.direction) for m in moves(part, 0)] for part in (False, True))
-    assert not set(train) & set(val)
+def test_val_has_looks_that_train_has_not_and_no_look_tells_the_direction():
+    train, val = ([((m.shape, m.background), m.direction) for m in moves(part, 0)] for part in (False, True))
+    looks = [{look for look, _ in part} for part in (train, val)]
+    assert not looks[0] & looks[1]
     assert len(val) / len(train + val) == pytest.approx(HELD_OUT, abs=0.01)
-    for place in range(3):
-        assert {move[place] for move in train} == {move[place] for move in set(train) | set(val)}
+    for part, its in zip((train, val), looks, strict=True):
+        assert sorted(part, key=str) == sorted(((look, d) for look in its for d in DIRECTIONS), key=str)
+    for field in ("size", "color", "kind"):
+        assert {getattr(shape, field) for shape, _ in looks[0]} >= {getattr(shape, field) for shape, _ in looks[1]}
 
 
 def test_a_set_of_clips_is_another_set(tmp_path):
