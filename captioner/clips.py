@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from captioner.images import MAX_PIXELS, SUFFIXES, VIDEOS, ImageError, eval_transform, open_image, reading
 
@@ -85,14 +85,16 @@ def _pictures(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
 
 
 def _length(source: Any) -> int:
-    """Frames of an animated picture; 1 of any other, and of what is no picture, as opening it will say."""
-    if isinstance(source, Image.Image):
+    """Frames of the file of an animated picture; 1 of anything else, also of no picture, as opening it will say."""
+    if not isinstance(source, (str, os.PathLike)):
         return 1
-    try:
-        with Image.open(source, formats=ANIMATED) as image:
-            return getattr(image, "n_frames", 1)
-    except Exception:
-        return 1
+    Image.init()
+    with reading(source):
+        try:
+            with Image.open(source, formats=[name for name in ANIMATED if name in Image.OPEN]) as image:
+                return getattr(image, "n_frames", 1)
+        except UnidentifiedImageError:
+            return 1
 
 
 def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:

@@ -104,11 +104,11 @@ class Split:
         paths = [example.path for example in self.examples]
         names = [os.path.relpath(path, images) for path in paths]
         pictures = hashlib.sha256()
-        files = paths
+        inside = paths
         if model.frames:
-            files = [file for path in paths for file in (album(path) if path.is_dir() else [path])]
-        for file in files:
-            pictures.update(f"{os.path.relpath(file, images)}\0{file.stat().st_size}\0".encode())
+            inside = [one for path in paths for one in (album(path) if path.is_dir() else [path])]
+        for path in inside:
+            pictures.update(f"{os.path.relpath(path, images)}\0{path.stat().st_size}\0".encode())
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -132,13 +132,13 @@ class Split:
 
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
-        features = FeatureFile.open(folder, fingerprint)
-        bad = features.unreadable()
+        file = FeatureFile.open(folder, fingerprint)
+        bad = file.unreadable()
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
-        self.table, self.rows = features.rows, np.flatnonzero(~bad)
-        if features.rows.nbytes <= data.feature_memory * 2**30:
-            self.table = torch.from_numpy(np.array(features.rows))
+        self.table, self.rows = file.rows, np.flatnonzero(~bad)
+        if file.rows.nbytes <= data.feature_memory * 2**30:
+            self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
 
     def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
