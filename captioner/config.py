@@ -27,8 +27,8 @@ class ModelConfig:
         second_size: a second, smaller side at which the ResNet looks at the picture again; the two features are
             concatenated (0 = one look)
         trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
-        grid: the picture is seen as grid × grid cells, each with a feature, for attention (0 = one feature, their
-            mean)
+        grid: the picture is seen as grid × grid cells, each with a feature, for attention or beside each other in a
+            frame of a clip (0 = one feature, their mean)
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
             visual sentinel) or updown (two LSTMs); none needs no grid
         attention_size: size of the space in which the cells are compared with the state
@@ -72,7 +72,7 @@ class ModelConfig:
         kinds = ("none", "soft", "adaptive", "updown")
         _require(self.attention in kinds, "model.attention", self.attention, f"one of {', '.join(kinds)}")
         looks, sees = self.attention != "none", self.grid > 0
-        _require(looks or not sees, "model.grid", self.grid, "0 without attention")
+        _require(looks or not sees or self.frames > 0, "model.grid", self.grid, "0 without attention or frames")
         _require(sees or not looks, "model.grid", self.grid, f"1 or more, such as 7, for {self.attention} attention")
         _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
         few = self.frames == 0 or 2 <= self.frames <= 256

@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
-from captioner.decoder import CELLS, FEATURE_NORM, Decoder, remember
+from captioner.decoder import CELLS, Decoder, remember
 
 
 class SequenceEncoder(nn.Module):
-    """Features of S frames → the last hidden state of a recurrent network, ``h_s = f(W_xh v_s + W_hh h_{s-1})``.
+    """Features of S frames → the last hidden state of a recurrent network, ``h_s = f(W_xh x_s + W_hh h_{s-1})``.
 
     It is the many-to-one half of the lecture's sequence to sequence (EECS 498-007; Sutskever et al. 2014, with frames
     as in Venugopalan et al. 2015), of the decoder's cell, layers and sizes.
 
-    Each v_s is scaled to the length FEATURE_NORM, as the decoder of pictures does with its v.
+    The features of neighbouring frames are nearly alike, so each is first compared with those of other frames: every
+    number of v_s is scaled to mean 0 and variance 1 over the training frames (BatchNorm), and x_s is a linear map of
+    that, the same for all cells where a frame has a grid of them; those of a frame stand side by side. (A mean over the
+    whole frame hardly tells left from right: ResNets are trained on mirrored pictures.)
 
-    Axes: I clips, S frames, F feature size, H hidden size.
+    Axes: I clips, S frames, P cells, F feature size, E embedding size, H hidden size.
 
     Args:
-        config: cell, layers, hidden_size, dropout rates.
+        config: grid, cell, layers, embedding_size, hidden_size, dropout rates.
         feature_size: F.
     """
 
     def __init__(self, config: ModelConfig, feature_size: int) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm1d(feature_size, affine=False)
+        self.project = nn.Linear(feature_size, config.embedding_size)
         self.rnn = CELLS[config.cell](
-            feature_size,
+            config.embedding_size * max(1, config.grid**2),
             config.hidden_size,
             config.layers,
             batch_first=True,
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
-        self.dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.dropout = nn.Dropout(config.dropout)
         if config.cell == "lstm":
             for layer in range(config.layers):
                 remember(getattr(self.rnn, f"bias_ih_l{layer}"), config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(I, S, F), absent frames 0 → (I, H), the same wherever and however many the absent ones are."""
-        v = FEATURE_NORM * F.normalize(features.float(), dim=2)
-        there = v.any(dim=2)  # (I, S)
-        order = there.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # the absent ones last
-        v = v.gather(1, order.unsqueeze(2).expand_as(v))
-        hidden, _ = self.rnn(self.dropout(v))  # (I, S, H)
-        last = there.sum(dim=1).clamp_min(1) - 1
-        return hidden[torch.arange(len(v), device=v.device), last]
+        """(I, S, F) or (I, S, P, F) → (I, H); absent frames are 0, and their places and number do not matter."""
+        there = features.flatten(2).any(dim=2)  # (I, S)
+        v = features[there].float()  # (frames that are there, F) or (…, P, F)
+        self.norm.train(self.training and v.shape[:-1].numel() > 1)  # one alone has no variance
+        v = self.norm(v.flatten(0, -2)).view_as(v)
+        x = self.project(self.feature_dropout(v)).flatten(1)  # (frames that are there, P · E)
+        # The absent ones last.
+        numbers = there.sum(dim=1)
+        first = torch.arange(there.shape[1], device=there.device) < numbers.unsqueeze(1)  # (I, S)
+        frames = x.new_zeros(*there.shape, x.shape[1]).masked_scatter(first.unsqueeze(2), x)
+        hidden, _ = self.rnn(frames)  # (I, S, H)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), numbers.clamp_min(1) - 1]
+        return self.dropout(last)
 
 
 class SequenceDecoder(Decoder):
     """The :class:`captioner.decoder.Decoder` whose v is the last hidden state of a :class:`SequenceEncoder`.
 
-    Where its methods take features of pictures (I, F), they take those of frames (I, S, F). v is not scaled: the
-    encoder learns its length.
+    Where its methods take features of pictures (I, F), they take those of frames (I, S, F) or (I, S, P, F). v is not
+    scaled: the encoder learns its length.
 
     Args:
         config: as for both.
@@ -67,5 +77,5 @@ class SequenceDecoder(Decoder):
         self.frames = SequenceEncoder(config, feature_size)
 
     def image(self, features: Tensor) -> Tensor:
-        """(I, S, F) → (I, E): P v, once a clip."""
+        """(I, S, F) or (I, S, P, F) → (I, E): P v, once a clip."""
         return self.project(self.frames(features))
