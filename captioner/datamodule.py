@@ -53,7 +53,7 @@ def extract_features(
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
 
-    With `frames` (b, frames, F): each path is a clip or an album.
+    With `frames` (b, frames, F) or (b, frames, P, F): each path is a clip or an album.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
@@ -77,7 +77,7 @@ class Split:
 
     Attributes:
         examples: the pictures that can be read, with their captions.
-        table: (rows, F), (rows, P, F) or (rows, S, F) fp16 features, in memory or as a map; None where the encoder is
+        table: (rows, F), (rows, P, F), (rows, S, F) … fp16 features, in memory or as a map; None where the encoder is
             trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
     """

@@ -52,7 +52,7 @@ class Captioner(CaptionModel):
     # ---- captions
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(I, 3, H, W) uint8 → (I, F) or (I, P, F), or (I, S, 3, H, W) → (I, S, F); features pass through."""
+        """(I, 3, H, W) uint8 → (I, F) or (I, P, F), of S frames each (I, S, …); features pass through."""
         if pictures.is_floating_point():
             return pictures
         assert self.encoder is not None, "this model was made to be fed with features"
@@ -167,7 +167,7 @@ class Ensemble(CaptionModel):
             if model.frames != first.frames:
                 raise UserError(f"{names[0]} and {name} take {first.frames} and {model.frames} frames (0: one picture)")
             if model.config.trainable_layers == 0:
-                same = (model.encoder_digest, model.config.encoder, model.config.second_size)
+                same = (model.encoder_digest, model.config.encoder, model.config.second_size, model.config.grid)
                 model.encoder = encoders.setdefault(same, model.encoder)
         self.members = nn.ModuleList(members)
         self.vocabulary, self.image_size, self.frames = first.vocabulary, first.image_size, first.frames

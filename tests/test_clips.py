@@ -11,6 +11,7 @@ from conftest import arguments, is_one_line, make_captioner, train, write_set
 from PIL import Image
 
 from captioner.clips import album, evenly, look
+from captioner.config import SearchConfig
 from captioner.dataset import CaptionDataset
 from captioner.errors import UserError
 from captioner.formats import Example
@@ -193,17 +194,21 @@ def test_find_images_with_clips(tmp_path, folder, gif):
 # ---- models
 
 
-def test_frames_are_encoded_one_by_one_and_absent_ones_are_zero():
-    model = make_captioner(frames=4)
+@pytest.mark.parametrize("grid", [0, 2])
+def test_frames_are_encoded_one_by_one_and_absent_ones_are_zero(grid):
+    model = make_captioner(frames=4, grid=grid)
     pictures = torch.randint(1, 256, (2, 4, 3, SIDE, SIDE), dtype=torch.uint8)
     pictures[1, 2:] = 0
     features = model.features(pictures)
-    assert features.shape == (2, 4, 512)
+    each = (4, 512) if grid else (512,)
+    assert features.shape == (2, 4, *each)
+    assert len(model.search(features, SearchConfig(beam=2))) == 2
     for i in range(2):
         for s in range(4):
-            expected = torch.zeros(512) if (i, s) in ((1, 2), (1, 3)) else model.encoder(pictures[i, s : s + 1])[0]
+            expected = torch.zeros(each) if (i, s) in ((1, 2), (1, 3)) else model.encoder(pictures[i, s : s + 1])[0]
             torch.testing.assert_close(features[i, s], expected)
-    assert model.features(torch.zeros_like(pictures)).any(dim=2).tolist() == [[True, False, False, False]] * 2
+    black = model.features(torch.zeros_like(pictures))
+    assert black.flatten(2).any(dim=2).tolist() == [[True, False, False, False]] * 2
 
 
 def test_a_checkpoint_is_enough(tmp_path, gif, folder):
@@ -301,6 +306,13 @@ def test_a_changed_album_is_computed_again(albums, tmp_path):
 
 def test_fine_tuning_sees_frames(albums, tmp_path):
     assert train(albums, tmp_path / "run", "--model.frames", "2", "--model.trainable_layers", "1") == 0
+
+
+def test_frames_of_a_grid_of_cells(albums, tmp_path, cli):
+    assert train(albums, tmp_path / "run", "--model.frames", "2", "--model.grid", "2", "--train.ema_decay", "0.5") == 0
+    model = ("--checkpoint", tmp_path / "run" / "captioner.safetensors", "--beam", 2)
+    code, out, _ = cli("predict", albums.images("val") / "012", *model)
+    assert (code, len(out.splitlines())) == (0, 1)
 
 
 def test_albums_are_for_models_with_frames(albums, tmp_path, cli):
