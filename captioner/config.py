@@ -222,6 +222,7 @@ class TrainConfig:
         rollouts: captions sampled for a picture in self-critical training; each one's baseline is the mean reward of
             the others
         bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
+        xe_weight: of the cross-entropy of the training captions in self-critical training
         word_dropout: share of the words fed in training that are replaced by UNK
         scheduled_sampling: share of the words fed in training that the model chose itself, reached in the last epoch
         r_drop: weight of the divergence between two passes with different dropout (0 = one pass)
@@ -242,6 +243,7 @@ class TrainConfig:
     objective: Literal["xe", "scst"] = "xe"
     rollouts: int = 5
     bleu_weight: float = 0.0
+    xe_weight: float = 0.0
     word_dropout: float = 0.0
     scheduled_sampling: float = 0.0
     r_drop: float = 0.0
@@ -262,6 +264,7 @@ class TrainConfig:
         _require(self.objective in ("xe", "scst"), "train.objective", self.objective, "xe or scst")
         _require(self.rollouts >= 2, "train.rollouts", self.rollouts, "2 or more: they are each other's baseline")
         _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
+        _require(self.xe_weight >= 0, "train.xe_weight", self.xe_weight, "0 or more")
         _require(0 <= self.word_dropout < 1, "train.word_dropout", self.word_dropout, "0 to below 1")
         _require(0 <= self.scheduled_sampling <= 1, "train.scheduled_sampling", self.scheduled_sampling, "0 to 1")
         _require(self.r_drop >= 0, "train.r_drop", self.r_drop, "0 or more")

@@ -91,6 +91,9 @@ class Rewards:
         likeness = np.zeros((number, most))
         matches = []
         for grams, table in zip(_grams(flat, lengths), self.tables, strict=True):
+            if not len(table.codes):  # no reference is so long
+                matches.append(np.zeros(number))
+                continue
             place = np.minimum(np.searchsorted(table.codes, grams.code), len(table.codes) - 1)
             known = table.codes[place] == grams.code
             idf = np.where(known, table.idf[place], np.log(len(self.references)))

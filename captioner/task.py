@@ -144,10 +144,8 @@ class CaptionTask(pl.LightningModule):
         captions = self.config.rollouts
         config = SearchConfig(sample=True, n_best=captions, max_length=self.search_config.max_length)
         keys = torch.randint(2**31, (len(features),)).tolist()
-        self.model.eval()  # without dropout
         with torch.no_grad():
             found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
-        self.model.train()
         words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()  # (N, M), (N,)
         words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
         picture_of = torch.arange(len(features), device=words.device).repeat_interleave(captions)
@@ -163,7 +161,8 @@ class CaptionTask(pl.LightningModule):
         logits = self.model.decoder(features, inputs, picture_of, real).float()
         logits[:, [PAD, START, UNK]] = -math.inf  # never sampled
         log_probs = logits.log_softmax(dim=1).gather(1, words[real].unsqueeze(1))[:, 0]
-        return -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
+        loss = -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
+        return loss + self.config.xe_weight * self.loss(batch)[0] if self.config.xe_weight else loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""

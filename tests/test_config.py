@@ -36,7 +36,16 @@ def test_frozen(config):
         (ModelConfig, "model.second_size", [31, 5000], [0, 32]),
         (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
         (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),
+        (ModelConfig, "model.attention", ["hard"], ["none"]),
+        (ModelConfig, "model.attention_size", [0], [1]),
+        (ModelConfig, "model.grid", [-1, 65], [0]),
         (ModelConfig, "model.layers", [0, 6], [1, 5]),
+        (TrainConfig, "train.objective", ["rl"], ["xe", "scst"]),
+        (TrainConfig, "train.rollouts", [0, 1], [2]),
+        (TrainConfig, "train.bleu_weight", [-1.0], [0.0, 2.0]),
+        (TrainConfig, "train.word_dropout", [-0.1, 1.0], [0.0, 0.9]),
+        (TrainConfig, "train.scheduled_sampling", [-0.1, 1.1], [0.0, 1.0]),
+        (TrainConfig, "train.r_drop", [-1.0], [0.0, 5.0]),
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
         *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
@@ -121,3 +130,14 @@ def test_limits_of_sampling(name, bad, good):
 def test_options_that_would_do_nothing_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         SearchConfig(**options)
+
+
+def test_attention_and_its_grid_belong_together():
+    for options in ({"grid": 7}, {"attention": "soft"}):
+        with pytest.raises(UserError, match=r"model\.grid is (7|0): expected"):
+            ModelConfig(**options)
+    for options in ({"cell": "gru"}, {"layers": 2}):
+        with pytest.raises(UserError, match=r"model\.attention is 'updown': expected none, unless cell is lstm"):
+            ModelConfig(grid=7, attention="updown", **options)
+    for kind in ("soft", "adaptive", "updown"):
+        assert ModelConfig(grid=7, attention=kind).attention == kind
