@@ -29,6 +29,8 @@ class ModelConfig:
         trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
+        image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
+            (Show and Tell) or as the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
         dropout: dropout rate before the output layer and between recurrent layers
@@ -43,6 +45,7 @@ class ModelConfig:
     trainable_layers: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
+    image_as: Literal["every_step", "first_word", "initial_state"] = "every_step"
     hidden_size: int = 768
     embedding_size: int = 512
     dropout: float = 0.5
@@ -59,6 +62,8 @@ class ModelConfig:
         _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
+        ways = ("every_step", "first_word", "initial_state")
+        _require(self.image_as in ways, "model.image_as", self.image_as, "every_step, first_word or initial_state")
         _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
         _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
         for name in ("dropout", "input_dropout", "feature_dropout"):

@@ -37,6 +37,7 @@ def test_frozen(config):
         (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
         (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),
         (ModelConfig, "model.layers", [0, 6], [1, 5]),
+        (ModelConfig, "model.image_as", ["", "last_word"], ["every_step", "first_word", "initial_state"]),
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
         *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
