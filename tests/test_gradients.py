@@ -101,12 +101,25 @@ def gradients(cli, tiny, run):
 def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "numbers.json", tmp_path / "picture.png"
-    options = ["--captions", 5, "--untrained", "true", "--scale", 1, 3, "--output", file, "--plot", picture]
+    options = [
+        "--captions",
+        5,
+        "--weights",
+        "trained",
+        "untrained",
+        "--scale",
+        1,
+        3,
+        "--output",
+        file,
+        "--plot",
+        picture,
+    ]
     code, out, err = gradients(*options)
     assert (code, err) == (0, "")
     curves = json.loads(file.read_text())
-    assert [(curve["model"], curve["scale"]) for curve in curves] == [
-        (name, scale) for name in (run.name, f"{run.name}, untrained") for scale in (1, 3)
+    assert [(curve["model"], curve["weights"], curve["scale"]) for curve in curves] == [
+        (run.name, weights, scale) for weights in ("trained", "untrained") for scale in (1, 3)
     ]
     assert len(out.splitlines()) == 2 + 2 * len(curves)  # h and c
     for curve in curves:
@@ -126,7 +139,7 @@ def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, grad
         assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", seed, "--train.epochs", 1)) == 0
         file = tmp_path / f"{seed}.json"
         code, *_ = gradients(
-            "--checkpoint", folder / "best.ckpt", "--untrained", "true", "--seed", seed, "--output", file
+            "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", seed, "--output", file
         )
         assert code == 0
         *_, trained, untrained = json.loads(file.read_text())

@@ -1,7 +1,7 @@
 """Measure and draw gradients: through time in trained models, or along the training of runs.
 
 Example: captioner gradients --checkpoint runs/rnn/best.ckpt --checkpoint runs/lstm/best.ckpt
---annotations captions_val.json --images val --untrained true --plot gradients.png
+--annotations captions_val.json --images val --weights trained untrained --plot gradients.png
 
 Example: captioner gradients --run runs/clipped --run runs/unclipped --plot clipping.png
 """
@@ -30,7 +30,13 @@ def configure(parser: Any) -> None:
     parser.add_argument("--images", type=str, help="folder with its pictures")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
     parser.add_argument("--captions", type=int, default=200, help="the so many longest captions are asked")
-    parser.add_argument("--untrained", type=bool, default=False, help="each model also with weights as they are made")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        choices=("trained", "untrained"),
+        default=["trained"],
+        help="the model's, or new ones as at the beginning of a training, or both",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights: that of train makes the same")
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
     parser.add_argument("--run", action="append", type=str, help="folder of a run: draw what it logged while training")
@@ -82,12 +88,12 @@ def _measured(options: Any) -> list[Curve]:
     for file in options.checkpoint or [str(SHIPPED)]:
         trained = Captioner.load(file)
         features, words, lengths = _longest(trained, options)
-        models = {_name(Path(file)): trained}
-        if options.untrained:
+        models = {"trained": trained}
+        if "untrained" in options.weights:
             torch.manual_seed(options.seed)
-            fresh = Captioner(trained.config, trained.vocabulary, None, trained.encoder_digest).eval()
-            models[f"{_name(Path(file))}, untrained"] = fresh
-        for name, model in models.items():
+            models["untrained"] = Captioner(trained.config, trained.vocabulary, None, trained.encoder_digest).eval()
+        for kind in options.weights:
+            model = models[kind]
             weights = recurrent_matrices(model.decoder).values()
             before = [weight.detach().clone() for weight in weights]
             for scale in options.scale:
@@ -97,7 +103,8 @@ def _measured(options: Any) -> list[Curve]:
                 norms = through_time(*model.begin(features), words, lengths)
                 means = [norm.clamp(min=1e-30).log().mean(dim=0).exp().tolist() for norm in norms]
                 curve = {
-                    "model": name,
+                    "model": _name(Path(file)),
+                    "weights": kind,
                     "cell": model.config.cell,
                     "layers": model.config.layers,
                     "scale": scale,
@@ -106,12 +113,11 @@ def _measured(options: Any) -> list[Curve]:
                     **dict(zip("hc", means, strict=False)),  # geometric means at the distances 1, 2, …
                 }
                 curves.append(curve)
-                for part in "hc"[: len(means)]:
-                    mean = curve[part]
+                for part, mean in zip("hc", means, strict=False):
                     factor = (mean[-1] / mean[0]) ** (1 / max(1, len(mean) - 1))
                     print(
-                        f"| {name}, {part} | {scale:g} | {curve['largest_singular_value']:.2f} | {mean[0]:.2g} | "
-                        f"{mean[-1]:.2g} at {len(mean)} | {factor:.3f} |",
+                        f"| {curve['model']}, {kind}: {part} | {scale:g} | {curve['largest_singular_value']:.2f} | "
+                        f"{mean[0]:.2g} | {mean[-1]:.2g} at {len(mean)} | {factor:.3f} |",
                         flush=True,
                     )
     return curves
@@ -151,18 +157,23 @@ def _name(file: Path) -> str:
 
 
 def _draw_through_time(curves: list[Curve], target: Path) -> None:
-    figure, axis = _figure(1)
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axis,) = _figure(1)
+    colours: dict[Any, str] = {}  # one for each model and scale; trained and untrained, h and c share it
     for curve in curves:
+        colour = colours.setdefault((curve["model"], curve["scale"]), f"C{len(colours)}")
+        scaled = "" if curve["scale"] == 1 else f", W_hh × {curve['scale']:g}"
         for part in "hc":
             if part in curve:
-                scaled = "" if curve["scale"] == 1 else f", W_hh × {curve['scale']:g}"
-                label = f"{curve['model']}{scaled}: {part}"
-                style = {"ls": "--" if "untrained" in curve["model"] else "-", "marker": "." if part == "h" else "x"}
-                distances = range(1, len(curve[part]) + 1)
-                axis[0].plot(distances, [g / curve[part][0] for g in curve[part]], ms=5, lw=1, label=label, **style)
-    axis[0].axhline(1, color="grey", lw=0.5)
-    axis[0].set(yscale="log", xlabel="words between", ylabel="‖∂L/∂state‖, relative to one word before")
-    axis[0].legend(fontsize=7, loc="lower left")
+                relative = [norm / curve[part][0] for norm in curve[part]]
+                style = f"{colour}{'.' if part == 'h' else 'x'}{'-' if curve['weights'] == 'trained' else '--'}"
+                label = f"{curve['model']}, {curve['weights']}{scaled}: {part}"
+                axis.plot(range(1, len(relative) + 1), relative, style, ms=5, lw=1, label=label)
+    axis.axhline(1, color="grey", lw=0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(yscale="log", xlabel="words between the state and the loss", ylabel="gradient norm, relative to one word")
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(target, dpi=90)
 
 
@@ -200,6 +211,6 @@ def _figure(columns: int) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, columns, figsize=(7.5 if columns == 1 else 10, 4), layout="constrained", squeeze=False
+        1, columns, figsize=(8.5 if columns == 1 else 10, 4), layout="constrained", squeeze=False
     )
     return figure, axes[0]
