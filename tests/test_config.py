@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import yaml
-from conftest import NO_DROPOUT
+from conftest import NO_DROPOUT, ROOT
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
@@ -122,3 +122,24 @@ def test_limits_of_sampling(name, bad, good):
 def test_options_that_would_do_nothing_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         SearchConfig(**options)
+
+
+ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.stem)
+def test_each_row_of_the_recurrence_table_is_a_config(cli, row):
+    """What the file says is what is trained; its name says it, too."""
+    options = ["--config", row.with_name("base.yaml"), "--config", row, "--print_config"]
+    code, out, err = cli("train", *options)
+    assert (code, err) == (0, "")
+    made = yaml.safe_load(out)
+    for group, values in yaml.safe_load(row.read_text()).items():
+        assert made[group].items() >= values.items()
+    if row.stem != "base":
+        model, clipped = made["model"], made["train"]["clip_norm"] > 0
+        assert row.stem.startswith(f"{model['cell']}{model['layers']}")
+        assert model["image_as"] == (
+            row.stem.partition("_")[2] if "word" in row.stem or "state" in row.stem else "every_step"
+        )
+        assert clipped == ("unclipped" not in row.stem)

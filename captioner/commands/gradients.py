@@ -185,9 +185,11 @@ def _logged(folder: Path) -> Curve:
     files = sorted(folder.glob("logs/part_*/metrics.csv"))
     if not files:
         raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --out of a captioner train")
-    rows = [row for file in files for row in csv.DictReader(file.open(encoding="utf-8")) if row.get("grad_norm")]
-    names = {"step": "step", "grad_norm": "grad_norm", "train_loss": "train_loss"}
-    curve: Curve = {"run": folder.name, **{name: [float(row[name]) for row in rows] for name in names}}
+    lines = (row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    rows = [row for row in lines if row.get("grad_norm")]
+    curve: Curve = {"run": folder.name}
+    for name in ("step", "grad_norm", "train_loss"):
+        curve[name] = [float(row[name]) for row in rows]
     norms = sorted(curve["grad_norm"]) or [math.nan]
     print(f"{folder}: {len(rows)} logged steps, grad_norm median {norms[len(norms) // 2]:.2g}, largest {norms[-1]:.2g}")
     return curve
