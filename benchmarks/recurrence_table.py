@@ -3,8 +3,8 @@
     python benchmarks/recurrence_table.py runs/recurrence/*
 
 A run is a folder ROW-SEED that captioner train has finished. Scores are the mean over the seeds ± their standard
-deviation. The speed is captions per second of processor time of a training step, made-up captions of 11 ± 3 words, as a
-multiple of the first row's, the rows taking turns.
+deviation, where there are two or more. The speed is captions per second of processor time of a training step, on
+made-up captions of 11 ± 3 words, as a multiple of the first row's, the rows taking turns.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for row, folders in rows.items():
         scores = np.array([best_epoch(folder) for folder in folders])
-        spread = scores.std(axis=0, ddof=1) if len(folders) > 1 else np.full(len(SCORES), np.nan)
-        cells = [
-            f"{mean:.{n}f} ± {sd:.{n}f}" for mean, sd, n in zip(scores.mean(axis=0), spread, (1, 1, 0, 2), strict=True)
-        ]
+        cells = [f"{mean:.{digits}f}" for mean, digits in zip(scores.mean(axis=0), (1, 1, 1, 2), strict=True)]
+        if len(folders) > 1:
+            spread = scores.std(axis=0, ddof=1)
+            cells = [f"{cell} ± {sd:.{digits}f}" for cell, sd, digits in zip(cells, spread, (1, 1, 1, 2), strict=True)]
         size = sum(parameter.numel() for parameter in models[row].decoder.parameters())
         speed = np.median(first / np.array(times[row])[:, 1])
         print(f"| {row} | {len(folders)} | {' | '.join(cells)} | {size / 1e6:.2f} M | {speed:.2f} |", flush=True)

@@ -174,7 +174,7 @@ def _draw_through_time(curves: list[Curve], target: Path) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(yscale="log", xlabel="words between the state and the loss", ylabel="gradient norm, relative to one word")
     figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(target, dpi=90)
+    figure.savefig(target, dpi=75)
 
 
 # ---- along a training
@@ -203,7 +203,7 @@ def _draw_training(curves: list[Curve], target: Path) -> None:
     left.set(yscale="log", xlabel="step", ylabel="gradient norm before clipping")
     right.set(xlabel="step", ylabel="training loss, nats a word")
     left.legend(fontsize=8)
-    figure.savefig(target, dpi=90)
+    figure.savefig(target, dpi=75)
 
 
 def _figure(columns: int) -> Any:
@@ -212,7 +212,6 @@ def _figure(columns: int) -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        1, columns, figsize=(8.5 if columns == 1 else 10, 4), layout="constrained", squeeze=False
-    )
+    size = (8.5, 4.0 if columns == 1 else 3.2)
+    figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
     return figure, axes[0]
