@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
     "score": "score captions that are there already",
+    "gradients": "measure and draw gradients, through time or along a training",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

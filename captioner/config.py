@@ -34,11 +34,14 @@ class ModelConfig:
         attention_size: size of the space in which the cells are compared with the state
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
+        image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
+            (Show and Tell) or as the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
         dropout: dropout rate before the output layer and between recurrent layers
         input_dropout: dropout rate on what enters the first recurrent layer, word and image
         feature_dropout: dropout rate on the image feature
+        cell_dropout: share of the cells of its grid that a picture is shown without, others each time, in training
         tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
     """
 
@@ -51,11 +54,13 @@ class ModelConfig:
     attention_size: int = 256
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
+    image_as: Literal["every_step", "first_word", "initial_state"] = "every_step"
     hidden_size: int = 768
     embedding_size: int = 512
     dropout: float = 0.5
     input_dropout: float = 0.1
     feature_dropout: float = 0.2
+    cell_dropout: float = 0.0
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -74,11 +79,13 @@ class ModelConfig:
         _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
-        plain = self.attention == "none" or (self.cell, self.layers) == ("lstm", 1)
-        _require(plain, "model.attention", self.attention, "none, unless cell is lstm and layers 1")
+        ways = ("every_step", "first_word", "initial_state")
+        _require(self.image_as in ways, "model.image_as", self.image_as, "every_step, first_word or initial_state")
+        plain = self.attention == "none" or (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step")
+        _require(plain, "model.attention", self.attention, "none, unless cell is lstm, layers 1, image_as every_step")
         _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
         _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
-        for name in ("dropout", "input_dropout", "feature_dropout"):
+        for name in ("dropout", "input_dropout", "feature_dropout", "cell_dropout"):
             rate = getattr(self, name)
             _require(0 <= rate < 1, f"model.{name}", rate, "0 up to, but not including, 1")
         _require(

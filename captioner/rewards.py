@@ -89,7 +89,7 @@ class Rewards:
         number, most = len(pictures), int(self.references[pictures].max())
         flat = words[np.arange(words.shape[1]) < lengths[:, None]]
         likeness = np.zeros((number, most))
-        matches = []
+        matches: list[np.ndarray] = []
         for grams, table in zip(_grams(flat, lengths), self.tables, strict=True):
             if not len(table.codes):  # no reference is so long
                 matches.append(np.zeros(number))

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import yaml
-from conftest import NO_DROPOUT
+from conftest import NO_DROPOUT, ROOT
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
@@ -46,6 +46,7 @@ def test_frozen(config):
         (TrainConfig, "train.word_dropout", [-0.1, 1.0], [0.0, 0.9]),
         (TrainConfig, "train.scheduled_sampling", [-0.1, 1.1], [0.0, 1.0]),
         (TrainConfig, "train.r_drop", [-1.0], [0.0, 5.0]),
+        (ModelConfig, "model.image_as", ["", "last_word"], ["every_step", "first_word", "initial_state"]),
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
         *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
@@ -136,8 +137,29 @@ def test_attention_and_its_grid_belong_together():
     for options in ({"grid": 7}, {"attention": "soft"}):
         with pytest.raises(UserError, match=r"model\.grid is (7|0): expected"):
             ModelConfig(**options)
-    for options in ({"cell": "gru"}, {"layers": 2}):
+    for options in ({"cell": "gru"}, {"layers": 2}, {"image_as": "first_word"}):
         with pytest.raises(UserError, match=r"model\.attention is 'updown': expected none, unless cell is lstm"):
             ModelConfig(grid=7, attention="updown", **options)
     for kind in ("soft", "adaptive", "updown"):
         assert ModelConfig(grid=7, attention=kind).attention == kind
+
+
+ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.stem)
+def test_each_row_of_the_recurrence_table_is_a_config(cli, row):
+    """What the file says is what is trained; its name says it, too."""
+    options = ["--config", row.with_name("base.yaml"), "--config", row, "--print_config"]
+    code, out, err = cli("train", *options)
+    assert (code, err) == (0, "")
+    made = yaml.safe_load(out)
+    for group, values in yaml.safe_load(row.read_text()).items():
+        assert made[group].items() >= values.items()
+    if row.stem != "base":
+        model, clipped = made["model"], made["train"]["clip_norm"] > 0
+        assert row.stem.startswith(f"{model['cell']}{model['layers']}")
+        assert model["image_as"] == (
+            row.stem.partition("_")[2] if "word" in row.stem or "state" in row.stem else "every_step"
+        )
+        assert clipped == ("unclipped" not in row.stem)
