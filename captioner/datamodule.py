@@ -169,6 +169,8 @@ class CaptionData(pl.LightningDataModule):
             self.train.keep(data.fraction, seed)
         if data.vocabulary is not None:
             self.vocabulary = vocabulary_of(Path(data.vocabulary))
+            if self.vocabulary.level != data.level:
+                raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:
             captions = (caption for example in self.train.examples for caption in example.captions)
             self.vocabulary = Vocabulary.build(captions, data.min_count, data.level)

@@ -105,7 +105,7 @@ class Captioner(CaptionModel):
         """
         path = Path(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
-        if header.get("kind") == "language_model":
+        if isinstance(header, dict) and header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
         try:
             if header["format"] != FORMAT:

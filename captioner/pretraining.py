@@ -119,7 +119,8 @@ class TextSamples(Callback):
         line += "  ".join(f"{name} {scores[name]:.4g}" for name in shown if name in scores)
         print(line, flush=True)
         text = self.text
-        written = task.model.generate(self.number, text.sample_tokens, text.temperature, 0, text.prompt)
+        options = (text.sample_tokens, text.temperature, 0, text.prompt)
+        written = task.model.generate(self.number, *options) if self.number else []
         with open(self.folder / "samples.md", "a", encoding="utf-8") as file:
             file.write(f"## {line}\n\n")
             for sample in written:

@@ -83,6 +83,8 @@ def test_a_vocabulary_may_come_from_a_checkpoint(tiny, run):
     assert there.train_set.flat.max() < len(there.vocabulary)
     with pytest.raises(UserError, match="there is no checkpoint"):
         load(tiny, vocabulary="none.safetensors")
+    with pytest.raises(UserError, match="level word, not char"):
+        load(tiny, vocabulary=str(run / "captioner.safetensors"), level="char")
 
 
 def test_captions_may_be_written_in_letters(tiny):

@@ -355,6 +355,7 @@ def test_a_slim_file_has_words_and_no_picture(lm):
     assert (header["kind"], header["level"]) == ("language_model", "word")
     assert {name.split(".")[1] for name in weights} == {"embedding", "rnn", "output"}
     assert "square" in header["vocabulary"]
+    assert (lm / "samples.md").read_text().count("\n    ") == 3 * 2
     with safe_open(lm / "lm.safetensors", "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
 
@@ -414,6 +415,7 @@ def test_a_resumed_run_ends_as_one_that_was_not(lm, tiny, tmp_path, cli):
         (b"\xff\xfe\x00x", [], ["byte 0 is not UTF-8"]),
         (b"one two three", [], ["no word", "--data.min_count"]),
         (b"one two three four\n", ["--data.min_count", "1", "--data.val_share", "0.01"], ["--data.val_share"]),
+        (b"a text\nof two", ["--data.min_count", "1", "--data.prompt", "a dog"], ["--data.prompt", "'dog'"]),
         (b"a text", ["--data.val_share", "1"], ["data.val_share is 1.0: expected"]),
         (b"a text", ["--data.tbptt_steps", "0"], ["data.tbptt_steps is 0: expected"]),
     ],
@@ -440,7 +442,7 @@ def test_the_levels_do_not_mix(hello, tmp_path):
 def test_a_captioner_that_writes_letters(tiny, tmp_path, pictures):
     """Pre-trained on the letters of captions, trained on their pictures, saved and loaded."""
     lm, out = tmp_path / "lm", tmp_path / "run"
-    assert pretrain(tiny.annotations("train"), lm, {**SMALL, "data.level": "char"}) == 0
+    assert pretrain(tiny.annotations("train"), lm, {**SMALL, "data.level": "char", "train.samples": 0}) == 0
     letters = ["--data.level", "char", "--data.max_length", "60", "--search.max_length", "12", "--train.epochs", "1"]
     assert train(tiny, out, *letters, "--init-from", lm / "lm.safetensors") == 0
     model = Captioner.load(out / "captioner.safetensors")
@@ -473,7 +475,7 @@ def test_a_text_of_megabytes_is_learnt_to_its_entropy(tmp_path, capsys, level):
     least = 2 ** (sum(bits[-len(bits) // 20 :]) / (len(bits) / 20))
     options = {
         **{"data.level": level, "data.lines": "false", "data.val_share": 0.05},
-        **{"data.batch_size": 256, "data.tbptt_steps": 20, "train.epochs": 2, "train.lr": 0.02},
+        **{"data.batch_size": 64, "data.tbptt_steps": 20, "train.epochs": 2, "train.lr": 0.02},
         **{"model.cell": "gru", "model.hidden_size": 32, "model.embedding_size": 16},
         **{"model.dropout": 0, "model.input_dropout": 0, "trainer.accelerator": "cpu", "trainer.precision": "32-true"},
     }

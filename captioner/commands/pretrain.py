@@ -57,6 +57,9 @@ def run(options: Any) -> int:
     vocabulary = Vocabulary.build(text.pieces(train, data.lines), data.min_count, data.level)
     if len(vocabulary) <= len(SPECIAL):
         raise UserError(f"no {data.level} of {data.text} is seen {data.min_count} times: lower --data.min_count")
+    unknown = [word for word in vocabulary.split(data.prompt) if word not in vocabulary.ids]
+    if unknown:
+        raise UserError(f"--data.prompt: {unknown[0]!r} is not in the vocabulary of {data.text}")
     ids = {name: text.encode(part, vocabulary, data.lines) for name, part in (("train", train), ("val", val))}
     if len(ids["val"]) < 2:
         raise UserError(
@@ -98,10 +101,10 @@ def run(options: Any) -> int:
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
     )
-    unknown = 100 * float((ids["train"] == UNK).float().mean())
+    share = 100 * float((ids["train"] == UNK).float().mean())
     kinds = "words" if data.level == "word" else "characters"
     print(
-        f"{len(ids['train']):,} tokens in {len(streams['train'].inputs):,} streams, {unknown:.2g} % of them unknown, "
+        f"{len(ids['train']):,} tokens in {len(streams['train'].inputs):,} streams, {share:.2g} % of them unknown, "
         f"{len(ids['val']):,} for validation, {len(vocabulary):,} {kinds}, {len(streams['train']):,} chunks an epoch "
         f"on {trainer.strategy.root_device}"
     )
