@@ -15,6 +15,7 @@ from captioner.errors import UserError
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
+    "pretrain": "train the decoder as a language model, on text alone",
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
     "score": "score captions that are there already",

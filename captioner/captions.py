@@ -20,7 +20,7 @@ from captioner.errors import UserError
 from captioner.images import eval_transform, open_image
 from captioner.rules import BAD_ENDINGS
 from captioner.search import Ids, State, Step, search
-from captioner.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
+from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 
 Picture = str | os.PathLike | Image.Image
 
@@ -155,7 +155,7 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     """
 
     def known(option: str, text: str) -> tuple[int, ...]:
-        words = tokenize(text)
+        words = vocabulary.split(text)
         unknown = [word for word in words if word not in vocabulary.ids]
         if unknown:
             raise UserError(
@@ -164,8 +164,11 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
             )
         return tuple(vocabulary.ids[word] for word in words)
 
+    for option in ("must", "must_not", "no_bad_ending", "no_repeat_word") if vocabulary.level == "char" else ():
+        if getattr(config, option):
+            raise UserError(f"{option} is a rule for words: this model writes characters")
     prefix, must = known("prefix", config.prefix), tuple(dict.fromkeys(known("must", config.must)))
-    must_not = [vocabulary.ids[word] for word in tokenize(config.must_not) if word in vocabulary.ids]
+    must_not = [vocabulary.ids[word] for word in vocabulary.split(config.must_not) if word in vocabulary.ids]
     for option, wanted in (("prefix", prefix), ("must", must)):
         for word in wanted:
             if word in must_not:

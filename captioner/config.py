@@ -105,7 +105,11 @@ class DataConfig:
         train_images: folder with its pictures
         val: COCO captions JSON of the validation split
         val_images: folder with its pictures
+        fraction: share of the training pictures to train on, chosen by train.seed
+        level: word, or char: the captions are written letter by letter; max_length and search.max_length then
+            count characters
         min_count: a training word seen less often becomes UNK
+        vocabulary: checkpoint whose vocabulary is used, instead of counting the words of the training captions
         max_length: longer captions are cut to this many words
         batch_size: captions in a batch (in each process)
         skip_bad_images: count and skip missing or unreadable pictures and pictures without captions
@@ -122,7 +126,10 @@ class DataConfig:
     train_images: str | None = None
     val: str | None = None
     val_images: str | None = None
+    fraction: float = 1.0
+    level: Literal["word", "char"] = "word"
     min_count: int = 4
+    vocabulary: str | None = None
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False
@@ -132,11 +139,53 @@ class DataConfig:
     workers: int = -1
 
     def __post_init__(self) -> None:
+        _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "more than 0, up to 1")
+        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
         _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
         _require(self.max_length >= 1, "data.max_length", self.max_length, "1 or more")
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
         _require(self.feature_memory >= 0, "data.feature_memory", self.feature_memory, "0 or more GiB")
         _require(self.workers >= -1, "data.workers", self.workers, "-1 (choose) or more")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text that the decoder is pre-trained on, and how it is cut.
+
+    Args:
+        text: text file (UTF-8), or a captions JSON, whose captions are the lines, shuffled
+        val_text: the same for validation
+        val_share: where there is no val_text, this share of the text, its end, is held out
+        level: word, or char: character by character, as it is written
+        lines: each line stands between START and END, as a caption does; without, the text is one long line
+        min_count: a word seen less often becomes UNK
+        tbptt_steps: tokens that gradients flow back through; the state is carried further
+        batch_size: streams read side by side; fewer where they would be shorter than tbptt_steps
+        prompt: what the samples begin with
+        sample_tokens: most tokens in a sample
+        temperature: of the samples; below 1 they keep closer to the likeliest text, 0 is that
+    """
+
+    text: str | None = None
+    val_text: str | None = None
+    val_share: float = 0.1
+    level: Literal["word", "char"] = "word"
+    lines: bool = True
+    min_count: int = 4
+    tbptt_steps: int = 35
+    batch_size: int = 64
+    prompt: str = ""
+    sample_tokens: int = 100
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.val_share < 1, "data.val_share", self.val_share, "more than 0, less than 1")
+        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
+        _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
+        _require(self.tbptt_steps >= 1, "data.tbptt_steps", self.tbptt_steps, "1 or more")
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        _require(self.sample_tokens >= 1, "data.sample_tokens", self.sample_tokens, "1 or more")
+        _require(self.temperature >= 0, "data.temperature", self.temperature, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -299,6 +348,7 @@ class TrainerConfig:
         strategy: auto, ddp, ddp_find_unused_parameters_true, fsdp
         precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
         accumulate_grad_batches: batches per optimiser step
+        check_val_every_n_epoch: epochs from one validation to the next
         log_every_n_steps: steps between two lines of the logs
     """
 
@@ -308,4 +358,5 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "auto"
     accumulate_grad_batches: int = 1
+    check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10

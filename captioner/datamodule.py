@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,9 +35,10 @@ from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
 from captioner.formats import read_coco
+from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
-from captioner.vocabulary import END, Vocabulary, tokenize
+from captioner.vocabulary import END, SPECIAL, Vocabulary
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -86,6 +88,13 @@ class Split:
             rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if not self.examples:
             raise UserError(f"{annotations} has no usable picture")
+
+    def keep(self, fraction: float, seed: int) -> None:
+        """Only so large a share of the examples, one at least, that the seed chooses; a smaller share is part of it."""
+        order = np.random.default_rng(seed).permutation(len(self.examples))
+        kept = np.sort(order[: math.ceil(fraction * len(order))])
+        self.examples = [self.examples[i] for i in kept]
+        self.rows = None if self.rows is None else self.rows[kept]
 
     def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
@@ -149,15 +158,23 @@ class CaptionData(pl.LightningDataModule):
 
     Attributes:
         train, val: the splits.
-        vocabulary: counted on the training split.
+        vocabulary: counted on the training split, or another checkpoint's.
     """
 
     def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
         self.data, self.model, self.seed = data, model, seed
         self.train, self.val = Split("train", data, model), Split("val", data, model)
-        self.vocabulary = Vocabulary.build((c for e in self.train.examples for c in e.captions), data.min_count)
-        if len(self.vocabulary) <= 4:
+        if data.fraction < 1:
+            self.train.keep(data.fraction, seed)
+        if data.vocabulary is not None:
+            self.vocabulary = vocabulary_of(Path(data.vocabulary))
+            if self.vocabulary.level != data.level:
+                raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
+        else:
+            captions = (caption for example in self.train.examples for caption in example.captions)
+            self.vocabulary = Vocabulary.build(captions, data.min_count, data.level)
+        if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
             )
@@ -174,7 +191,10 @@ class CaptionData(pl.LightningDataModule):
     def rewards(self, bleu_weight: float) -> Rewards:
         """What captions of the training pictures are worth in self-critical training."""
         references = [
-            [self.vocabulary.encode(tokenize(caption))[: self.data.max_length] for caption in example.captions]
+            [
+                self.vocabulary.encode(self.vocabulary.split(caption))[: self.data.max_length]
+                for caption in example.captions
+            ]
             for example in self.train.examples
         ]
         return Rewards(references, END, bleu_weight)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError, eval_transform, open_image, train_transform
-from captioner.vocabulary import END, PAD, START, Vocabulary, tokenize
+from captioner.vocabulary import END, PAD, START, Vocabulary
 
 
 class Batch(NamedTuple):
@@ -81,7 +81,7 @@ class CaptionDataset(Dataset):
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
         self.augment, self.horizontal_flip, self.by_picture = augment, horizontal_flip, by_picture
         self.epoch = 0
-        captions = [vocabulary.encode(tokenize(c))[:max_length] for e in examples for c in e.captions]
+        captions = [vocabulary.encode(vocabulary.split(c))[:max_length] for e in examples for c in e.captions]
         self.lengths = np.array([len(c) for c in captions], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         self.flat = np.array([i for c in captions for i in c], dtype=np.int64)

@@ -106,6 +106,22 @@ class Decoder(nn.Module):
         hidden, _ = self._recur(self.input_dropout(x), tuple(part[picture_of] for part in state))  # (N, T, H)
         return self.output(self.dropout(hidden[real]))  # (R, V)
 
+    def language(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """A language model, the image off: x_t = e_t. Stepping through a text and reading it at once are the same.
+
+        Args:
+            words: (N, T) ids.
+            state: after the words before these, as from `step`, N rows; None is h_0 = 0.
+
+        Returns:
+            (N, T, V) logits of the word after each of `words`, and the state after the last one.
+        """
+        lstm = isinstance(self.rnn, nn.LSTM)
+        before = tuple(part.transpose(0, 1).contiguous() for part in state or ())  # (L, N, H)
+        x = self.input_dropout(self.embedding(words))  # (N, T, E)
+        hidden, after = self.rnn(x, (before if lstm else before[0]) if before else None)  # (N, T, H)
+        return self.output(self.dropout(hidden)), tuple(p.transpose(0, 1) for p in (after if lstm else (after,)))
+
     def start(self, features: Tensor) -> tuple[State, State]:
         """(I, F) → the state before START, and the context: what is added to every word.
 

@@ -67,6 +67,7 @@ class Captioner(CaptionModel):
             "format": FORMAT,
             "model": asdict(self.config),
             "vocabulary": list(self.vocabulary.words[len(SPECIAL) :]),
+            "level": self.vocabulary.level,
             "encoder_digest": self.encoder_digest,
         }
 
@@ -104,11 +105,13 @@ class Captioner(CaptionModel):
         """
         path = Path(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
+        if isinstance(header, dict) and header.get("kind") == "language_model":
+            raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
         try:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, this one reads {FORMAT}")
             config = ModelConfig(**header["model"])
-            vocabulary = Vocabulary(header["vocabulary"])
+            vocabulary = Vocabulary(header["vocabulary"], header.get("level", "word"))
             digest = str(header["encoder_digest"])
         except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
@@ -175,6 +178,19 @@ class Ensemble(CaptionModel):
             if id(model.encoder) not in features:
                 features[id(model.encoder)] = model.features(pictures)
         return ensemble([model.begin(features[id(model.encoder)]) for model in members])
+
+
+def vocabulary_of(path: Path) -> Vocabulary:
+    """The vocabulary of a checkpoint of any kind.
+
+    Raises:
+        UserError: it is no checkpoint of captioner.
+    """
+    header, _ = read_checkpoint(path)
+    try:
+        return Vocabulary(header["vocabulary"], header.get("level", "word"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
 
 
 def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: str | torch.device) -> CaptionModel:

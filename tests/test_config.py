@@ -7,10 +7,10 @@ import pytest
 import yaml
 from conftest import NO_DROPOUT, ROOT
 
-from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
-CONFIGS = (ModelConfig, DataConfig, SearchConfig, TrainConfig, TrainerConfig)
+CONFIGS = (ModelConfig, DataConfig, TextConfig, SearchConfig, TrainConfig, TrainerConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -50,11 +50,20 @@ def test_frozen(config):
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
         *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
+        (DataConfig, "data.fraction", [0.0, 1.1, float("nan")], [0.001, 1.0]),
+        (DataConfig, "data.level", ["letter"], ["word", "char"]),
         (DataConfig, "data.min_count", [0], [1]),
         (DataConfig, "data.max_length", [0], [1]),
         (DataConfig, "data.batch_size", [0], [1]),
         (DataConfig, "data.feature_memory", [-1.0], [0.0]),
         (DataConfig, "data.workers", [-2], [-1, 0]),
+        (TextConfig, "data.val_share", [0.0, 1.0], [0.001, 0.999]),
+        (TextConfig, "data.level", ["letter"], ["word", "char"]),
+        (TextConfig, "data.min_count", [0], [1]),
+        (TextConfig, "data.tbptt_steps", [0], [1]),
+        (TextConfig, "data.batch_size", [0], [1]),
+        (TextConfig, "data.sample_tokens", [0], [1]),
+        (TextConfig, "data.temperature", [-0.1], [0.0]),
         (SearchConfig, "beam", [0], [1]),
         (SearchConfig, "n_best", [0, 6], [1, 5]),
         (SearchConfig, "length_penalty", [-0.1], [0.0]),
