@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
     "score": "score captions that are there already",
+    "average": "average the weights of several checkpoints into one model",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

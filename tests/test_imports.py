@@ -10,9 +10,9 @@ from conftest import ROOT
 # A module imports from its own row's earlier entries and from the rows above it.
 ROWS = [
     ["errors", "config"],
-    ["vocabulary", "formats", "images", "features", "dataset", "shapes"],
-    ["encoder", "decoder", "rules", "search", "captions", "model", "transfer"],
-    ["ptb", "metrics", "significance", "datamodule", "task", "callbacks"],
+    ["vocabulary", "mirror", "formats", "images", "features", "dataset", "shapes"],
+    ["backbones", "encoder", "decoder", "attention", "rules", "search", "captions", "model", "transfer", "soup"],
+    ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks"],
     ["external", "results"],
     ["commands", "__main__"],
 ]
