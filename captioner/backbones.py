@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
+from collections.abc import Container
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ class TimmMap(nn.Module):
         """(B, 3, H, W) → (B, C, h, w)."""
         model: Any = self.model
         x = model.forward_features(x)
+        if not isinstance(x, Tensor):  # two branches, as in CrossViT
+            raise UserError(f"{type(model).__name__} of timm gives several maps: choose another model.encoder")
         if x.dim() == 3:  # (B, tokens, C); the class token and registers come first
             x = x[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
             side = math.isqrt(x.shape[2])
@@ -120,13 +123,7 @@ def channels(name: str, sizes: tuple[int, ...]) -> int:
     Raises:
         UserError: the network does not take pictures of such a size.
     """
-    try:
-        with torch.device("meta"):
-            network = build(name, sizes)
-    except (NotImplementedError, RuntimeError):  # RegNets and some of timm compute with tensors when they are made
-        network = build(name, sizes)
-    network = network.to("meta").eval()
-    found = 0
+    network, found = _without_values(name, sizes), 0
     for size, option in zip(sizes, ("image_size", "second_size"), strict=False):
         try:
             with torch.device("meta"), torch.no_grad():
@@ -143,12 +140,31 @@ def channels(name: str, sizes: tuple[int, ...]) -> int:
     return found
 
 
-def stages(network: nn.Module) -> tuple[dict[str, int], int]:
+@lru_cache(maxsize=8)
+def used(name: str, size: int) -> frozenset[str]:
+    """The parameters that the map depends on; some of timm's belong to a head that `build` could not take off."""
+    network = _without_values(name, (size,))
+    with torch.enable_grad():
+        network(torch.empty(2, 3, size, size, device="meta")).sum().backward()
+    return frozenset(key for key, parameter in network.named_parameters() if parameter.grad is not None)
+
+
+def _without_values(name: str, sizes: tuple[int, ...]) -> nn.Module:
+    """The network on the meta device, which knows shapes alone."""
+    try:
+        with torch.device("meta"):
+            network = build(name, sizes)
+    except (NotImplementedError, RuntimeError):  # RegNets and some of timm compute with tensors when they are made
+        network = build(name, sizes)
+    return network.to("meta").eval()
+
+
+def stages(network: nn.Module, among: Container[str] | None = None) -> tuple[dict[str, int], int]:
     """The stage, from 0, of each parameter by its name; and how many stages there are.
 
     A stage is a child of the network, or of the child that holds the stages; one of vectors alone (a norm) belongs to
     the stage before it, and what lies outside the children (a class token) to the first. A ResNet has five: conv1 with
-    bn1, layer1 … layer4.
+    bn1, layer1 … layer4. Only parameters `among` these count; None: all of them.
     """
     found: list[str] = []
     stage_of: dict[str, int] = {}
@@ -159,13 +175,17 @@ def stages(network: nn.Module) -> tuple[dict[str, int], int]:
             if name in CONTAINERS and list(child.children()):
                 walk(child, whole)
                 continue
-            if any(parameter.dim() > 1 for parameter in child.parameters()):
+            parameters = [(key, p) for key, p in child.named_parameters(whole.removesuffix(".")) if counts(key)]
+            if any(parameter.dim() > 1 for _, parameter in parameters):
                 found.append(whole)
-            for parameter_name, _ in child.named_parameters(whole.removesuffix(".")):
+            for parameter_name, _ in parameters:
                 stage_of[parameter_name] = max(0, len(found) - 1)
 
+    def counts(key: str) -> bool:
+        return among is None or key in among
+
     walk(network, "")
-    return {name: stage_of.get(name, 0) for name, _ in network.named_parameters()}, len(found)
+    return {key: stage_of.get(key, 0) for key, _ in network.named_parameters() if counts(key)}, len(found)
 
 
 @lru_cache(maxsize=8)

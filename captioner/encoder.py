@@ -164,15 +164,16 @@ class Encoder(nn.Module):
         if config.trainable_layers == 0 and is_resnet(name):
             _fold_batchnorm(self.resnet.eval())
         self.resnet.to(memory_format=torch.channels_last)
-        stage_of, stages = backbones.stages(self.resnet)
+        among = None if is_resnet(name) or not config.trainable_layers else backbones.used(name, config.image_size)
+        stage_of, stages = backbones.stages(self.resnet, among)
         if config.trainable_layers > stages:
             raise UserError(
                 f"model.trainable_layers is {config.trainable_layers}: expected 0 to {stages}, the stages of {name}"
             )
         self.depth_of = {f"resnet.{key}": stages - 1 - stage for key, stage in stage_of.items()}
-        """How many stages come after the one of each parameter."""
+        """How many stages come after the one of each parameter that can be trained."""
         for parameter_name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.depth_of[parameter_name] < config.trainable_layers)
+            parameter.requires_grad_(self.depth_of.get(parameter_name, stages) < config.trainable_layers)
         self.eval()
 
     def _load_weights(self, file: Path) -> None:

@@ -247,6 +247,21 @@ def test_timm_keeps_its_buffers(timm, tmp_path):
         assert torch.equal(model.features(pictures(1, 160)), again.features(pictures(1, 160)))
 
 
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "test_vit3", "test_convnext", "test_efficientnet"])
+def test_the_last_stage_of_timm_is_one_that_is_used(timm, name):
+    """Not a layer of the head, behind the pooling."""
+    encoder = Encoder(ModelConfig(f"timm:{name}", 160, 0, 1))
+    encoder(pictures(2, 160)).square().sum().backward()
+    opened = {key for key, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert opened
+    assert opened == {key for key, parameter in encoder.named_parameters() if parameter.grad is not None}
+
+
+def test_timm_with_two_maps_is_refused(timm):
+    with pytest.raises(UserError, match="several maps"):
+        channels("timm:crossvit_9_240", (240,))
+
+
 def test_timm_refuses_in_one_line(timm, monkeypatch):
     with pytest.raises(UserError) as caught:
         weights_digest("timm:test_resnett")
