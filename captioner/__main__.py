@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "caption a validation set and score the captions",
     "score": "score captions that are there already",
     "gradients": "measure and draw gradients, through time or along a training",
+    "average": "average the weights of several checkpoints into one model",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from captioner.errors import UserError
@@ -16,17 +18,29 @@ def _require(holds: bool, option: str, value: Any, expected: str) -> None:
         raise UserError(f"{option} is {value!r}: expected {expected}")
 
 
+def _encoders_like(name: str) -> str | None:
+    """What was expected instead; None for a name that torchvision has, or that timm will be asked about."""
+    if name in ENCODERS or re.fullmatch(r"timm:[\w.]+", name):
+        return None
+    import torchvision.models
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    close = ", ".join(get_close_matches(name, [*names, *ENCODERS], 4, 0.4)) or "convnext_tiny, vit_b_16"
+    return None if name in names else f"resnet50_v1, a model of torchvision such as {close}, or timm:NAME"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture; stored in every checkpoint.
 
     Args:
-        encoder: torchvision's resnet18, resnet34, resnet50, resnet101 or resnet152 with its ImageNet weights, or
-            resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/
+        encoder: resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/; any classification model of
+            torchvision by its name, such as resnet101, convnext_tiny or vit_b_16; or timm:NAME, one of timm's; with
+            their ImageNet weights
         image_size: side in pixels of the square the whole picture is resized to
-        second_size: a second, smaller side at which the ResNet looks at the picture again; the two features are
+        second_size: a second, smaller side at which the encoder looks at the picture again; the two features are
             concatenated (0 = one look)
-        trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
+        trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
         grid: the picture is seen as grid × grid cells, each with a feature, for attention (0 = one feature, their
             mean)
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
@@ -45,7 +59,7 @@ class ModelConfig:
         tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
     """
 
-    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1"] = "resnet50_v1"
+    encoder: str = "resnet50_v1"
     image_size: int = 288
     second_size: int = 224
     trainable_layers: int = 0
@@ -64,12 +78,14 @@ class ModelConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.encoder in ENCODERS, "model.encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
+        like = _encoders_like(self.encoder)
+        _require(like is None, "model.encoder", self.encoder, like or "")
         _require(32 <= self.image_size <= 4096, "model.image_size", self.image_size, "32 to 4096 pixels")
         smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
         expected = f"0, or 32 to below image_size ({self.image_size})"
         _require(smaller, "model.second_size", self.second_size, expected)
-        _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
+        most = 5 if self.encoder in ENCODERS else 100  # the encoder knows how many stages it has
+        _require(0 <= self.trainable_layers <= most, "model.trainable_layers", self.trainable_layers, f"0 to {most}")
         _require(0 <= self.grid <= 64, "model.grid", self.grid, "0 to 64")
         kinds = ("none", "soft", "adaptive", "updown")
         _require(self.attention in kinds, "model.attention", self.attention, f"one of {', '.join(kinds)}")
@@ -114,8 +130,8 @@ class DataConfig:
         batch_size: captions in a batch (in each process)
         skip_bad_images: count and skip missing or unreadable pictures and pictures without captions
             instead of stopping
-        horizontal_flip: mirror half of the pictures while fine-tuning the encoder; off because captions say
-            left and right
+        horizontal_flip: in each epoch train on half of the pictures as a mirror shows them, with left and right
+            exchanged in their captions; the features of a frozen encoder then take twice the room
         feature_cache: folder of the features computed once with a frozen encoder
         feature_memory: features up to this many GiB are held in memory (on a GPU: in its memory), larger ones are
             read from the map batch by batch
@@ -285,12 +301,14 @@ class TrainConfig:
         epochs: most passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
+        encoder_lr_decay: the stage before the last has encoder_lr times this, the one before it that squared, and so on
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
         warmup: share of all steps over which the rate climbs before its cosine descent
         label_smoothing: probability spread over the whole vocabulary
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
         patience: epochs without a better val_cider before training stops (0 = never)
+        keep: so many of the checkpoints of the epochs, the best by val_cider, are kept in kept/ to be averaged
         checkpoint_minutes: last.ckpt is written after every epoch, and in mid-epoch this often
         samples: validation pictures whose captions are logged at each validation
         seed: of the initial weights, the order of the captions and the dropout
@@ -306,12 +324,14 @@ class TrainConfig:
     epochs: int = 12
     lr: float = 3e-3
     encoder_lr: float = 2e-5
+    encoder_lr_decay: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     ema_decay: float = 0.998
     patience: int = 5
+    keep: int = 0
     checkpoint_minutes: float = 10.0
     samples: int = 6
     seed: int = 0
@@ -327,12 +347,16 @@ class TrainConfig:
         _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
         _require(self.lr > 0, "train.lr", self.lr, "more than 0")
         _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")
+        _require(
+            0 < self.encoder_lr_decay <= 1, "train.encoder_lr_decay", self.encoder_lr_decay, "more than 0, up to 1"
+        )
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 up to, but not including, 1")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "0 to below 1")
         _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
         _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 up to, but not including, 1")
         _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.keep >= 0, "train.keep", self.keep, "0 or more")
         _require(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "more than 0")
         _require(self.samples >= 0, "train.samples", self.samples, "0 or more")
 

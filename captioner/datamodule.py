@@ -44,9 +44,17 @@ VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a m
 
 
 def extract_features(
-    encoder: Encoder, paths: Sequence[Path], image_size: int, batch_size: int, workers: int, skip_bad: bool
+    encoder: Encoder,
+    paths: Sequence[Path],
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    skip_bad: bool,
+    mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
+
+    With `mirrored`, of the pictures as a mirror shows them.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
@@ -60,6 +68,7 @@ def extract_features(
         if len(pictures):
             with torch.inference_mode():
                 good = [error is None for error in errors]
+                pictures = pictures.flip(-1) if mirrored else pictures
                 block[good] = encoder(pictures.to(device, non_blocking=True)).half().cpu().numpy()
         yield block
 
@@ -71,6 +80,7 @@ class Split:
         examples: the pictures that can be read, with their captions.
         table: (rows, F) or (rows, P, F) fp16 features, in memory or as a map; None where the encoder is trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
+        mirrored_rows: (examples,) the row of the mirrored picture; None unless such are trained on.
     """
 
     def __init__(self, name: str, data: DataConfig, model: ModelConfig) -> None:
@@ -80,6 +90,8 @@ class Split:
         self.examples, skipped = read_coco(Path(annotations), Path(images), data.skip_bad_images)
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
+        self.mirrored_rows: np.ndarray | None = None
+        self.mirrors = name == "train" and data.horizontal_flip
         if model.trainable_layers == 0:
             skipped += self._use_features(Path(annotations), Path(images), data, model)
         elif data.skip_bad_images:
@@ -111,21 +123,28 @@ class Split:
         }
         if model.grid:
             fingerprint["grid"] = model.grid
-        label = f"{annotations.stem}-{model.encoder}-{model.image_size}"
+        if self.mirrors:  # the file has the rows of all pictures, then those of all mirrored pictures
+            fingerprint["mirrored"] = "after the others"
+            names += [f"{name} mirrored" for name in names]
+        label = f"{annotations.stem}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
             device = best_device()
             encoder = Encoder(model).to(device)
-            workers = choose_workers(data.workers, device)
-            return extract_features(encoder, paths[first:], model.image_size, PICTURES, workers, data.skip_bad_images)
+            options = (model.image_size, PICTURES, choose_workers(data.workers, device), data.skip_bad_images)
+            yield from extract_features(encoder, paths[first:], *options)
+            if self.mirrors:
+                yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
         write_features(folder, fingerprint, names, feature_shape(model), rows_from)
         file = FeatureFile.open(folder, fingerprint)
-        bad = file.unreadable()
+        bad = file.unreadable()[: len(paths)]
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
+        if self.mirrors:
+            self.mirrored_rows = self.rows + len(paths)
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
@@ -181,7 +200,7 @@ class CaptionData(pl.LightningDataModule):
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
         by_picture = by_picture or encoded or model.grid > 0
-        self.train_set = self._dataset(self.train, by_picture, augment=seed if encoded else None)
+        self.train_set = self._dataset(self.train, by_picture, augment=seed)
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
@@ -190,6 +209,11 @@ class CaptionData(pl.LightningDataModule):
 
     def rewards(self, bleu_weight: float) -> Rewards:
         """What captions of the training pictures are worth in self-critical training."""
+        if self.data.horizontal_flip:
+            raise UserError(
+                "data.horizontal_flip is True: expected false with train.objective scst, whose references are not "
+                "mirrored"
+            )
         references = [
             [
                 self.vocabulary.encode(self.vocabulary.split(caption))[: self.data.max_length]
@@ -233,6 +257,7 @@ class CaptionData(pl.LightningDataModule):
             augment,
             self.data.horizontal_flip,
             by_picture,
+            split.mirrored_rows,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:

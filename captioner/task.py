@@ -181,7 +181,7 @@ class CaptionTask(pl.LightningModule):
         self.log("grad_norm", norm, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, no decay for vectors and embeddings, the encoder at its own rate; warm-up and cosine."""
+        """AdamW, no decay for vectors and embeddings, the encoder's stages at their own rates; warm-up and cosine."""
         decoder = self.model.decoder
         kept = [p for p in decoder.parameters() if p.dim() < 2] + [decoder.embedding.weight]
         no_decay = {id(p) for p in kept}
@@ -190,10 +190,14 @@ class CaptionTask(pl.LightningModule):
             {"params": kept, "weight_decay": 0.0},
         ]
         if self.model.encoder is not None:
-            encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
-            lr = self.config.encoder_lr
-            groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})
-            groups.append({"params": [p for p in encoder if p.dim() < 2], "lr": lr, "weight_decay": 0.0})
+            rates: dict[float, list[nn.Parameter]] = {}
+            for name, p in self.model.encoder.named_parameters():
+                if p.requires_grad:
+                    rate = self.config.encoder_lr * self.config.encoder_lr_decay ** self.model.encoder.depth_of[name]
+                    rates.setdefault(rate, []).append(p)
+            for lr, encoder in rates.items():
+                groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})
+                groups.append({"params": [p for p in encoder if p.dim() < 2], "lr": lr, "weight_decay": 0.0})
         # A fused step would unscale fp16 gradients itself, after they were clipped.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)

@@ -75,6 +75,8 @@ def test_frozen(config):
         (TrainConfig, "train.epochs", [0], [1]),
         (TrainConfig, "train.lr", [0.0, -1.0], [1e-9]),
         (TrainConfig, "train.encoder_lr", [0.0], [1e-9]),
+        (TrainConfig, "train.encoder_lr_decay", [0.0, 1.1], [0.5, 1.0]),
+        (TrainConfig, "train.keep", [-1], [3]),
         (TrainConfig, "train.weight_decay", [-0.1], [0.0]),
         (TrainConfig, "train.warmup", [-0.1, 1.0], [0.0, 0.9]),
         (TrainConfig, "train.label_smoothing", [-0.1, 1.0], [0.0, 0.9]),

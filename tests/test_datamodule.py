@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import captions_of, is_one_line
+from PIL import Image
 
 from captioner import datamodule
 from captioner.config import DataConfig, ModelConfig
@@ -116,6 +117,38 @@ def test_a_frozen_encoder_s_features_are_its_own(tiny):
         paths = [data.train.examples[i].path for i in batch.examples]
         pictures = torch.stack([eval_transform(open_image(path), 32) for path in paths])
         assert torch.allclose(batch.pictures.float(), encoder(pictures), atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [8.0, 0.0])
+def test_features_of_mirrored_pictures(fresh, memory):
+    edit(fresh, "train", lambda content: [a.update(caption="on the left") for a in content["annotations"]])
+    edit(fresh, "train", lambda content: content["annotations"].append({"image_id": 100, "caption": "to the right"}))
+    (fresh.images("train") / "003.png").write_bytes(b"no picture")
+    with Image.open(fresh.images("train") / "000.png") as image:
+        image.paste("white", (0, 0, 9, 32))  # no longer its own mirror image
+        image.save(fresh.images("train") / "000.png")
+    data = load(fresh, horizontal_flip=True, skip_bad_images=True, feature_memory=memory)
+    encoder = Encoder(data.model)
+    left = data.vocabulary.ids["left"]
+    seen = set()
+    for epoch in range(4):
+        data.train_set.epoch = epoch
+        batch = data.on_after_batch_transfer(data.train_set[list(range(len(data.train_set)))], 0)
+        for features, number in zip(batch.pictures, batch.examples.tolist(), strict=True):
+            example = data.train.examples[number]
+            words = batch.words[batch.picture_of == batch.examples.tolist().index(number)]
+            mirrored = left not in words[0]
+            seen.add(mirrored)
+            picture = eval_transform(open_image(example.path), 32)
+            expected = encoder((picture.flip(-1) if mirrored else picture)[None])[0]
+            assert torch.allclose(features.float(), expected, atol=1e-3), (number, mirrored)
+            if number == 0:
+                assert (left in words[-1]) == mirrored  # "to the right"
+    assert seen == {True, False}
+    assert len(data.train.table) == 2 * 12
+    assert len(data.val.table) == 6
+    with pytest.raises(UserError, match=r"data\.horizontal_flip is True: expected false with train\.objective scst"):
+        data.rewards(0.0)
 
 
 def test_features_are_computed_once(fresh, monkeypatch):

@@ -12,8 +12,10 @@ from torchvision.models import resnet18, resnet50
 
 from captioner import encoder
 from captioner.config import ModelConfig
-from captioner.encoder import STAGES, Encoder, feature_size, weights_digest, weights_file
+from captioner.encoder import Encoder, feature_size, weights_digest, weights_file
 from captioner.errors import UserError
+
+STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
 
 def make(name: str = "resnet18", trained: int = 0, weights: bool = True, **options) -> Encoder:
@@ -46,8 +48,7 @@ def test_equals_torchvision_without_its_head(weights):
 def test_a_second_look_at_a_smaller_picture():
     """Looks one after the other: the first is that of an encoder with one look, the second that of a smaller one."""
     two, one = make(image_size=64, second_size=32), make(image_size=64)
-    assert feature_size(ModelConfig("resnet18", second_size=32)) == 1024
-    assert two.feature_shape == (1024,)
+    assert feature_size(ModelConfig("resnet18", second_size=32)) == two.feature_shape[-1] == 1024
     plain = torch.full((2, 3, 64, 64), 50, dtype=torch.uint8)
     plain[1] = 200
     assert two(pictures(3, 64)).shape == (3, 1024)

@@ -236,6 +236,16 @@ def test_no_decay_for_vectors_and_embeddings_and_the_encoder_s_own_rate():
         assert group["weight_decay"] == (0.0 if vector else 0.125), name
 
 
+def test_each_stage_of_the_encoder_at_its_rate():
+    task = make(3, encoder_lr=0.25, encoder_lr_decay=0.5, warmup=0.0)
+    settings = {id(p): group["lr"] for group in groups(task) for p in group["params"]}
+    for name, parameter in task.model.encoder.named_parameters():
+        if parameter.requires_grad:
+            expected = {"layer4": 0.25, "layer3": 0.125, "layer2": 0.0625}[name.split(".")[1]]
+            assert settings[id(parameter)] == expected, name
+    assert len(groups(make(3, encoder_lr_decay=1.0))) == 4
+
+
 def test_dropout_of_a_batch_depends_on_its_place_alone():
     task = make(seed=3)
     task.trainer = trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
