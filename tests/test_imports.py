@@ -13,7 +13,7 @@ ROWS = [
     ["vocabulary", "formats", "images", "features", "dataset", "shapes"],
     ["encoder", "decoder", "rules", "search", "captions", "model", "transfer"],
     ["ptb", "metrics", "significance", "datamodule", "task", "callbacks"],
-    ["external", "results"],
+    ["external", "results", "gallery"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
