@@ -13,7 +13,7 @@ from captioner.dataset import ImageDataset
 from captioner.errors import UserError
 from captioner.images import ImageError
 from captioner.model import Ensemble
-from captioner.vocabulary import START, Vocabulary
+from captioner.vocabulary import END, START, Vocabulary
 
 
 def test_one_picture_is_a_string_and_several_are_a_list(captioner, pictures):
@@ -158,9 +158,10 @@ def recorded(model, monkeypatch) -> list:
 @pytest.fixture(scope="module", params=["soft", "adaptive", "updown"])
 def looking(request, weights):
     """A model with each kind of attention, that has opinions. Read only."""
-    model = make_captioner(attention=request.param, grid=2)
+    model = make_captioner(attention=request.param, grid=2, image_size=64)  # 2 × 2 is what a ResNet makes of it
     with torch.no_grad():
         model.decoder.score.weight *= 20
+        model.decoder.output.bias[END] += {"soft": 3, "adaptive": 2, "updown": 1}[request.param]  # some captions end
     return model
 
 
@@ -185,7 +186,7 @@ def test_the_maps_are_those_of_stepping_with_the_same_words(looking, pictures, m
     assert {caption.ended for found in every for caption in found} == {True, False}
     weights = recorded(model, monkeypatch)
     for path, found in zip(pictures, every, strict=True):
-        picture = ImageDataset([path], 32)[0].unsqueeze(0)
+        picture = ImageDataset([path], 64)[0].unsqueeze(0)
         for caption in found:
             step, state, context = model.begin(picture)
             weights.clear()
@@ -210,7 +211,7 @@ def test_attention_changes_no_caption(looking, pictures, tmp_path):
     assert [one.text for one in looking.caption(pictures, attention=True)] == looking.caption(pictures)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    found = list(looking.caption_files([bad, *pictures], SearchConfig(n_best=2), 2, attention=True))
+    found = list(looking.caption_files([bad, *pictures], SearchConfig(n_best=2), 6, attention=True))
     assert found[1:] == plain
     assert all(caption.attention is not None for each in found[1:] for caption in each)
     sampled = {"sample": True, "seed": 3}  # the seed goes by the picture, not by its features
@@ -218,7 +219,7 @@ def test_attention_changes_no_caption(looking, pictures, tmp_path):
 
 
 def test_look_at_any_words(looking, pictures):
-    x = torch.stack([ImageDataset(pictures, 32)[i] for i in range(3)])
+    x = torch.stack([ImageDataset(pictures, 64)[i] for i in range(3)])
     texts = ["a red square", "", "ein Mädchen"]
     maps = looking.look(x, texts)
     assert [tuple(each.shape) for each in maps] == [(4, 2, 2), (1, 2, 2), (3, 2, 2)]

@@ -119,7 +119,7 @@ def test_unreadable_pictures_are_listed(tmp_path, pictures):
     assert "x <y>: damaged" in found.text
     assert "gone.png: no such file" in found.text
     assert "Without a caption" in found.text
-    assert "Without a caption" not in page(tmp_path, (pictures[0], [caption("a")])).text
+    assert "Without a caption" not in page(tmp_path / "whole", (pictures[0], [caption("a")])).text
 
 
 def test_the_share_of_the_sentinel_is_said(tmp_path, pictures):

@@ -11,8 +11,8 @@ from conftest import ROOT
 ROWS = [
     ["errors", "config"],
     ["vocabulary", "formats", "images", "features", "dataset", "shapes"],
-    ["encoder", "decoder", "rules", "search", "captions", "model", "transfer"],
-    ["ptb", "metrics", "significance", "datamodule", "task", "callbacks"],
+    ["encoder", "decoder", "attention", "rules", "search", "captions", "model", "transfer"],
+    ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks"],
     ["external", "results", "gallery"],
     ["commands", "__main__"],
 ]
