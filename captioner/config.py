@@ -157,6 +157,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "more than 0, up to 1")
         _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
+        mirrors = self.level == "word" or not self.horizontal_flip
+        _require(mirrors, "data.horizontal_flip", self.horizontal_flip, "false with data.level char")
         _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
         _require(self.max_length >= 1, "data.max_length", self.max_length, "1 or more")
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")

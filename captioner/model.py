@@ -20,7 +20,7 @@ from captioner.decoder import Decoder
 from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.search import State, Step, ensemble
-from captioner.vocabulary import SPECIAL, Vocabulary
+from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
@@ -41,7 +41,7 @@ class Captioner(CaptionModel):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
-        self.image_size = config.image_size
+        self.image_size, self.attends = config.image_size, config.attention != "none"
         self.encoder = encoder
         kind = Decoder if config.attention == "none" else AttentionDecoder
         self.decoder = kind(config, len(vocabulary), feature_size(config))
@@ -58,6 +58,19 @@ class Captioner(CaptionModel):
     def begin(self, pictures: Tensor) -> tuple[Step, State, State]:
         """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
         return self.decoder.step, *self.decoder.start(self.features(pictures))
+
+    @torch.inference_mode()
+    def look(self, pictures: Tensor, captions: Sequence[str]) -> list[Tensor]:
+        """Where on the picture each word is looked for; see :meth:`CaptionModel.look`."""
+        if not isinstance(self.decoder, AttentionDecoder):
+            return super().look(pictures, captions)
+        if not captions:
+            return []
+        ids = [torch.tensor([START, *self.vocabulary.encode(text.split())]) for text in captions]
+        words = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD).to(self.device)
+        maps = self.decoder.maps(self.features(pictures), words).cpu()  # (I, T, P or P + 1)
+        grid = self.config.grid
+        return [m[: len(i), : grid**2].unflatten(1, (grid, grid)) for m, i in zip(maps, ids, strict=True)]
 
     # ---- checkpoints
 

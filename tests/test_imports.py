@@ -14,7 +14,7 @@ ROWS = [
     ["backbones", "encoder", "decoder", "attention", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
-    ["external", "results", "gradients"],
+    ["external", "results", "gradients", "gallery"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
