@@ -38,4 +38,4 @@ install-test install-dev: install-%: install
 	@test -e .venv/whole-$* || { $(INSTALL) -e '.[$*]' && touch .venv/whole-$*; }
 
 clean:  ## remove what is made: the venv, runs, features, the drawn data
-	rm -rf .venv runs features data/shapes
+	rm -rf .venv runs features data/shapes data/moving

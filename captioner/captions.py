@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captioner.clips import look
 from captioner.config import PICTURES, SearchConfig
 from captioner.dataset import read_pictures
 from captioner.errors import UserError
-from captioner.images import eval_transform, open_image
 from captioner.rules import BAD_ENDINGS
 from captioner.search import Ids, State, Step, search
 from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -70,11 +70,13 @@ class CaptionModel(nn.Module):
         vocabulary: the words.
         image_size: side in pixels of the square that pictures are resized to.
         attends: whether there are maps of where it looks.
+        frames: so many frames of a clip or pictures of an album get a caption together; 0: each picture gets one.
     """
 
     vocabulary: Vocabulary
     image_size: int
     attends: bool = False
+    frames: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +160,7 @@ class CaptionModel(nn.Module):
         """For each picture file, in order, its captions (one at least) or why it has none; captioned in batches."""
         search_ids(self.vocabulary, config)  # complain before the first picture is read
         rest = iter(paths)
-        for pictures, errors in read_pictures(paths, self.image_size, batch_size, workers):
+        for pictures, errors in read_pictures(paths, self.image_size, batch_size, workers, self.frames):
             found = iter(self.search(pictures.to(self.device), config, attention))
             for error, path in zip(errors, rest, strict=False):
                 yield error if error is not None else next(found) or UserError(f"{path}: {NO_CAPTION}")
@@ -167,7 +169,8 @@ class CaptionModel(nn.Module):
         """Caption one picture (a string comes back) or a list of them (a list of strings).
 
         Args:
-            pictures: path or PIL image, or a list of these.
+            pictures: path or PIL image, or a list of these; for a model of `frames` each is a clip, the folder of an
+                album, or an album of one picture.
             attention: each picture gets a :class:`Caption` with its `attention` instead of a string.
             search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, sample and so on.
                 With n_best each picture gets a list of :class:`Caption` instead of a string.
@@ -179,9 +182,10 @@ class CaptionModel(nn.Module):
         single = isinstance(pictures, (str, os.PathLike, Image.Image))
         many: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment, list-item]
         size, config = self.image_size, replace(SearchConfig(), **search)
+        together = max(1, PICTURES // max(1, self.frames))
         found: list[list[Caption]] = []
-        for first in range(0, len(many), PICTURES):
-            part = [eval_transform(open_image(one, size_hint=size), size) for one in many[first : first + PICTURES]]
+        for first in range(0, len(many), together):
+            part = [look(one, size, self.frames) for one in many[first : first + together]]
             found += self.search(torch.stack(part).to(self.device), config, attention)
         if not all(found):
             raise UserError(f"picture {found.index([])}: {NO_CAPTION}")

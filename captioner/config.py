@@ -46,6 +46,8 @@ class ModelConfig:
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
             visual sentinel) or updown (two LSTMs); none needs no grid
         attention_size: size of the space in which the cells are compared with the state
+        frames: up to so many frames of a clip or pictures of an album, evenly taken, get one caption together, by way
+            of a recurrent network over their features (0 = a caption describes one picture)
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
         image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
@@ -66,6 +68,7 @@ class ModelConfig:
     grid: int = 0
     attention: Literal["none", "soft", "adaptive", "updown"] = "none"
     attention_size: int = 256
+    frames: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
     image_as: Literal["every_step", "first_word", "initial_state"] = "every_step"
@@ -93,6 +96,9 @@ class ModelConfig:
         _require(looks or not sees, "model.grid", self.grid, "0 without attention")
         _require(sees or not looks, "model.grid", self.grid, f"1 or more, such as 7, for {self.attention} attention")
         _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
+        few = self.frames == 0 or 2 <= self.frames <= 256
+        _require(few, "model.frames", self.frames, "0 (one picture), or 2 to 256")
+        _require(self.frames == 0 or not looks, "model.frames", self.frames, "0 with attention, which sees one picture")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
         ways = ("every_step", "first_word", "initial_state")

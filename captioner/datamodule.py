@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from captioner.clips import album
 from captioner.config import PICTURES, DataConfig, ModelConfig
 from captioner.dataset import (
     Batch,
@@ -50,21 +51,24 @@ def extract_features(
     batch_size: int,
     workers: int,
     skip_bad: bool,
+    frames: int = 0,
     mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
 
-    With `mirrored`, of the pictures as a mirror shows them.
+    With `frames` (b, frames, F): each path is a clip or an album. With `mirrored`, of the pictures as a mirror shows
+    them.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
     """
     device = encoder.mean.device
-    for pictures, errors in read_pictures(paths, image_size, batch_size, workers):
+    shape = (frames, *encoder.feature_shape) if frames else encoder.feature_shape
+    for pictures, errors in read_pictures(paths, image_size, batch_size, workers, frames):
         bad = [error for error in errors if error is not None]
         if bad and not skip_bad:
             raise bad_picture(bad[0])
-        block = np.full((len(errors), *encoder.feature_shape), np.nan, dtype=np.float16)
+        block = np.full((len(errors), *shape), np.nan, dtype=np.float16)
         if len(pictures):
             with torch.inference_mode():
                 good = [error is None for error in errors]
@@ -78,7 +82,8 @@ class Split:
 
     Attributes:
         examples: the pictures that can be read, with their captions.
-        table: (rows, F) or (rows, P, F) fp16 features, in memory or as a map; None where the encoder is trained.
+        table: (rows, F), (rows, P, F) or (rows, S, F) fp16 features, in memory or as a map; None where the encoder is
+            trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
         mirrored_rows: (examples,) the row of the mirrored picture; None unless such are trained on.
     """
@@ -87,7 +92,9 @@ class Split:
         annotations, images = getattr(data, name), getattr(data, f"{name}_images")
         if annotations is None or images is None:
             raise UserError(f"--data.{name} (captions JSON) and --data.{name}_images (folder) are both needed")
-        self.examples, skipped = read_coco(Path(annotations), Path(images), data.skip_bad_images)
+        self.examples, skipped = read_coco(
+            Path(annotations), Path(images), data.skip_bad_images, albums=model.frames > 0
+        )
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
         self.mirrored_rows: np.ndarray | None = None
@@ -112,8 +119,11 @@ class Split:
         paths = [example.path for example in self.examples]
         names = [os.path.relpath(path, images) for path in paths]
         pictures = hashlib.sha256()
-        for name, path in zip(names, paths, strict=True):
-            pictures.update(f"{name}\0{path.stat().st_size}\0".encode())
+        inside = paths
+        if model.frames:
+            inside = [one for path in paths for one in (album(path) if path.is_dir() else [path])]
+        for path in inside:
+            pictures.update(f"{os.path.relpath(path, images)}\0{path.stat().st_size}\0".encode())
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -123,6 +133,8 @@ class Split:
         }
         if model.grid:
             fingerprint["grid"] = model.grid
+        if model.frames:
+            fingerprint["frames"] = model.frames
         if self.mirrors:  # the file has the rows of all pictures, then those of all mirrored pictures
             fingerprint["mirrored"] = "after the others"
             names += [f"{name} mirrored" for name in names]
@@ -132,12 +144,19 @@ class Split:
         def rows_from(first: int) -> Iterator[np.ndarray]:
             device = best_device()
             encoder = Encoder(model).to(device)
-            options = (model.image_size, PICTURES, choose_workers(data.workers, device), data.skip_bad_images)
+            options = (
+                model.image_size,
+                PICTURES,
+                choose_workers(data.workers, device),
+                data.skip_bad_images,
+                model.frames,
+            )
             yield from extract_features(encoder, paths[first:], *options)
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
-        write_features(folder, fingerprint, names, feature_shape(model), rows_from)
+        shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
+        write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint)
         bad = file.unreadable()[: len(paths)]
         if bad.any() and not data.skip_bad_images:
@@ -152,7 +171,8 @@ class Split:
     def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
         paths = [example.path for example in self.examples]
-        batches = read_pictures(paths, model.image_size, PICTURES, choose_workers(data.workers, best_device()))
+        workers = choose_workers(data.workers, best_device())
+        batches = read_pictures(paths, model.image_size, PICTURES, workers, model.frames)
         bar = tqdm(total=len(paths), unit="image", desc="checking pictures", disable=None)
         bad = []
         with bar:
@@ -199,7 +219,7 @@ class CaptionData(pl.LightningDataModule):
             )
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
-        by_picture = by_picture or encoded or model.grid > 0
+        by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
         self.train_set = self._dataset(self.train, by_picture, augment=seed)
         self.val_set = self._dataset(self.val, by_picture=True)
 
@@ -257,6 +277,7 @@ class CaptionData(pl.LightningDataModule):
             augment,
             self.data.horizontal_flip,
             by_picture,
+            self.model.frames,
             split.mirrored_rows,
         )
 

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from captioner.clips import look
 from captioner.errors import UserError
 from captioner.formats import Example
-from captioner.images import ImageError, eval_transform, open_image, train_transform
+from captioner.images import ImageError, train_transform
 from captioner.mirror import mirrored
 from captioner.vocabulary import END, PAD, START, Vocabulary
 
@@ -24,7 +26,7 @@ class Batch(NamedTuple):
 
     Attributes:
         pictures: what the encoder still has to do decides: (I, 3, H, W) uint8 pictures, (I, F) fp16 features, or
-            (I,) int64 rows of a feature table that lies on the device.
+            (I,) int64 rows of a feature table that lies on the device; of S frames each, (I, S, 3, H, W) or (I, S, F).
         picture_of: (N,) which of the I pictures a caption belongs to.
         words: (N, T + 2) ids: START, the words, END, PAD.
         examples: (I,) numbers of the examples.
@@ -37,17 +39,20 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """Pictures by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read."""
+    """Pictures by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read.
 
-    def __init__(self, paths: Sequence[Path | str], size: int) -> None:
-        self.paths, self.size = paths, size
+    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.clips.look`.
+    """
+
+    def __init__(self, paths: Sequence[Path | str], size: int, frames: int = 0) -> None:
+        self.paths, self.size, self.frames = paths, size, frames
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Tensor | ImageError:
         try:
-            return eval_transform(open_image(self.paths[i], size_hint=self.size), self.size)
+            return look(self.paths[i], self.size, self.frames)
         except ImageError as error:
             return error
 
@@ -67,6 +72,7 @@ class CaptionDataset(Dataset):
             right in their captions; a picture with a caption of which that is not clear is never mirrored (see
             :func:`captioner.mirror.mirrored`).
         by_picture: items are examples with all of their captions, instead of captions.
+        frames: examples are clips or albums of so many.
         mirrored_rows: (examples,) as `rows`, of the mirrored pictures; needed for horizontal_flip of features.
     """
 
@@ -81,8 +87,10 @@ class CaptionDataset(Dataset):
         augment: int | None = None,
         horizontal_flip: bool = False,
         by_picture: bool = False,
+        frames: int = 0,
         mirrored_rows: np.ndarray | None = None,
     ) -> None:
+        self.frames = frames
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
         self.augment, self.by_picture = augment, by_picture
         self.mirrored_rows = mirrored_rows
@@ -149,13 +157,16 @@ class CaptionDataset(Dataset):
         return torch.stack([p.flip(-1) if m else p for p, m in zip(pictures, mirror, strict=True)])  # (I, 3, H, W)
 
     def _picture(self, i: int) -> Tensor:
-        image = open_image(self.examples[i].path, size_hint=self.image_size)
+        path = self.examples[i].path
         if self.augment is None:
-            return eval_transform(image, self.image_size)
+            return look(path, self.image_size, self.frames)
         # The picture's own generator: the same augmentation in whichever process and after whichever restart.
         seed = int(np.random.SeedSequence((self.augment, self.epoch, i)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        return train_transform(image, self.image_size, generator)
+
+        def view(image: Image, size: int) -> Tensor:  # the same for all frames
+            return train_transform(image, size, torch.Generator().manual_seed(seed))
+
+        return look(path, self.image_size, self.frames, view)
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -263,15 +274,17 @@ def as_batch(batch: Any) -> Any:
 
 
 def read_pictures(
-    paths: Sequence[Path | str], size: int, batch_size: int, workers: int = 0
+    paths: Sequence[Path | str], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
-    """Decode pictures in batches, in order.
+    """Decode pictures, or clips and albums of so many `frames`, in batches of that many pictures, in order.
 
     Yields:
-        pictures: (G, 3, size, size) uint8, the G pictures of this batch that could be read.
+        pictures: (G, 3, size, size) or (G, frames, 3, size, size) uint8, the G pictures of this batch that could be
+            read.
         errors: one for each picture of the batch; None for those G.
     """
-    loader = DataLoader(ImageDataset(paths, size), batch_size, num_workers=workers, collate_fn=as_batch)
+    batch_size = max(1, batch_size // max(1, frames))
+    loader = DataLoader(ImageDataset(paths, size, frames), batch_size, num_workers=workers, collate_fn=as_batch)
     for items in loader:
         good = [item for item in items if isinstance(item, Tensor)]
         pictures = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)

@@ -206,7 +206,16 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): normalisation, network, mean over the cells, length."""
+        """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): normalisation, network, mean over the cells, length.
+
+        S frames an example, (B, S, 3, H, W) → (B, S, F); after the first one a wholly black frame is an absent one,
+        and its feature 0.
+        """
+        if pictures.dim() == 5:
+            there = pictures.flatten(2).any(dim=2).bool()  # (B, S)
+            there[:, 0] = True
+            found = self(pictures[there])  # (frames that are there, F)
+            return found.new_zeros(*there.shape, *found.shape[1:]).masked_scatter(there.unsqueeze(2), found)
         x = (pictures.to(self.mean.dtype) - self.mean) / self.std
         looks = [x]
         if self.second_size:

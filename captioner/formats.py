@@ -34,7 +34,11 @@ class Example:
 
 
 def read_coco(
-    annotations: Path, images: Path, skip_bad: bool = False, option: str = "--data.skip_bad_images"
+    annotations: Path,
+    images: Path,
+    skip_bad: bool = False,
+    option: str = "--data.skip_bad_images",
+    albums: bool = False,
 ) -> tuple[list[Example], list[str]]:
     """Read a COCO captions file (https://cocodataset.org/#format-data, image captioning).
 
@@ -44,6 +48,7 @@ def read_coco(
         skip_bad: leave out an image that is missing, has no caption or lies outside the folder, a blank caption, and
             captions of an image that is not listed; without it the first of these is an error.
         option: what the user would type to get skip_bad, for the message.
+        albums: a file_name may be that of a folder.
 
     Returns:
         The examples in the order of `images`, at least one; and what was left out, one line each.
@@ -60,7 +65,7 @@ def read_coco(
         """The files of one folder, listed once: far cheaper than asking the disk for every image."""
         try:
             with os.scandir(os.path.join(images, folder)) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
+                return frozenset(entry.name for entry in entries if albums or entry.is_file())
         except (OSError, ValueError):  # no such folder, or a name that none can have
             return frozenset()
 

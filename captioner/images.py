@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -26,6 +27,7 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 
 # EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112)
 ORIENTATION = 0x0112
@@ -44,44 +46,55 @@ class ImageError(UserError):
     """A picture that cannot be opened; the line names the file and says why."""
 
 
-def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, size_hint: int | None = None) -> Image.Image:
-    """Open any picture as upright RGB in memory; no file stays open.
-
-    Args:
-        source: a path, the bytes of a file, a binary stream (read from its start, left open), or a picture.
-        size_hint: the short side that is needed, in pixels. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size, never below the hint; other formats ignore it.
-
-    Returns:
-        Mode RGB, the first frame, EXIF orientation applied, transparency laid on white, deep grey scaled to 8 bits.
-
-    Raises:
-        ImageError: the source is missing, empty, not a picture, damaged, cut short, or above MAX_PIXELS.
-    """
+@contextlib.contextmanager
+def reading(source: object) -> Iterator[None]:
+    """Whatever goes wrong inside becomes an :class:`ImageError` that names the source."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of sizes that we judge ourselves: nothing the user can act on
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            if isinstance(source, Image.Image):
-                _check_size(source, source)
-                return _rgb(source)
-            if isinstance(source, bytes):
-                return _read(io.BytesIO(source), source, size_hint)
-            if isinstance(source, (str, os.PathLike)):
-                with open(source, "rb") as file:
-                    return _read(file, source, size_hint)
-            return _read(source, source, size_hint)
+        yield
     except ImageError:
         raise
     except Exception as error:  # a decoder fed with damaged bytes raises just about anything
         raise ImageError(_printable(f"{_name(source)}: {_reason(error)}")) from error
 
 
-def _read(file: BinaryIO, source: object, size_hint: int | None) -> Image.Image:
+def open_image(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image, size_hint: int | None = None, frame: int = 0
+) -> Image.Image:
+    """Open any picture as upright RGB in memory; no file stays open.
+
+    Args:
+        source: a path, the bytes of a file, a binary stream (read from its start, left open), or a picture.
+        size_hint: the short side that is needed, in pixels. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size, never below the hint; other formats ignore it.
+        frame: which one of an animated file.
+
+    Returns:
+        Mode RGB, EXIF orientation applied, transparency laid on white, deep grey scaled to 8 bits.
+
+    Raises:
+        ImageError: the source is missing, empty, not a picture, damaged, cut short, or above MAX_PIXELS.
+    """
+    with reading(source), warnings.catch_warnings():
+        # Pillow warns of odd metadata and of sizes that we judge ourselves: nothing the user can act on
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        if isinstance(source, Image.Image):
+            _check_size(source, source)
+            return _rgb(source)
+        if isinstance(source, bytes):
+            return _read(io.BytesIO(source), source, size_hint, frame)
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                return _read(file, source, size_hint, frame)
+        return _read(source, source, size_hint, frame)
+
+
+def _read(file: BinaryIO, source: object, size_hint: int | None, frame: int) -> Image.Image:
     if file.seekable() and file.seek(0, os.SEEK_END) == 0:
         raise ImageError(f"{_name(source)}: is empty (0 bytes); fetch it again")
     image = Image.open(file, formats=_formats())  # the header only; Pillow seeks to the start itself
     _check_size(image, source)
+    if frame:
+        image.seek(frame)
     if size_hint:
         image.draft(None, (size_hint, size_hint))  # square, so it holds whichever way the picture is turned later
     return _rgb(image)
@@ -210,12 +223,14 @@ def _tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
 
 
-def find_images(paths: Iterable[str]) -> list[Path]:
+def find_images(paths: Iterable[str], clips: bool = False) -> list[Path]:
     """The image files that the arguments name, in their order, each once.
 
     A folder stands for every file in it, at any depth, with a suffix in SUFFIXES, sorted; hidden files and folders
     are skipped. A glob pattern (`**` goes any depth down) stands for such files and folders among its matches.
     Anything else is kept as it is, be it missing or oddly named: opening it will say so.
+
+    With `clips` a folder is an album and stands for itself, and patterns find videos, too.
 
     Raises:
         UserError: a folder or pattern has no image in it.
@@ -223,9 +238,9 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if os.path.isdir(path):
-            images = sorted(_walk(path))
+            images = [Path(path)] if clips else sorted(_walk(path))
         elif re.search(r"[*?[]", path) and not os.path.lexists(path):
-            images = sorted(set(_match(path)))
+            images = sorted(set(_match(path, clips)))
         else:
             images = [Path(path)]
         if not images:
@@ -247,7 +262,7 @@ def _walk(top: str | Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if not name.startswith(".") and _is_image(name))
 
 
-def _match(pattern: str) -> Iterator[Path]:
+def _match(pattern: str, clips: bool) -> Iterator[Path]:
     """Image files that a glob pattern names. pathlib's glob, since glob.glob follows links round and round."""
     parts = Path(pattern).parts
     first = next(i for i, part in enumerate(parts) if re.search(r"[*?[]", part))
@@ -257,8 +272,8 @@ def _match(pattern: str) -> Iterator[Path]:
         if not hidden and any(part.startswith(".") for part in path.relative_to(base).parts):
             continue
         if path.is_dir():
-            yield from _walk(path)
-        elif _is_image(path.name):
+            yield from [path] if clips else _walk(path)
+        elif _is_image(path.name) or (clips and path.name.lower().endswith(VIDEOS)):
             yield path
 
 

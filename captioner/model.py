@@ -20,6 +20,7 @@ from captioner.decoder import Decoder
 from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.search import State, Step, ensemble
+from captioner.sequence import SequenceDecoder
 from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
@@ -41,15 +42,17 @@ class Captioner(CaptionModel):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
-        self.image_size, self.attends = config.image_size, config.attention != "none"
+        self.image_size, self.frames, self.attends = config.image_size, config.frames, config.attention != "none"
         self.encoder = encoder
         kind = Decoder if config.attention == "none" else AttentionDecoder
+        if config.frames:
+            kind = SequenceDecoder
         self.decoder = kind(config, len(vocabulary), feature_size(config))
 
     # ---- captions
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(I, 3, H, W) uint8 → (I, F) or (I, P, F) by the encoder; features pass through."""
+        """(I, 3, H, W) uint8 → (I, F) or (I, P, F), or (I, S, 3, H, W) → (I, S, F); features pass through."""
         if pictures.is_floating_point():
             return pictures
         assert self.encoder is not None, "this model was made to be fed with features"
@@ -177,11 +180,13 @@ class Ensemble(CaptionModel):
             if model.image_size != first.image_size:
                 sizes = f"{first.image_size} and {model.image_size} pixels"
                 raise UserError(f"{names[0]} and {name} look at pictures of different sizes ({sizes})")
+            if model.frames != first.frames:
+                raise UserError(f"{names[0]} and {name} take {first.frames} and {model.frames} frames (0: one picture)")
             if model.config.trainable_layers == 0:
                 same = (model.encoder_digest, model.config.encoder, model.config.second_size)
                 model.encoder = encoders.setdefault(same, model.encoder)
         self.members = nn.ModuleList(members)
-        self.vocabulary, self.image_size = first.vocabulary, first.image_size
+        self.vocabulary, self.image_size, self.frames = first.vocabulary, first.image_size, first.frames
 
     def begin(self, pictures: Tensor) -> tuple[Step, State, State]:
         """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""

@@ -9,9 +9,9 @@ import json
 import os
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import UserError
 
@@ -36,6 +36,8 @@ COLORS = {
 RADIUS = {"small": 0.105, "large": 0.21}  # half the height of a shape, as a share of the side
 BACKGROUNDS = {"light": (235, 235, 235), "dark": (25, 25, 25)}
 RELATIONS = {"above": "below", "to the left of": "to the right of"}  # the first shape to the second, and back
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # of a moving shape, (x, y)
+FRAMES, STEP = 8, (0.08, 0.12)  # of a clip; what a shape moves from frame to frame, as a share of the side
 SINGLE = 0.2  # share of the pictures with one shape
 HELD_OUT = 0.15  # share of the possible contents that only val may show
 
@@ -53,6 +55,15 @@ SINGLE_TEMPLATES = (
     "a single {first} on a {background} background",
     "a picture of a {first}",
     "there is a {first}",
+)
+MOVE_TEMPLATES = (
+    "the {color} {kind} moves {direction}",
+    "a {color} {kind} moves {direction}",
+    "the {color} {kind} is moving {direction}",
+    "a {color} {kind} goes {direction}",
+    "a {size} {color} {kind} moves {direction}",
+    "there is a {color} {kind} that moves {direction}",
+    "a {color} {kind} moves {direction} on a {background} background",
 )
 PLAIN = {word: word for word in (*RADIUS, *RELATIONS, *RELATIONS.values())}
 OTHER = {
@@ -86,6 +97,15 @@ class Scene:
     background: str
 
 
+@dataclass(frozen=True)
+class Move:
+    """What a clip shows: a shape that moves in one of ``DIRECTIONS``, over one of ``BACKGROUNDS``."""
+
+    shape: Shape
+    direction: str
+    background: str
+
+
 def contents(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
     """Every scene with one shape, and every scene with two, of the part that is held out for val or of the other."""
     shapes = [Shape(size, color, kind) for size in RADIUS for color in COLORS for kind in KINDS]
@@ -106,7 +126,25 @@ def contents(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
     return parts[0], parts[1]
 
 
-def captions(scene: Scene, rng: random.Random) -> list[str]:
+def moves(held_out: bool, seed: int) -> list[Move]:
+    """Every move of the part that is held out for val, or of the other.
+
+    A shape on a background is held out or not in all four directions, so that no look tells which ones were seen.
+    """
+    looks = [
+        (Shape(size, color, kind), background)
+        for size in RADIUS
+        for color in COLORS
+        for kind in KINDS
+        for background in BACKGROUNDS
+    ]
+    random.Random(f"{seed} moves").shuffle(looks)
+    cut = round(HELD_OUT * len(looks))
+    chosen = looks[:cut] if held_out else looks[cut:]
+    return [Move(shape, direction, background) for shape, background in chosen for direction in DIRECTIONS]
+
+
+def captions(scene: Scene | Move, rng: random.Random) -> list[str]:
     """Five different captions, all true of the scene: always the plainest one, and four paraphrases by chance.
 
     >>> scene = Scene((Shape("small", "red", "circle"), Shape("large", "blue", "square")), "above", "light")
@@ -114,6 +152,10 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
     'a small red circle above a large blue square'
     """
     family = []
+    if isinstance(scene, Move):
+        words = {**asdict(scene.shape), "direction": scene.direction, "background": scene.background}
+        family = [text.format(**words).replace("a orange", "an orange") for text in MOVE_TEMPLATES]
+        return [family[0], *rng.sample(family[1:], 4)]
     for words in (PLAIN, OTHER):
         names = [f"{words[shape.size]} {shape.color} {shape.kind}" for shape in scene.shapes]
         if scene.relation is None:
@@ -140,30 +182,64 @@ def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
         else:
             along, across = (0.25, 0.75)[index] + rng.uniform(-0.015, 0.015), rng.uniform(0.4, 0.6)
             x, y = (across, along) if scene.relation == "above" else (along, across)
-        x, y, r = x * side, y * side, RADIUS[shape.size] * side
-        color = COLORS[shape.color]
-        if shape.kind == "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
-        elif shape.kind == "square":
-            r *= 0.9  # about the area of the circle
-            pen.rectangle((x - r, y - r, x + r, y + r), fill=color)
-        else:
-            pen.polygon([(x, y - r), (x - 1.05 * r, y + r), (x + 1.05 * r, y + r)], fill=color)
+        _paint(pen, shape, x * side, y * side, side)
     return picture.reduce(4)
 
 
-def make_shapes(out: Path, images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0) -> None:
+def _paint(pen: Any, shape: Shape, x: float, y: float, side: int) -> None:
+    r, color = RADIUS[shape.size] * side, COLORS[shape.color]
+    if shape.kind == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
+    elif shape.kind == "square":
+        r *= 0.9  # about the area of the circle
+        pen.rectangle((x - r, y - r, x + r, y + r), fill=color)
+    else:
+        pen.polygon([(x, y - r), (x - 1.05 * r, y + r), (x + 1.05 * r, y + r)], fill=color)
+
+
+def track(move: Move, frames: int, rng: random.Random) -> list[tuple[float, float]]:
+    """Where the shape is in each frame, x and y as shares of the side from 0 to 1.
+
+    It begins anywhere and comes back in at the edge opposite to where it leaves, so that in every single frame it may
+    be anywhere, all places alike, whichever way it moves: only the order of the frames tells the direction.
+    """
+    (x, y), step, (right, down) = (rng.random(), rng.random()), rng.uniform(*STEP), DIRECTIONS[move.direction]
+    return [((x + i * step * right) % 1, (y + i * step * down) % 1) for i in range(frames)]
+
+
+def draw_clip(move: Move, size: int, frames: int, rng: random.Random) -> list[Image.Image]:
+    """The move as RGB pictures of size × size pixels; a shape over an edge is seen in part at both."""
+    from PIL import Image, ImageDraw
+
+    side, clip = 4 * size, []
+    for x, y in track(move, frames, rng):
+        picture = Image.new("RGB", (side, side), BACKGROUNDS[move.background])
+        pen = ImageDraw.Draw(picture)
+        for across in (x - 1, x, x + 1):
+            for along in (y - 1, y, y + 1):
+                _paint(pen, move.shape, across * side, along * side, side)
+        clip.append(picture.reduce(4))
+    return clip
+
+
+def make_shapes(
+    out: Path, images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0, frames: int = 0
+) -> None:
     """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into the folder ``out``.
 
     Held out: the content of a picture is its shapes (size, colour, kind), their relation and the background; the
     contents are split by chance before anything is drawn, so no val picture shows the content of a training picture,
     while every single word occurs in both. Within a split a content may come again, at another place.
 
+    With ``frames`` the pictures are clips, animated GIFs of so many; see :func:`moves`.
+
     The same options give the same bytes with one version of Pillow. The set is made beside ``out`` and renamed when
     whole. A set already there with the same options is left as it is; anything else there is a ``UserError``.
     """
     out = out.resolve()
     options = {"images": images, "val": val, "size": size, "seed": seed}
+    if frames:
+        options["frames"] = frames
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         found = _options_of(out)
         if found == options:
@@ -198,16 +274,22 @@ def _write_split(folder: Path, split: str, ids: range, options: dict[str, int]) 
     """Draw the pictures with these ids into ``folder/split`` and write ``captions_SPLIT.json``."""
     from captioner.formats import write_json
 
-    size = options["size"]
+    size, frames = options["size"], options.get("frames", 0)
     rng = random.Random(f"{options['seed']} {split}")
     single, pairs = contents(split == "val", options["seed"])
+    moving = moves(split == "val", options["seed"])
     rows: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     (folder / split).mkdir()
     for image in ids:
-        scene = rng.choice(single if rng.random() < SINGLE else pairs)
-        name = f"{image:06d}.png"
-        draw(scene, size, rng).save(folder / split / name, compress_level=6)
+        scene: Scene | Move
+        if frames:
+            scene, name = rng.choice(moving), f"{image:06d}.gif"
+            first, *rest = (picture.quantize() for picture in draw_clip(scene, size, frames, rng))
+            first.save(folder / split / name, save_all=True, append_images=rest, duration=150, loop=0)
+        else:
+            scene, name = rng.choice(single if rng.random() < SINGLE else pairs), f"{image:06d}.png"
+            draw(scene, size, rng).save(folder / split / name, compress_level=6)
         rows.append({"id": image, "file_name": name, "width": size, "height": size})
         for number, caption in enumerate(captions(scene, rng)):
             annotations.append({"id": 5 * image - 4 + number, "image_id": image, "caption": caption})

@@ -10,8 +10,8 @@ from conftest import ROOT
 # A module imports from its own row's earlier entries and from the rows above it.
 ROWS = [
     ["errors", "config"],
-    ["vocabulary", "mirror", "formats", "text", "images", "features", "dataset", "shapes"],
-    ["backbones", "encoder", "decoder", "attention", "rules", "search"],
+    ["vocabulary", "mirror", "formats", "text", "images", "clips", "features", "dataset", "shapes"],
+    ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
     ["external", "results", "gradients", "gallery"],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,23 @@ from PIL import Image
 
 from captioner.commands.shapes import shapes
 from captioner.errors import UserError
-from captioner.shapes import BACKGROUNDS, COLORS, HELD_OUT, OTHER, RELATIONS, Scene, Shape, captions, contents, draw
+from captioner.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    DIRECTIONS,
+    HELD_OUT,
+    OTHER,
+    RELATIONS,
+    STEP,
+    Move,
+    Scene,
+    Shape,
+    captions,
+    contents,
+    draw,
+    moves,
+    track,
+)
 
 INVERSE = {**RELATIONS, **{back: there for there, back in RELATIONS.items()}}
 NAME = r"a (?:single )?(?P<size{0}>\w+) (?P<color{0}>\w+) (?P<kind{0}>circle|square|triangle)"
@@ -164,3 +181,70 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         shapes(tmp_path / "set", images=3, val=2, size=32)
     assert not any(tmp_path.iterdir())
+
+
+# ---- clips
+
+
+def test_clips_move_as_their_captions_say(tmp_path):
+    for name in ("one", "two"):
+        shapes(tmp_path / name, images=30, val=10, size=64, moving=True, frames=5)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    for split, count in (("train", 30), ("val", 10)):
+        data = json.loads((tmp_path / "one" / f"captions_{split}.json").read_text())
+        assert len(data["images"]) == count
+        for image in data["images"]:
+            texts = [row["caption"] for row in data["annotations"] if row["image_id"] == image["id"]]
+            assert len(set(texts)) == 5
+            color, kind, direction = re.fullmatch(r"the (\w+) (\w+) moves (\w+)", texts[0]).groups()
+            for text in texts[1:]:
+                assert {color, kind, direction} <= set(text.split())
+                assert "a orange" not in text
+            with Image.open(tmp_path / "one" / split / image["file_name"]) as clip:
+                assert clip.n_frames == 5
+                frames = [(clip.seek(i), np.asarray(clip.convert("RGB")))[1] for i in range(5)]
+            near = [np.abs(frame.astype(int) - COLORS[color]).max(axis=-1) <= 8 for frame in frames]
+            wanted = DIRECTIONS[direction]
+            for before, after in pairwise(near):  # turned back by the step they cover each other
+                low, high = int(64 * STEP[0]), int(64 * STEP[1]) + 2
+                overlap = {
+                    d: max((np.roll(before, (s * d[1], s * d[0]), axis=(0, 1)) & after).sum() for s in range(low, high))
+                    for d in DIRECTIONS.values()
+                }
+                assert max(overlap, key=overlap.get) == wanted
+
+
+def test_no_single_frame_tells_the_direction():
+    """A shape that begins at any place on a ring is at any place of it ever after, whichever way it goes."""
+    shape, places = Shape("small", "red", "circle"), 4000
+    for direction in DIRECTIONS:
+        rng = random.Random(0)
+        tracks = np.array([track(Move(shape, direction, "dark"), 8, rng) for _ in range(places)])  # (places, 8, 2)
+        assert tracks.min() >= 0
+        assert tracks.max() <= 1
+        for frame in range(8):
+            for axis in range(2):
+                uniform = (np.arange(places) + 0.5) / places
+                distance = np.abs(np.sort(tracks[:, frame, axis]) - uniform).max()  # Kolmogorov and Smirnov's
+                assert distance < 1.63 / places**0.5  # by chance 1 in 100 is further
+
+
+def test_val_has_looks_that_train_has_not_and_no_look_tells_the_direction():
+    train, val = ([((m.shape, m.background), m.direction) for m in moves(part, 0)] for part in (False, True))
+    looks = [{look for look, _ in part} for part in (train, val)]
+    assert not looks[0] & looks[1]
+    assert len(val) / len(train + val) == pytest.approx(HELD_OUT, abs=0.01)
+    for part, its in zip((train, val), looks, strict=True):
+        assert sorted(part, key=str) == sorted(((look, d) for look in its for d in DIRECTIONS), key=str)
+    for field in ("size", "color", "kind"):
+        assert {getattr(shape, field) for shape, _ in looks[0]} >= {getattr(shape, field) for shape, _ in looks[1]}
+
+
+def test_a_set_of_clips_is_another_set(tmp_path):
+    shapes(tmp_path / "set", images=3, val=2, size=32, moving=True)
+    shapes(tmp_path / "set", images=3, val=2, size=32, moving=True)
+    for other in ({}, {"moving": True, "frames": 9}):
+        with pytest.raises(UserError, match="other options"):
+            shapes(tmp_path / "set", images=3, val=2, size=32, **other)
+    with pytest.raises(UserError, match="--frames is 1"):
+        shapes(tmp_path / "other", moving=True, frames=1)

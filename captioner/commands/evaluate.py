@@ -36,9 +36,9 @@ def run(options: Any) -> None:
     from captioner.results import ScoreOptions, score_captions, show_scores
 
     annotations, images, skip = Path(options.annotations), Path(options.images), options.skip_bad_images
-    examples, skipped = read_coco(annotations, images, skip, "--skip_bad_images")
     wanted = config_of(ScoreOptions, options)
     model, workers = load_model(options)
+    examples, skipped = read_coco(annotations, images, skip, "--skip_bad_images", albums=model.frames > 0)
     found = model.caption_files(
         [example.path for example in examples], config_of(SearchConfig, options), options.batch_size, workers
     )

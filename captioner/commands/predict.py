@@ -1,5 +1,7 @@
 """Caption pictures: files, folders, glob patterns, or - to read paths from standard input.
 
+With a model of clips and albums (--model.frames): videos and animated pictures; a folder is an album.
+
 Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
 """
 
@@ -74,8 +76,8 @@ def run(options: Any) -> int:
 
     search = config_of(SearchConfig, options)
     named = [path for name in options.images for path in (sys.stdin.read().splitlines() if name == "-" else [name])]
-    paths = find_images(path for path in named if path)
     model, workers = load_model(options)
+    paths = find_images((path for path in named if path), clips=model.frames > 0)
     failed = 0
     attention = options.report is not None and model.attends
     every = model.caption_files(paths, search, options.batch_size, workers, attention)

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.shapes import IMAGES, SIZE, VAL, make_shapes
+from captioner.shapes import FRAMES, IMAGES, SIZE, VAL, make_shapes
 
 
 def shapes(
-    out: Path = Path("data/shapes"), images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0
+    out: Path = Path("data/shapes"),
+    images: int = IMAGES,
+    val: int = VAL,
+    size: int = SIZE,
+    seed: int = 0,
+    moving: bool = False,
+    frames: int = FRAMES,
 ) -> None:
     """Draw the set and say what was made.
 
@@ -23,16 +29,20 @@ def shapes(
         val: held-out pictures; what they show is never shown by a training picture
         size: width and height of a picture in pixels
         seed: another seed draws other pictures
+        moving: draw clips, in each of which one shape moves left, right, up or down
+        frames: of a clip
     """
     for option, value, least, most in (
         ("--images", images, 1, 1_000_000),
         ("--val", val, 1, 1_000_000),
         ("--size", size, 32, 1024),
+        ("--frames", frames, 2, 256),
     ):
         if not least <= value <= most:
             raise UserError(f"{option} is {value}: expected {least} to {most}")
-    make_shapes(out, images, val, size, seed)
-    print(f"{out}: {images} + {val} pictures, 5 captions each; now: captioner train --config configs/shapes.yaml")
+    make_shapes(out, images, val, size, seed, frames if moving else 0)
+    what, config = ("clips", "moving") if moving else ("pictures", "shapes")
+    print(f"{out}: {images} + {val} {what}, 5 captions each; now: captioner train --config configs/{config}.yaml")
 
 
 def configure(parser: Any) -> None:
@@ -42,4 +52,12 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Draw; see the module's docstring."""
-    shapes(options.out, options.images, options.val, options.size, options.seed)
+    shapes(
+        options.out,
+        options.images,
+        options.val,
+        options.size,
+        options.seed,
+        options.moving,
+        options.frames,
+    )
