@@ -15,9 +15,12 @@ from captioner.errors import UserError
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
+    "pretrain": "train the decoder as a language model, on text alone",
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
     "score": "score captions that are there already",
+    "gradients": "measure and draw gradients, through time or along a training",
+    "average": "average the weights of several checkpoints into one model",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

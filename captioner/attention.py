@@ -47,7 +47,7 @@ class AttentionDecoder(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
         super().__init__()
         e, h, d = config.embedding_size, config.hidden_size, config.attention_size
-        self.kind, self.hidden_size = config.attention, h
+        self.kind, self.hidden_size, self.cell_dropout = config.attention, h, config.cell_dropout
         self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
         self.project = nn.Linear(feature_size, e)  # P
         self.cells = nn.Linear(feature_size, e)  # W_a
@@ -79,6 +79,10 @@ class AttentionDecoder(nn.Module):
     def look(self, features: Tensor) -> State:
         """(I, P, F) → P v (I, E), the keys (I, P, D) and the projected cells (I, P, E): once a picture."""
         cells = features.float()
+        if self.training and self.cell_dropout:
+            keep = max(1, round((1 - self.cell_dropout) * cells.shape[1]))
+            kept = torch.rand(cells.shape[:2], device=cells.device).argsort(dim=1)[:, :keep]
+            cells = cells.gather(1, kept.unsqueeze(2).expand(-1, -1, cells.shape[2]))
         mean = cells.mean(dim=1, keepdim=True)
         cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
         seen = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)

@@ -81,6 +81,10 @@ class Patience(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
 
 
+class Kept(ModelCheckpoint):
+    """The best epochs, for averaging; another class than that of best.ckpt, so that both have their own state."""
+
+
 def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
     """The average after one more step: decay min(decay, (1 + n) / (10 + n)) forgets the first weights soon."""
     warming = (1 + updates) / (10 + updates)  # stays on the device: nothing waits for it
@@ -101,6 +105,10 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
         ModelCheckpoint(**last, train_time_interval=interval),
         ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
     ]
+    if config.keep:
+        name = "epoch-{epoch}-cider-{val_cider:.2f}"
+        kept: dict[str, Any] = {"save_top_k": config.keep, "auto_insert_metric_name": False}
+        parts.append(Kept(folder / "kept", name, monitor="val_cider", mode="max", **kept))
     if config.ema_decay:
         parts.insert(0, WeightAveraging(avg_fn=partial(moving_average, config.ema_decay), use_buffers=False))
     if config.patience:

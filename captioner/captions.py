@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from captioner.dataset import read_pictures
 from captioner.errors import UserError
 from captioner.rules import BAD_ENDINGS
 from captioner.search import Ids, State, Step, search
-from captioner.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
+from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 
 Picture = str | os.PathLike | Image.Image
 
@@ -35,6 +35,8 @@ class Caption:
         score: log_prob over the length penalty; captions of a picture are ranked by it.
         ended: False where the caption was cut off at max_length.
         word_log_probs: the terms of log_prob: of each word and, where ended, of END.
+        attention: where it was asked for, a row for each of these terms: (terms, grid, grid) weights of the cells of
+            the picture, as :meth:`CaptionModel.look` gives them; on the CPU.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Caption:
     score: float
     ended: bool
     word_log_probs: tuple[float, ...]
+    attention: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -66,11 +69,13 @@ class CaptionModel(nn.Module):
     Attributes:
         vocabulary: the words.
         image_size: side in pixels of the square that pictures are resized to.
+        attends: whether there are maps of where it looks.
         frames: so many frames of a clip or pictures of an album get a caption together; 0: each picture gets one.
     """
 
     vocabulary: Vocabulary
     image_size: int
+    attends: bool = False
     frames: int = 0
 
     @property
@@ -82,8 +87,29 @@ class CaptionModel(nn.Module):
         """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
         raise NotImplementedError
 
+    def features(self, pictures: Tensor) -> Tensor:
+        """Pictures (I, 3, H, W) uint8 → features that `begin` and `look` take in their place."""
+        raise NotImplementedError
+
+    def look(self, pictures: Tensor, captions: Sequence[str]) -> list[Tensor]:
+        """Where on the picture each word is looked for.
+
+        Args:
+            pictures: (I, 3, H, W) uint8, or their features (I, P, F), on the model's device.
+            captions: I captions, words of the vocabulary with spaces between them.
+
+        Returns:
+            Of each caption the weights (words + 1, grid, grid) of the cells, from the top left, with which each word
+            and then the END after them is found. They add up to 1 for each word; with adaptive attention to 1 less
+            the share of the visual sentinel, which stands for what the decoder knows without looking.
+
+        Raises:
+            UserError: the model has no attention.
+        """
+        raise UserError(NO_ATTENTION)
+
     @torch.inference_mode()
-    def search(self, pictures: Tensor, config: SearchConfig) -> list[list[Caption]]:
+    def search(self, pictures: Tensor, config: SearchConfig, attention: bool = False) -> list[list[Caption]]:
         """The n best captions of each picture, best first; the model should be in evaluation mode.
 
         A picture may have fewer than n, or none, where no other caption keeps the rules that `config` asks for.
@@ -91,14 +117,20 @@ class CaptionModel(nn.Module):
         Args:
             pictures: (I, 3, H, W) uint8 pictures or (I, F) features, on the model's device.
             config: beam width and so on. The seed of sampling is mixed with a checksum of what is handed in here.
+            attention: fill in :attr:`Caption.attention`.
 
         Raises:
-            UserError: the words that `config` names are not in the vocabulary, or contradict each other.
+            UserError: the words that `config` names are not in the vocabulary, or contradict each other; or there is
+                no attention.
         """
+        if attention and not self.attends:
+            raise UserError(NO_ATTENTION)
         if len(pictures) == 0:
             return []
         ids = search_ids(self.vocabulary, config)
         keys = [zlib.crc32(row.contiguous().numpy()) for row in pictures.cpu()] if config.sample else None
+        if attention:  # the encoder works once, for the words and for the maps
+            pictures = self.features(pictures)
         found = search(*self.begin(pictures), ids, config, keys)
         answers = []
         for each in zip(*(part.tolist() for part in found), strict=True):  # of a picture, then of its captions
@@ -108,25 +140,38 @@ class CaptionModel(nn.Module):
                     text = self.vocabulary.decode(words[:length])
                     captions.append(Caption(text, log_prob, score, ended, tuple(terms[: length + ended])))
             answers.append(captions)
+        if attention:
+            rows = [row for row, captions in enumerate(answers) for _ in captions]
+            maps = iter(self.look(pictures[rows], [caption.text for captions in answers for caption in captions]))
+            answers = [
+                [replace(caption, attention=next(maps)[: len(caption.word_log_probs)]) for caption in captions]
+                for captions in answers
+            ]
         return answers
 
     def caption_files(
-        self, paths: Sequence[Path | str], config: SearchConfig, batch_size: int = PICTURES, workers: int = 0
+        self,
+        paths: Sequence[Path | str],
+        config: SearchConfig,
+        batch_size: int = PICTURES,
+        workers: int = 0,
+        attention: bool = False,
     ) -> Iterator[list[Caption] | UserError]:
         """For each picture file, in order, its captions (one at least) or why it has none; captioned in batches."""
         search_ids(self.vocabulary, config)  # complain before the first picture is read
         rest = iter(paths)
         for pictures, errors in read_pictures(paths, self.image_size, batch_size, workers, self.frames):
-            found = iter(self.search(pictures.to(self.device), config))
+            found = iter(self.search(pictures.to(self.device), config, attention))
             for error, path in zip(errors, rest, strict=False):
                 yield error if error is not None else next(found) or UserError(f"{path}: {NO_CAPTION}")
 
-    def caption(self, pictures: Picture | Sequence[Picture], **search: Any) -> Any:
+    def caption(self, pictures: Picture | Sequence[Picture], attention: bool = False, **search: Any) -> Any:
         """Caption one picture (a string comes back) or a list of them (a list of strings).
 
         Args:
             pictures: path or PIL image, or a list of these; for a model of `frames` each is a clip, the folder of an
                 album, or an album of one picture.
+            attention: each picture gets a :class:`Caption` with its `attention` instead of a string.
             search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, sample and so on.
                 With n_best each picture gets a list of :class:`Caption` instead of a string.
 
@@ -141,14 +186,18 @@ class CaptionModel(nn.Module):
         found: list[list[Caption]] = []
         for first in range(0, len(many), together):
             part = [look(one, size, self.frames) for one in many[first : first + together]]
-            found += self.search(torch.stack(part).to(self.device), config)
+            found += self.search(torch.stack(part).to(self.device), config, attention)
         if not all(found):
             raise UserError(f"picture {found.index([])}: {NO_CAPTION}")
-        answers = found if "n_best" in search else [captions[0].text for captions in found]
+        answers = found if "n_best" in search else [best if attention else best.text for best, *_ in found]
         return answers[0] if single else answers
 
 
 NO_CAPTION = "no caption keeps all the rules asked for: allow more words, a wider beam or fewer rules"
+NO_ATTENTION = (
+    "this model has no maps of where it looks: open one that was trained with attention (--model.attention soft "
+    "--model.grid 7), not an ensemble"
+)
 
 
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
@@ -159,7 +208,7 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     """
 
     def known(option: str, text: str) -> tuple[int, ...]:
-        words = tokenize(text)
+        words = vocabulary.split(text)
         unknown = [word for word in words if word not in vocabulary.ids]
         if unknown:
             raise UserError(
@@ -168,8 +217,11 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
             )
         return tuple(vocabulary.ids[word] for word in words)
 
+    for option in ("must", "must_not", "no_bad_ending", "no_repeat_word") if vocabulary.level == "char" else ():
+        if getattr(config, option):
+            raise UserError(f"{option} is a rule for words: this model writes characters")
     prefix, must = known("prefix", config.prefix), tuple(dict.fromkeys(known("must", config.must)))
-    must_not = [vocabulary.ids[word] for word in tokenize(config.must_not) if word in vocabulary.ids]
+    must_not = [vocabulary.ids[word] for word in vocabulary.split(config.must_not) if word in vocabulary.ids]
     for option, wanted in (("prefix", prefix), ("must", must)):
         for word in wanted:
             if word in must_not:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from captioner.errors import UserError
@@ -16,17 +18,29 @@ def _require(holds: bool, option: str, value: Any, expected: str) -> None:
         raise UserError(f"{option} is {value!r}: expected {expected}")
 
 
+def _encoders_like(name: str) -> str | None:
+    """What was expected instead; None for a name that torchvision has, or that timm will be asked about."""
+    if name in ENCODERS or re.fullmatch(r"timm:[\w.]+", name):
+        return None
+    import torchvision.models
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    close = ", ".join(get_close_matches(name, [*names, *ENCODERS], 4, 0.4)) or "convnext_tiny, vit_b_16"
+    return None if name in names else f"resnet50_v1, a model of torchvision such as {close}, or timm:NAME"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture; stored in every checkpoint.
 
     Args:
-        encoder: torchvision's resnet18, resnet34, resnet50, resnet101 or resnet152 with its ImageNet weights, or
-            resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/
+        encoder: resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/; any classification model of
+            torchvision by its name, such as resnet101, convnext_tiny or vit_b_16; or timm:NAME, one of timm's; with
+            their ImageNet weights
         image_size: side in pixels of the square the whole picture is resized to
-        second_size: a second, smaller side at which the ResNet looks at the picture again; the two features are
+        second_size: a second, smaller side at which the encoder looks at the picture again; the two features are
             concatenated (0 = one look)
-        trainable_layers: how many of the ResNet's last stages are fine-tuned (0 = frozen; 5 = all of it)
+        trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
         grid: the picture is seen as grid × grid cells, each with a feature, for attention or beside each other in a
             frame of a clip (0 = one feature, their mean)
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
@@ -36,15 +50,18 @@ class ModelConfig:
             of a recurrent network over their features (0 = a caption describes one picture)
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
+        image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
+            (Show and Tell) or as the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
         dropout: dropout rate before the output layer and between recurrent layers
         input_dropout: dropout rate on what enters the first recurrent layer, word and image
         feature_dropout: dropout rate on the image feature
+        cell_dropout: share of the cells of its grid that a picture is shown without, others each time, in training
         tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
     """
 
-    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1"] = "resnet50_v1"
+    encoder: str = "resnet50_v1"
     image_size: int = 288
     second_size: int = 224
     trainable_layers: int = 0
@@ -54,20 +71,24 @@ class ModelConfig:
     frames: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
+    image_as: Literal["every_step", "first_word", "initial_state"] = "every_step"
     hidden_size: int = 768
     embedding_size: int = 512
     dropout: float = 0.5
     input_dropout: float = 0.1
     feature_dropout: float = 0.2
+    cell_dropout: float = 0.0
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.encoder in ENCODERS, "model.encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
+        like = _encoders_like(self.encoder)
+        _require(like is None, "model.encoder", self.encoder, like or "")
         _require(32 <= self.image_size <= 4096, "model.image_size", self.image_size, "32 to 4096 pixels")
         smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
         expected = f"0, or 32 to below image_size ({self.image_size})"
         _require(smaller, "model.second_size", self.second_size, expected)
-        _require(0 <= self.trainable_layers <= 5, "model.trainable_layers", self.trainable_layers, "0 to 5")
+        most = 5 if self.encoder in ENCODERS else 100  # the encoder knows how many stages it has
+        _require(0 <= self.trainable_layers <= most, "model.trainable_layers", self.trainable_layers, f"0 to {most}")
         _require(0 <= self.grid <= 64, "model.grid", self.grid, "0 to 64")
         kinds = ("none", "soft", "adaptive", "updown")
         _require(self.attention in kinds, "model.attention", self.attention, f"one of {', '.join(kinds)}")
@@ -80,11 +101,13 @@ class ModelConfig:
         _require(self.frames == 0 or not looks, "model.frames", self.frames, "0 with attention, which sees one picture")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
-        plain = self.attention == "none" or (self.cell, self.layers) == ("lstm", 1)
-        _require(plain, "model.attention", self.attention, "none, unless cell is lstm and layers 1")
+        ways = ("every_step", "first_word", "initial_state")
+        _require(self.image_as in ways, "model.image_as", self.image_as, "every_step, first_word or initial_state")
+        plain = self.attention == "none" or (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step")
+        _require(plain, "model.attention", self.attention, "none, unless cell is lstm, layers 1, image_as every_step")
         _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
         _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
-        for name in ("dropout", "input_dropout", "feature_dropout"):
+        for name in ("dropout", "input_dropout", "feature_dropout", "cell_dropout"):
             rate = getattr(self, name)
             _require(0 <= rate < 1, f"model.{name}", rate, "0 up to, but not including, 1")
         _require(
@@ -104,13 +127,17 @@ class DataConfig:
         train_images: folder with its pictures
         val: COCO captions JSON of the validation split
         val_images: folder with its pictures
+        fraction: share of the training pictures to train on, chosen by train.seed
+        level: word, or char: the captions are written letter by letter; max_length and search.max_length then
+            count characters
         min_count: a training word seen less often becomes UNK
+        vocabulary: checkpoint whose vocabulary is used, instead of counting the words of the training captions
         max_length: longer captions are cut to this many words
         batch_size: captions in a batch (in each process)
         skip_bad_images: count and skip missing or unreadable pictures and pictures without captions
             instead of stopping
-        horizontal_flip: mirror half of the pictures while fine-tuning the encoder; off because captions say
-            left and right
+        horizontal_flip: in each epoch train on half of the pictures as a mirror shows them, with left and right
+            exchanged in their captions; the features of a frozen encoder then take twice the room
         feature_cache: folder of the features computed once with a frozen encoder
         feature_memory: features up to this many GiB are held in memory (on a GPU: in its memory), larger ones are
             read from the map batch by batch
@@ -121,7 +148,10 @@ class DataConfig:
     train_images: str | None = None
     val: str | None = None
     val_images: str | None = None
+    fraction: float = 1.0
+    level: Literal["word", "char"] = "word"
     min_count: int = 4
+    vocabulary: str | None = None
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False
@@ -131,11 +161,55 @@ class DataConfig:
     workers: int = -1
 
     def __post_init__(self) -> None:
+        _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "more than 0, up to 1")
+        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
+        mirrors = self.level == "word" or not self.horizontal_flip
+        _require(mirrors, "data.horizontal_flip", self.horizontal_flip, "false with data.level char")
         _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
         _require(self.max_length >= 1, "data.max_length", self.max_length, "1 or more")
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
         _require(self.feature_memory >= 0, "data.feature_memory", self.feature_memory, "0 or more GiB")
         _require(self.workers >= -1, "data.workers", self.workers, "-1 (choose) or more")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text that the decoder is pre-trained on, and how it is cut.
+
+    Args:
+        text: text file (UTF-8), or a captions JSON, whose captions are the lines, shuffled
+        val_text: the same for validation
+        val_share: where there is no val_text, this share of the text, its end, is held out
+        level: word, or char: character by character, as it is written
+        lines: each line stands between START and END, as a caption does; without, the text is one long line
+        min_count: a word seen less often becomes UNK
+        tbptt_steps: tokens that gradients flow back through; the state is carried further
+        batch_size: streams read side by side; fewer where they would be shorter than tbptt_steps
+        prompt: what the samples begin with
+        sample_tokens: most tokens in a sample
+        temperature: of the samples; below 1 they keep closer to the likeliest text, 0 is that
+    """
+
+    text: str | None = None
+    val_text: str | None = None
+    val_share: float = 0.1
+    level: Literal["word", "char"] = "word"
+    lines: bool = True
+    min_count: int = 4
+    tbptt_steps: int = 35
+    batch_size: int = 64
+    prompt: str = ""
+    sample_tokens: int = 100
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.val_share < 1, "data.val_share", self.val_share, "more than 0, less than 1")
+        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
+        _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
+        _require(self.tbptt_steps >= 1, "data.tbptt_steps", self.tbptt_steps, "1 or more")
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        _require(self.sample_tokens >= 1, "data.sample_tokens", self.sample_tokens, "1 or more")
+        _require(self.temperature >= 0, "data.temperature", self.temperature, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -228,18 +302,21 @@ class TrainConfig:
         rollouts: captions sampled for a picture in self-critical training; each one's baseline is the mean reward of
             the others
         bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
+        xe_weight: of the cross-entropy of the training captions in self-critical training
         word_dropout: share of the words fed in training that are replaced by UNK
         scheduled_sampling: share of the words fed in training that the model chose itself, reached in the last epoch
         r_drop: weight of the divergence between two passes with different dropout (0 = one pass)
         epochs: most passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
+        encoder_lr_decay: the stage before the last has encoder_lr times this, the one before it that squared, and so on
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
         warmup: share of all steps over which the rate climbs before its cosine descent
         label_smoothing: probability spread over the whole vocabulary
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
         patience: epochs without a better val_cider before training stops (0 = never)
+        keep: so many of the checkpoints of the epochs, the best by val_cider, are kept in kept/ to be averaged
         checkpoint_minutes: last.ckpt is written after every epoch, and in mid-epoch this often
         samples: validation pictures whose captions are logged at each validation
         seed: of the initial weights, the order of the captions and the dropout
@@ -248,18 +325,21 @@ class TrainConfig:
     objective: Literal["xe", "scst"] = "xe"
     rollouts: int = 5
     bleu_weight: float = 0.0
+    xe_weight: float = 0.0
     word_dropout: float = 0.0
     scheduled_sampling: float = 0.0
     r_drop: float = 0.0
     epochs: int = 12
     lr: float = 3e-3
     encoder_lr: float = 2e-5
+    encoder_lr_decay: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     ema_decay: float = 0.998
     patience: int = 5
+    keep: int = 0
     checkpoint_minutes: float = 10.0
     samples: int = 6
     seed: int = 0
@@ -268,18 +348,23 @@ class TrainConfig:
         _require(self.objective in ("xe", "scst"), "train.objective", self.objective, "xe or scst")
         _require(self.rollouts >= 2, "train.rollouts", self.rollouts, "2 or more: they are each other's baseline")
         _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
+        _require(self.xe_weight >= 0, "train.xe_weight", self.xe_weight, "0 or more")
         _require(0 <= self.word_dropout < 1, "train.word_dropout", self.word_dropout, "0 to below 1")
         _require(0 <= self.scheduled_sampling <= 1, "train.scheduled_sampling", self.scheduled_sampling, "0 to 1")
         _require(self.r_drop >= 0, "train.r_drop", self.r_drop, "0 or more")
         _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
         _require(self.lr > 0, "train.lr", self.lr, "more than 0")
         _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")
+        _require(
+            0 < self.encoder_lr_decay <= 1, "train.encoder_lr_decay", self.encoder_lr_decay, "more than 0, up to 1"
+        )
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 up to, but not including, 1")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "0 to below 1")
         _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
         _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 up to, but not including, 1")
         _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.keep >= 0, "train.keep", self.keep, "0 or more")
         _require(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "more than 0")
         _require(self.samples >= 0, "train.samples", self.samples, "0 or more")
 
@@ -295,6 +380,7 @@ class TrainerConfig:
         strategy: auto, ddp, ddp_find_unused_parameters_true, fsdp
         precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
         accumulate_grad_batches: batches per optimiser step
+        check_val_every_n_epoch: epochs from one validation to the next
         log_every_n_steps: steps between two lines of the logs
     """
 
@@ -304,4 +390,5 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "auto"
     accumulate_grad_batches: int = 1
+    check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10

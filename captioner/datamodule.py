@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,10 @@ from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
 from captioner.formats import read_coco
+from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
-from captioner.vocabulary import END, Vocabulary, tokenize
+from captioner.vocabulary import END, SPECIAL, Vocabulary
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -50,10 +52,12 @@ def extract_features(
     workers: int,
     skip_bad: bool,
     frames: int = 0,
+    mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable one where `skip_bad`.
 
-    With `frames` (b, frames, F) or (b, frames, P, F): each path is a clip or an album.
+    With `frames` (b, frames, F) or (b, frames, P, F): each path is a clip or an album. With `mirrored`, of the
+    pictures as a mirror shows them.
 
     Raises:
         UserError: a picture cannot be read, and not `skip_bad`.
@@ -68,6 +72,7 @@ def extract_features(
         if len(pictures):
             with torch.inference_mode():
                 good = [error is None for error in errors]
+                pictures = pictures.flip(-1) if mirrored else pictures
                 block[good] = encoder(pictures.to(device, non_blocking=True)).half().cpu().numpy()
         yield block
 
@@ -80,6 +85,7 @@ class Split:
         table: (rows, F), (rows, P, F), (rows, S, F) … fp16 features, in memory or as a map; None where the encoder is
             trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
+        mirrored_rows: (examples,) the row of the mirrored picture; None unless such are trained on.
     """
 
     def __init__(self, name: str, data: DataConfig, model: ModelConfig) -> None:
@@ -91,6 +97,8 @@ class Split:
         )
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
+        self.mirrored_rows: np.ndarray | None = None
+        self.mirrors = name == "train" and data.horizontal_flip
         if model.trainable_layers == 0:
             skipped += self._use_features(Path(annotations), Path(images), data, model)
         elif data.skip_bad_images:
@@ -99,6 +107,13 @@ class Split:
             rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if not self.examples:
             raise UserError(f"{annotations} has no usable picture")
+
+    def keep(self, fraction: float, seed: int) -> None:
+        """Only so large a share of the examples, one at least, that the seed chooses; a smaller share is part of it."""
+        order = np.random.default_rng(seed).permutation(len(self.examples))
+        kept = np.sort(order[: math.ceil(fraction * len(order))])
+        self.examples = [self.examples[i] for i in kept]
+        self.rows = None if self.rows is None else self.rows[kept]
 
     def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
@@ -120,23 +135,35 @@ class Split:
             fingerprint["grid"] = model.grid
         if model.frames:
             fingerprint["frames"] = model.frames
-        label = f"{annotations.stem}-{model.encoder}-{model.image_size}"
+        if self.mirrors:  # the file has the rows of all pictures, then those of all mirrored pictures
+            fingerprint["mirrored"] = "after the others"
+            names += [f"{name} mirrored" for name in names]
+        label = f"{annotations.stem}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
             device = best_device()
             encoder = Encoder(model).to(device)
-            workers = choose_workers(data.workers, device)
-            size, skip, frames = model.image_size, data.skip_bad_images, model.frames
-            return extract_features(encoder, paths[first:], size, PICTURES, workers, skip, frames)
+            options = (
+                model.image_size,
+                PICTURES,
+                choose_workers(data.workers, device),
+                data.skip_bad_images,
+                model.frames,
+            )
+            yield from extract_features(encoder, paths[first:], *options)
+            if self.mirrors:
+                yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint)
-        bad = file.unreadable()
+        bad = file.unreadable()[: len(paths)]
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
+        if self.mirrors:
+            self.mirrored_rows = self.rows + len(paths)
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
@@ -170,22 +197,30 @@ class CaptionData(pl.LightningDataModule):
 
     Attributes:
         train, val: the splits.
-        vocabulary: counted on the training split.
+        vocabulary: counted on the training split, or another checkpoint's.
     """
 
     def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
         self.data, self.model, self.seed = data, model, seed
         self.train, self.val = Split("train", data, model), Split("val", data, model)
-        self.vocabulary = Vocabulary.build((c for e in self.train.examples for c in e.captions), data.min_count)
-        if len(self.vocabulary) <= 4:
+        if data.fraction < 1:
+            self.train.keep(data.fraction, seed)
+        if data.vocabulary is not None:
+            self.vocabulary = vocabulary_of(Path(data.vocabulary))
+            if self.vocabulary.level != data.level:
+                raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
+        else:
+            captions = (caption for example in self.train.examples for caption in example.captions)
+            self.vocabulary = Vocabulary.build(captions, data.min_count, data.level)
+        if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
             )
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
         by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
-        self.train_set = self._dataset(self.train, by_picture, augment=seed if encoded else None)
+        self.train_set = self._dataset(self.train, by_picture, augment=seed)
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
@@ -194,8 +229,16 @@ class CaptionData(pl.LightningDataModule):
 
     def rewards(self, bleu_weight: float) -> Rewards:
         """What captions of the training pictures are worth in self-critical training."""
+        if self.data.horizontal_flip:
+            raise UserError(
+                "data.horizontal_flip is True: expected false with train.objective scst, whose references are not "
+                "mirrored"
+            )
         references = [
-            [self.vocabulary.encode(tokenize(caption))[: self.data.max_length] for caption in example.captions]
+            [
+                self.vocabulary.encode(self.vocabulary.split(caption))[: self.data.max_length]
+                for caption in example.captions
+            ]
             for example in self.train.examples
         ]
         return Rewards(references, END, bleu_weight)
@@ -235,6 +278,7 @@ class CaptionData(pl.LightningDataModule):
             self.data.horizontal_flip,
             by_picture,
             self.model.frames,
+            split.mirrored_rows,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:

@@ -17,7 +17,8 @@ from captioner.clips import look
 from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError, train_transform
-from captioner.vocabulary import END, PAD, START, Vocabulary, tokenize
+from captioner.mirror import mirrored
+from captioner.vocabulary import END, PAD, START, Vocabulary
 
 
 class Batch(NamedTuple):
@@ -67,9 +68,12 @@ class CaptionDataset(Dataset):
         rows: (examples,) the row of the feature table of each example; None to decode pictures.
         table: (rows, F) features as a map, read batch by batch; None where the table lies on the device.
         augment: seed of the training augmentation, or None for the evaluation transform.
-        horizontal_flip: mirror half of the augmented pictures.
+        horizontal_flip: in each epoch of the training, mirror half of the pictures, drawn anew, and exchange left and
+            right in their captions; a picture with a caption of which that is not clear is never mirrored (see
+            :func:`captioner.mirror.mirrored`).
         by_picture: items are examples with all of their captions, instead of captions.
         frames: examples are clips or albums of so many.
+        mirrored_rows: (examples,) as `rows`, of the mirrored pictures; needed for horizontal_flip of features.
     """
 
     def __init__(
@@ -84,18 +88,28 @@ class CaptionDataset(Dataset):
         horizontal_flip: bool = False,
         by_picture: bool = False,
         frames: int = 0,
+        mirrored_rows: np.ndarray | None = None,
     ) -> None:
         self.frames = frames
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
-        self.augment, self.horizontal_flip, self.by_picture = augment, horizontal_flip, by_picture
+        self.augment, self.by_picture = augment, by_picture
+        self.mirrored_rows = mirrored_rows
         self.epoch = 0
-        captions = [vocabulary.encode(tokenize(c))[:max_length] for e in examples for c in e.captions]
+        words = [vocabulary.split(c) for e in examples for c in e.captions]
+        captions = [vocabulary.encode(c)[:max_length] for c in words]
         self.lengths = np.array([len(c) for c in captions], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         self.flat = np.array([i for c in captions for i in c], dtype=np.int64)
         counts = [len(e.captions) for e in examples]
         self.example_of = np.repeat(np.arange(len(examples)), counts)
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])
+        self.can_mirror = np.zeros(len(examples), dtype=bool)
+        if horizontal_flip and augment is not None:
+            exchanged = [mirrored(c) for c in words]
+            self.can_mirror[:] = True
+            self.can_mirror[[i for i, c in zip(self.example_of, exchanged, strict=True) if c is None]] = False
+            captions = [vocabulary.encode(m or c)[:max_length] for m, c in zip(exchanged, words, strict=True)]
+            self.flat_mirrored = np.array([i for c in captions for i in c], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.examples) if self.by_picture else len(self.lengths)
@@ -114,19 +128,33 @@ class CaptionDataset(Dataset):
         words[:, 0] = START
         place = np.arange(words.shape[1] - 1)
         inside = place < lengths[:, None]  # (N, T + 1)
-        words[:, 1:][inside] = self.flat[(self.offsets[captions][:, None] + place)[inside]]
+        source, mirror = (self.offsets[captions][:, None] + place)[inside], self._mirror(examples)
+        words[:, 1:][inside] = self.flat[source]
+        if mirror.any():
+            of_mirrored = mirror[picture_of][:, None].repeat(place.size, 1)[inside]
+            words[:, 1:][inside] = np.where(of_mirrored, self.flat_mirrored[source], self.flat[source])
         words[np.arange(len(captions)), lengths + 1] = END
         try:
-            pictures = self._pictures(examples)
+            pictures = self._pictures(examples, mirror)
         except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
             return error
         return Batch(pictures, torch.from_numpy(picture_of), torch.from_numpy(words), torch.from_numpy(examples))
 
-    def _pictures(self, examples: np.ndarray) -> Tensor:
+    def _mirror(self, examples: np.ndarray) -> np.ndarray:
+        """(I,) bool: which of these pictures are mirrored in this epoch, in whichever process and batch."""
+        if not self.can_mirror.any():
+            return np.zeros(len(examples), dtype=bool)
+        drawn = np.random.default_rng((self.augment or 0, self.epoch, 1)).random(len(self.examples)) < 0.5
+        return (drawn & self.can_mirror)[examples]
+
+    def _pictures(self, examples: np.ndarray, mirror: np.ndarray) -> Tensor:
         if self.rows is not None:
             rows = self.rows[examples]
+            if self.mirrored_rows is not None:
+                rows = np.where(mirror, self.mirrored_rows[examples], rows)
             return torch.from_numpy(rows if self.table is None else self.table[rows])
-        return torch.stack([self._picture(int(i)) for i in examples])  # (I, 3, H, W)
+        pictures = [self._picture(int(i)) for i in examples]
+        return torch.stack([p.flip(-1) if m else p for p, m in zip(pictures, mirror, strict=True)])  # (I, 3, H, W)
 
     def _picture(self, i: int) -> Tensor:
         path = self.examples[i].path
@@ -136,7 +164,7 @@ class CaptionDataset(Dataset):
         seed = int(np.random.SeedSequence((self.augment, self.epoch, i)).generate_state(1)[0])
 
         def view(image: Image, size: int) -> Tensor:  # the same for all frames
-            return train_transform(image, size, torch.Generator().manual_seed(seed), self.horizontal_flip)
+            return train_transform(image, size, torch.Generator().manual_seed(seed))
 
         return look(path, self.image_size, self.frames, view)
 

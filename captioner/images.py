@@ -192,20 +192,19 @@ def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
     return _tensor(image.resize((size, size), Image.Resampling.BICUBIC))  # Pillow copies when the size is the same
 
 
-def train_transform(
-    image: Image.Image, size: int, generator: torch.Generator | None, horizontal_flip: bool = False
-) -> torch.Tensor:
+def train_transform(image: Image.Image, size: int, generator: torch.Generator | None) -> torch.Tensor:
     """A random view of an RGB picture that its captions still describe: uint8 (3, size, size).
 
     A crop of 80..100 % of the area (its aspect ratio 4/5..5/4 of the picture's), resized as in eval_transform, with
-    brightness and contrast within 10 % and no change of hue, for colours are words. So are 'left' and 'right': the
-    flip, for half of the calls, happens only when asked for.
+    brightness and contrast within 10 % and no change of hue, for colours are words. Nothing is mirrored here: 'left'
+    and 'right' are words, too, and :class:`captioner.dataset.CaptionDataset` changes both together. What a crop may
+    falsify is a thing that lies wholly in the outer fifth of the picture and is spoken of.
 
     Every call takes the same number of draws from generator (on the CPU; None: torch's global one).
     """
     import torch
 
-    area, split, left, top, brightness, contrast, flip = torch.rand(7, generator=generator).tolist()
+    area, split, left, top, brightness, contrast = torch.rand(6, generator=generator).tolist()
     area = 0.8 + 0.2 * area
     width, height = image.width * area**split, image.height * area ** (1 - split)  # log-uniform ratio, always inside
     left, top = left * (image.width - width), top * (image.height - height)
@@ -215,8 +214,6 @@ def train_transform(
     brightness, contrast = 0.9 + 0.2 * brightness, 0.9 + 0.2 * contrast
     mean = pixels.mean()
     pixels = (pixels - mean) * (brightness * contrast) + mean * brightness
-    if horizontal_flip and flip < 0.5:
-        pixels = pixels.flip(-1)
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -21,7 +21,7 @@ from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.search import State, Step, ensemble
 from captioner.sequence import SequenceDecoder
-from captioner.vocabulary import SPECIAL, Vocabulary
+from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
@@ -42,7 +42,7 @@ class Captioner(CaptionModel):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
-        self.image_size, self.frames = config.image_size, config.frames
+        self.image_size, self.frames, self.attends = config.image_size, config.frames, config.attention != "none"
         self.encoder = encoder
         kind = Decoder if config.attention == "none" else AttentionDecoder
         if config.frames:
@@ -62,6 +62,19 @@ class Captioner(CaptionModel):
         """Pictures (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
         return self.decoder.step, *self.decoder.start(self.features(pictures))
 
+    @torch.inference_mode()
+    def look(self, pictures: Tensor, captions: Sequence[str]) -> list[Tensor]:
+        """Where on the picture each word is looked for; see :meth:`CaptionModel.look`."""
+        if not isinstance(self.decoder, AttentionDecoder):
+            return super().look(pictures, captions)
+        if not captions:
+            return []
+        ids = [torch.tensor([START, *self.vocabulary.encode(text.split())]) for text in captions]
+        words = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD).to(self.device)
+        maps = self.decoder.maps(self.features(pictures), words).cpu()  # (I, T, P or P + 1)
+        grid = self.config.grid
+        return [m[: len(i), : grid**2].unflatten(1, (grid, grid)) for m, i in zip(maps, ids, strict=True)]
+
     # ---- checkpoints
 
     def header(self) -> dict[str, Any]:
@@ -70,6 +83,7 @@ class Captioner(CaptionModel):
             "format": FORMAT,
             "model": asdict(self.config),
             "vocabulary": list(self.vocabulary.words[len(SPECIAL) :]),
+            "level": self.vocabulary.level,
             "encoder_digest": self.encoder_digest,
         }
 
@@ -107,11 +121,13 @@ class Captioner(CaptionModel):
         """
         path = Path(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
+        if isinstance(header, dict) and header.get("kind") == "language_model":
+            raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
         try:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, this one reads {FORMAT}")
             config = ModelConfig(**header["model"])
-            vocabulary = Vocabulary(header["vocabulary"])
+            vocabulary = Vocabulary(header["vocabulary"], header.get("level", "word"))
             digest = str(header["encoder_digest"])
         except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
@@ -180,6 +196,19 @@ class Ensemble(CaptionModel):
             if id(model.encoder) not in features:
                 features[id(model.encoder)] = model.features(pictures)
         return ensemble([model.begin(features[id(model.encoder)]) for model in members])
+
+
+def vocabulary_of(path: Path) -> Vocabulary:
+    """The vocabulary of a checkpoint of any kind.
+
+    Raises:
+        UserError: it is no checkpoint of captioner.
+    """
+    header, _ = read_checkpoint(path)
+    try:
+        return Vocabulary(header["vocabulary"], header.get("level", "word"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
 
 
 def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: str | torch.device) -> CaptionModel:

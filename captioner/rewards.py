@@ -89,8 +89,11 @@ class Rewards:
         number, most = len(pictures), int(self.references[pictures].max())
         flat = words[np.arange(words.shape[1]) < lengths[:, None]]
         likeness = np.zeros((number, most))
-        matches = []
+        matches: list[np.ndarray] = []
         for grams, table in zip(_grams(flat, lengths), self.tables, strict=True):
+            if not len(table.codes):  # no reference is so long
+                matches.append(np.zeros(number))
+                continue
             place = np.minimum(np.searchsorted(table.codes, grams.code), len(table.codes) - 1)
             known = table.codes[place] == grams.code
             idf = np.where(known, table.idf[place], np.log(len(self.references)))

@@ -144,10 +144,8 @@ class CaptionTask(pl.LightningModule):
         captions = self.config.rollouts
         config = SearchConfig(sample=True, n_best=captions, max_length=self.search_config.max_length)
         keys = torch.randint(2**31, (len(features),)).tolist()
-        self.model.eval()  # without dropout
         with torch.no_grad():
             found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
-        self.model.train()
         words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()  # (N, M), (N,)
         words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
         picture_of = torch.arange(len(features), device=words.device).repeat_interleave(captions)
@@ -163,7 +161,8 @@ class CaptionTask(pl.LightningModule):
         logits = self.model.decoder(features, inputs, picture_of, real).float()
         logits[:, [PAD, START, UNK]] = -math.inf  # never sampled
         log_probs = logits.log_softmax(dim=1).gather(1, words[real].unsqueeze(1))[:, 0]
-        return -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
+        loss = -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
+        return loss + self.config.xe_weight * self.loss(batch)[0] if self.config.xe_weight else loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
@@ -182,7 +181,7 @@ class CaptionTask(pl.LightningModule):
         self.log("grad_norm", norm, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, no decay for vectors and embeddings, the encoder at its own rate; warm-up and cosine."""
+        """AdamW, no decay for vectors and embeddings, the encoder's stages at their own rates; warm-up and cosine."""
         decoder = self.model.decoder
         kept = [p for p in decoder.parameters() if p.dim() < 2] + [decoder.embedding.weight]
         no_decay = {id(p) for p in kept}
@@ -191,10 +190,14 @@ class CaptionTask(pl.LightningModule):
             {"params": kept, "weight_decay": 0.0},
         ]
         if self.model.encoder is not None:
-            encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
-            lr = self.config.encoder_lr
-            groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})
-            groups.append({"params": [p for p in encoder if p.dim() < 2], "lr": lr, "weight_decay": 0.0})
+            rates: dict[float, list[nn.Parameter]] = {}
+            for name, p in self.model.encoder.named_parameters():
+                if p.requires_grad:
+                    rate = self.config.encoder_lr * self.config.encoder_lr_decay ** self.model.encoder.depth_of[name]
+                    rates.setdefault(rate, []).append(p)
+            for lr, encoder in rates.items():
+                groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})
+                groups.append({"params": [p for p in encoder if p.dim() < 2], "lr": lr, "weight_decay": 0.0})
         # A fused step would unscale fp16 gradients itself, after they were clipped.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=fused)

@@ -34,9 +34,12 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     """
     header, theirs = read_checkpoint(Path(path))
     try:
-        options, words = dict(header["model"]), Vocabulary(header["vocabulary"])
+        options, words = dict(header["model"]), Vocabulary(header["vocabulary"], header.get("level", "word"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
+    if words.level != model.vocabulary.level:
+        levels = f"--data.level is {words.level} there and {model.vocabulary.level} here"
+        raise UserError(f"nothing in {path} fits this model ({levels}): train with the level that it was made with")
     if options.get("tie_embeddings") and "decoder.embedding.weight" in theirs:
         theirs["decoder.output.weight"] = theirs["decoder.embedding.weight"]
 

@@ -1,11 +1,13 @@
-"""Draws the pictures of the README: photographs with their captions, and the curve of a training run.
+"""Draws the pictures of the README: photographs with captions, where a model looked, the curve of a training run.
 
 python docs/pictures.py gallery docs/gallery.png data/photos/*.jpg
+python docs/pictures.py attention docs/attention.png data/photos/*.jpg --checkpoint runs/mine/captioner.safetensors
 python docs/pictures.py curve docs/training.png runs/flickr8k
 """
 
+import argparse
 import csv
-import sys
+import math
 import textwrap
 from pathlib import Path
 
@@ -13,14 +15,18 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
 
 import captioner
+from captioner.gallery import shades
 from captioner.images import open_image
+from captioner.rules import BAD_ENDINGS
 
 
-def gallery(target: str, *photos: str) -> None:
-    """The photographs in a row, each with the caption of the shipped model."""
-    captions = captioner.load().caption(list(photos))
+def gallery(target: str, photos: list[str], checkpoint: str | None) -> None:
+    """The photographs in a row, each with its caption."""
+    captions = captioner.load(checkpoint).caption(photos)
     figure, axes = plt.subplots(1, len(photos), figsize=(3.2 * len(photos), 4), squeeze=False)
     for axis, photo, caption in zip(axes[0], photos, captions, strict=True):
         axis.imshow(open_image(photo).resize((448, 448)))
@@ -29,8 +35,38 @@ def gallery(target: str, *photos: str) -> None:
     figure.savefig(target, dpi=100, bbox_inches="tight")
 
 
-def curve(target: str, run: str) -> None:
+def attention(target: str, photos: list[str], checkpoint: str | None) -> None:
+    """A row a photograph: the photograph, and where the model looked for each content word of its caption."""
+    captions = captioner.load(checkpoint).caption(photos, attention=True)
+    rows = []
+    for caption in captions:
+        words = enumerate(caption.text.split())
+        rows.append([(word, caption.attention[i]) for i, word in words if word not in BAD_ENDINGS])
+    columns = 1 + max(map(len, rows))
+    figure, axes = plt.subplots(len(photos), columns, figsize=(2.2 * columns, 2.7 * len(photos)), squeeze=False)
+    for photo, caption, row, line in zip(photos, captions, rows, axes, strict=True):
+        picture = open_image(photo).resize((224, 224))
+        for axis in line:
+            axis.set_axis_off()
+        line[0].imshow(picture)
+        line[0].set_title(textwrap.fill(caption.text, 26), loc="left", fontsize=11)
+        for axis, (word, weights) in zip(line[1:], row, strict=False):
+            axis.imshow(lit(picture, weights))
+            axis.set_title(word, fontsize=13)
+    figure.savefig(target, dpi=70, bbox_inches="tight")
+
+
+def lit(picture: Image.Image, weights) -> np.ndarray:
+    """The picture, dark where a word's weights (grid, grid) are low; (H, W, 3) from 0 to 1."""
+    grid = math.isqrt(weights.numel())
+    small = Image.frombytes("L", (grid, grid), shades(weights)).resize(picture.size, Image.Resampling.BICUBIC)
+    light = np.asarray(small)[:, :, None] / 255
+    return (np.asarray(picture) / 255 * (0.2 + 0.8 * light) + light * (0.12, 0.05, -0.08)).clip(0, 1)  # and warm
+
+
+def curve(target: str, runs: list[str], checkpoint: str | None) -> None:
     """Loss, validation CIDEr-D and gradient norm of a run, from the metrics.csv files of its parts."""
+    (run,) = runs
     rows = [row for part in sorted(Path(run).glob("logs/part_*/metrics.csv")) for row in csv.DictReader(part.open())]
 
     def series(name: str) -> tuple[list[int], list[float]]:
@@ -51,4 +87,11 @@ def curve(target: str, run: str) -> None:
 
 
 if __name__ == "__main__":
-    {"gallery": gallery, "curve": curve}[sys.argv[1]](*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", choices=("gallery", "attention", "curve"))
+    parser.add_argument("target")
+    parser.add_argument("sources", nargs="+", help="photographs; for curve the folder of a run")
+    parser.add_argument("--checkpoint", help="without it, the shipped model")
+    options = parser.parse_args()
+    draw = {"gallery": gallery, "attention": attention, "curve": curve}[options.picture]
+    draw(options.target, options.sources, options.checkpoint)

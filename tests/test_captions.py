@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import WORDS, is_one_line
+from conftest import WORDS, is_one_line, make_captioner
 from PIL import Image
 
 from captioner.captions import Caption, search_ids
@@ -12,7 +12,8 @@ from captioner.config import SearchConfig
 from captioner.dataset import ImageDataset
 from captioner.errors import UserError
 from captioner.images import ImageError
-from captioner.vocabulary import Vocabulary
+from captioner.model import Ensemble
+from captioner.vocabulary import END, START, Vocabulary
 
 
 def test_one_picture_is_a_string_and_several_are_a_list(captioner, pictures):
@@ -136,3 +137,101 @@ def test_a_picture_without_a_caption_is_said(captioner, pictures):
     for path, found in zip(pictures, captioner.caption_files(pictures, SearchConfig(**impossible)), strict=True):
         assert isinstance(found, UserError)
         assert is_one_line(str(found), str(path), "no caption keeps all the rules")
+
+
+# ---- where it looked
+
+
+def recorded(model, monkeypatch) -> list:
+    """The weights of every step from now on."""
+    weights, advance = [], model.decoder.advance
+
+    def watched(*arguments):
+        found = advance(*arguments)
+        weights.append(found[2])
+        return found
+
+    monkeypatch.setattr(model.decoder, "advance", watched)
+    return weights
+
+
+@pytest.fixture(scope="module", params=["soft", "adaptive", "updown"])
+def looking(request, weights):
+    """A model with each kind of attention, that has opinions. Read only."""
+    model = make_captioner(attention=request.param, grid=2, image_size=64)  # 2 × 2 is what a ResNet makes of it
+    with torch.no_grad():
+        model.decoder.score.weight *= 20
+        model.decoder.output.bias[END] += {"soft": 3, "adaptive": 2, "updown": 1}[request.param]  # some captions end
+    return model
+
+
+def grids(weights) -> torch.Tensor:
+    """(T, 4 or, with the sentinel, 5) → (T, 2, 2)."""
+    return weights[:, :4].reshape(-1, 2, 2)
+
+
+def test_the_maps_are_those_of_the_search(looking, pictures, monkeypatch):
+    weights = recorded(looking, monkeypatch)
+    for path in pictures:
+        weights.clear()
+        caption = looking.caption(path, beam=1, attention=True)
+        stepped = torch.cat(weights[: len(caption.word_log_probs)])  # the look follows
+        assert torch.allclose(caption.attention, grids(stepped), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_maps_are_those_of_stepping_with_the_same_words(looking, pictures, monkeypatch):
+    model = looking
+    every = model.caption(pictures, beam=4, n_best=4, max_length=6, attention=True)
+    assert {caption.ended for found in every for caption in found} == {True, False}
+    weights = recorded(model, monkeypatch)
+    for path, found in zip(pictures, every, strict=True):
+        picture = ImageDataset([path], 64)[0].unsqueeze(0)
+        for caption in found:
+            step, state, context = model.begin(picture)
+            weights.clear()
+            for word in [START, *model.vocabulary.encode(caption.text.split())]:
+                _, state = step(torch.tensor([word]), state, context)
+            stepped = torch.cat(weights)[: len(caption.word_log_probs)]
+            assert caption.attention.shape == (len(caption.text.split()) + caption.ended, 2, 2)
+            assert torch.allclose(caption.attention, grids(stepped), atol=1e-6)
+            assert torch.allclose(stepped.sum(1), torch.ones(len(stepped)))
+            if model.config.attention == "adaptive":
+                assert torch.allclose(1 - caption.attention.sum((1, 2)), stepped[:, 4], atol=1e-6)
+            else:
+                assert stepped.shape[1] == 4
+    maps = torch.cat([caption.attention for found in every for caption in found])
+    assert maps.flatten(1).std(1).max() > 0.05  # it does look somewhere
+
+
+def test_attention_changes_no_caption(looking, pictures, tmp_path):
+    plain = looking.caption(pictures, n_best=2)
+    assert looking.caption(pictures, n_best=2, attention=True) == plain
+    assert all(caption.attention is None for found in plain for caption in found)
+    assert [one.text for one in looking.caption(pictures, attention=True)] == looking.caption(pictures)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    found = list(looking.caption_files([bad, *pictures], SearchConfig(n_best=2), 6, attention=True))
+    assert found[1:] == plain
+    assert all(caption.attention is not None for each in found[1:] for caption in each)
+    sampled = {"sample": True, "seed": 3}  # the seed goes by the picture, not by its features
+    assert looking.caption(pictures[0], attention=True, **sampled).text == looking.caption(pictures[0], **sampled)
+
+
+def test_look_at_any_words(looking, pictures):
+    x = torch.stack([ImageDataset(pictures, 64)[i] for i in range(3)])
+    texts = ["a red square", "", "ein Mädchen"]
+    maps = looking.look(x, texts)
+    assert [tuple(each.shape) for each in maps] == [(4, 2, 2), (1, 2, 2), (3, 2, 2)]
+    for i, (each, text) in enumerate(zip(maps, texts, strict=True)):
+        assert torch.allclose(each, looking.look(looking.features(x)[i : i + 1], [text])[0], atol=1e-6)
+    assert looking.look(x[:0], []) == []
+
+
+def test_without_attention_there_are_no_maps(captioner, pictures):
+    for model in (captioner, Ensemble([captioner, captioner], ["one", "two"])):
+        with pytest.raises(UserError) as caught:
+            model.caption(pictures, attention=True)
+        assert is_one_line(str(caught.value), "no maps", "--model.attention", "ensemble")
+        with pytest.raises(UserError):
+            model.look(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a"])

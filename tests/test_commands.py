@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, captions_of, is_one_line
 from pycocotools.coco import COCO
 
-from captioner import __version__, dataset
+from captioner import __version__, clips
 from captioner.__main__ import COMMANDS
 from captioner.model import SHIPPED, Captioner
 
@@ -302,8 +302,8 @@ def test_score_of_the_results_of_evaluate(evaluate, cli, tiny, tmp_path):
 
 
 def test_each_picture_is_decoded_once(evaluate, tiny, monkeypatch):
-    opened, open_image = [], dataset.open_image
-    monkeypatch.setattr(dataset, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
+    opened, open_image = [], clips.open_image
+    monkeypatch.setattr(clips, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
     assert evaluate(tiny, "--workers", 0)[0] == 0
     assert len(opened) == len(set(opened)) == 6
 

@@ -5,12 +5,12 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import yaml
-from conftest import NO_DROPOUT
+from conftest import NO_DROPOUT, ROOT
 
-from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
-CONFIGS = (ModelConfig, DataConfig, SearchConfig, TrainConfig, TrainerConfig)
+CONFIGS = (ModelConfig, DataConfig, TextConfig, SearchConfig, TrainConfig, TrainerConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -36,15 +36,34 @@ def test_frozen(config):
         (ModelConfig, "model.second_size", [31, 5000], [0, 32]),
         (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
         (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),
+        (ModelConfig, "model.attention", ["hard"], ["none"]),
+        (ModelConfig, "model.attention_size", [0], [1]),
+        (ModelConfig, "model.grid", [-1, 65], [0]),
         (ModelConfig, "model.layers", [0, 6], [1, 5]),
+        (TrainConfig, "train.objective", ["rl"], ["xe", "scst"]),
+        (TrainConfig, "train.rollouts", [0, 1], [2]),
+        (TrainConfig, "train.bleu_weight", [-1.0], [0.0, 2.0]),
+        (TrainConfig, "train.word_dropout", [-0.1, 1.0], [0.0, 0.9]),
+        (TrainConfig, "train.scheduled_sampling", [-0.1, 1.1], [0.0, 1.0]),
+        (TrainConfig, "train.r_drop", [-1.0], [0.0, 5.0]),
+        (ModelConfig, "model.image_as", ["", "last_word"], ["every_step", "first_word", "initial_state"]),
         (ModelConfig, "model.hidden_size", [0], [1]),
         (ModelConfig, "model.embedding_size", [0], [1]),
         *((ModelConfig, f"model.{name}", [-0.1, 1.0, float("nan")], [0.0, 0.99]) for name in NO_DROPOUT),
+        (DataConfig, "data.fraction", [0.0, 1.1, float("nan")], [0.001, 1.0]),
+        (DataConfig, "data.level", ["letter"], ["word", "char"]),
         (DataConfig, "data.min_count", [0], [1]),
         (DataConfig, "data.max_length", [0], [1]),
         (DataConfig, "data.batch_size", [0], [1]),
         (DataConfig, "data.feature_memory", [-1.0], [0.0]),
         (DataConfig, "data.workers", [-2], [-1, 0]),
+        (TextConfig, "data.val_share", [0.0, 1.0], [0.001, 0.999]),
+        (TextConfig, "data.level", ["letter"], ["word", "char"]),
+        (TextConfig, "data.min_count", [0], [1]),
+        (TextConfig, "data.tbptt_steps", [0], [1]),
+        (TextConfig, "data.batch_size", [0], [1]),
+        (TextConfig, "data.sample_tokens", [0], [1]),
+        (TextConfig, "data.temperature", [-0.1], [0.0]),
         (SearchConfig, "beam", [0], [1]),
         (SearchConfig, "n_best", [0, 6], [1, 5]),
         (SearchConfig, "length_penalty", [-0.1], [0.0]),
@@ -56,6 +75,8 @@ def test_frozen(config):
         (TrainConfig, "train.epochs", [0], [1]),
         (TrainConfig, "train.lr", [0.0, -1.0], [1e-9]),
         (TrainConfig, "train.encoder_lr", [0.0], [1e-9]),
+        (TrainConfig, "train.encoder_lr_decay", [0.0, 1.1], [0.5, 1.0]),
+        (TrainConfig, "train.keep", [-1], [3]),
         (TrainConfig, "train.weight_decay", [-0.1], [0.0]),
         (TrainConfig, "train.warmup", [-0.1, 1.0], [0.0, 0.9]),
         (TrainConfig, "train.label_smoothing", [-0.1, 1.0], [0.0, 0.9]),
@@ -121,3 +142,35 @@ def test_limits_of_sampling(name, bad, good):
 def test_options_that_would_do_nothing_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         SearchConfig(**options)
+
+
+def test_attention_and_its_grid_belong_together():
+    for options in ({"grid": 7}, {"attention": "soft"}):
+        with pytest.raises(UserError, match=r"model\.grid is (7|0): expected"):
+            ModelConfig(**options)
+    for options in ({"cell": "gru"}, {"layers": 2}, {"image_as": "first_word"}):
+        with pytest.raises(UserError, match=r"model\.attention is 'updown': expected none, unless cell is lstm"):
+            ModelConfig(grid=7, attention="updown", **options)
+    for kind in ("soft", "adaptive", "updown"):
+        assert ModelConfig(grid=7, attention=kind).attention == kind
+
+
+ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.stem)
+def test_each_row_of_the_recurrence_table_is_a_config(cli, row):
+    """What the file says is what is trained; its name says it, too."""
+    options = ["--config", row.with_name("base.yaml"), "--config", row, "--print_config"]
+    code, out, err = cli("train", *options)
+    assert (code, err) == (0, "")
+    made = yaml.safe_load(out)
+    for group, values in yaml.safe_load(row.read_text()).items():
+        assert made[group].items() >= values.items()
+    if row.stem != "base":
+        model, clipped = made["model"], made["train"]["clip_norm"] > 0
+        assert row.stem.startswith(f"{model['cell']}{model['layers']}")
+        assert model["image_as"] == (
+            row.stem.partition("_")[2] if "word" in row.stem or "state" in row.stem else "every_step"
+        )
+        assert clipped == ("unclipped" not in row.stem)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import captions_of, is_one_line
+from PIL import Image
 
 from captioner import datamodule
 from captioner.config import DataConfig, ModelConfig
@@ -51,6 +52,53 @@ def test_min_count_counts_training_words(tiny):
 
 
 @pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+def test_a_fraction_is_of_pictures_chosen_by_the_seed(tiny, trained):
+    whole = load(tiny, trained)
+    model = ModelConfig("resnet18", image_size=32, second_size=0, trainable_layers=trained)
+
+    def part(fraction: float, seed: int) -> CaptionData:
+        return CaptionData(DataConfig(**{**tiny.data(), "min_count": 1, "fraction": fraction}), model, seed)
+
+    names = {seed: [e.path.name for e in part(0.3, seed).train.examples] for seed in range(4)}
+    assert all(len(one) == 4 and one == sorted(one) for one in names.values())  # 3.6 of 12, in the order of the file
+    assert len({tuple(one) for one in names.values()}) > 1
+    assert names[0] == [e.path.name for e in part(0.3, 0).train.examples]
+    assert set(names[0]) < {e.path.name for e in part(0.6, 0).train.examples}
+    assert len(part(1e-9, 0).train.examples) == 1
+    data = part(0.3, 1)
+    assert len(data.val.examples) == 6
+    assert {word for e in data.train.examples for c in e.captions for word in tokenize(c)} == set(
+        data.vocabulary.words[4:]
+    )
+    said = {data.vocabulary.decode(row[row > UNK]) for batch in data.train_dataloader() for row in batch.words}
+    assert said == {caption for example in data.train.examples for caption in example.captions}
+    if trained == FROZEN:  # each picture keeps its own feature
+        place = [[e.path for e in whole.train.examples].index(e.path) for e in data.train.examples]
+        assert torch.equal(data.train.table[data.train.rows], whole.train.table[whole.train.rows[place]])
+
+
+def test_a_vocabulary_may_come_from_a_checkpoint(tiny, run):
+    """Of a run on other captions: words that are not in these, and in the order of the other's ids."""
+    there = load(tiny, vocabulary=str(run / "captioner.safetensors"), fraction=0.1, min_count=1000)
+    assert there.vocabulary.words == load(tiny).vocabulary.words
+    assert there.train_set.flat.max() < len(there.vocabulary)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load(tiny, vocabulary="none.safetensors")
+    with pytest.raises(UserError, match="level word, not char"):
+        load(tiny, vocabulary=str(run / "captioner.safetensors"), level="char")
+
+
+def test_captions_may_be_written_in_letters(tiny):
+    data = load(tiny, level="char", max_length=20)
+    assert data.vocabulary.level == "char"
+    assert set(data.vocabulary.words[4:]) == {
+        letter for n in range(12) for text in captions_of(n, n % 5 + 1) for letter in text
+    }
+    rows = [data.vocabulary.decode(row[row > UNK]) for batch in batches(data) for row in batch.words]
+    assert sorted(rows) == sorted(text[:20] for n in range(12) for text in captions_of(n, n % 5 + 1))
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
 def test_every_caption_once(tiny, trained):
     data = load(tiny, trained)
     rows = [data.vocabulary.decode(row[row > UNK]) for batch in batches(data) for row in batch.words]
@@ -69,6 +117,38 @@ def test_a_frozen_encoder_s_features_are_its_own(tiny):
         paths = [data.train.examples[i].path for i in batch.examples]
         pictures = torch.stack([eval_transform(open_image(path), 32) for path in paths])
         assert torch.allclose(batch.pictures.float(), encoder(pictures), atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [8.0, 0.0])
+def test_features_of_mirrored_pictures(fresh, memory):
+    edit(fresh, "train", lambda content: [a.update(caption="on the left") for a in content["annotations"]])
+    edit(fresh, "train", lambda content: content["annotations"].append({"image_id": 100, "caption": "to the right"}))
+    (fresh.images("train") / "003.png").write_bytes(b"no picture")
+    with Image.open(fresh.images("train") / "000.png") as image:
+        image.paste("white", (0, 0, 9, 32))  # no longer its own mirror image
+        image.save(fresh.images("train") / "000.png")
+    data = load(fresh, horizontal_flip=True, skip_bad_images=True, feature_memory=memory)
+    encoder = Encoder(data.model)
+    left = data.vocabulary.ids["left"]
+    seen = set()
+    for epoch in range(4):
+        data.train_set.epoch = epoch
+        batch = data.on_after_batch_transfer(data.train_set[list(range(len(data.train_set)))], 0)
+        for features, number in zip(batch.pictures, batch.examples.tolist(), strict=True):
+            example = data.train.examples[number]
+            words = batch.words[batch.picture_of == batch.examples.tolist().index(number)]
+            mirrored = left not in words[0]
+            seen.add(mirrored)
+            picture = eval_transform(open_image(example.path), 32)
+            expected = encoder((picture.flip(-1) if mirrored else picture)[None])[0]
+            assert torch.allclose(features.float(), expected, atol=1e-3), (number, mirrored)
+            if number == 0:
+                assert (left in words[-1]) == mirrored  # "to the right"
+    assert seen == {True, False}
+    assert len(data.train.table) == 2 * 12
+    assert len(data.val.table) == 6
+    with pytest.raises(UserError, match=r"data\.horizontal_flip is True: expected false with train\.objective scst"):
+        data.rewards(0.0)
 
 
 def test_features_are_computed_once(fresh, monkeypatch):

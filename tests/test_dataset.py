@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
+from PIL import Image
 
 from captioner.dataset import (
     BucketSampler,
@@ -143,6 +144,57 @@ def test_augmentation_is_the_same_in_other_processes(drawn):
         for workers in (0, 2)
     ]
     assert same(*batches)
+
+
+SIDED = Vocabulary(["white", "on", "the", "left", "right"])
+
+
+@pytest.fixture
+def sided(tmp_path) -> list[Example]:
+    """Pictures that are white on one side, which their captions name; one caption of the last could mean either."""
+    found = []
+    for i in range(20):
+        side = ("left", "right")[i % 2]
+        picture = Image.new("RGB", (32, 32))
+        picture.paste("white", (16 * (i % 2), 0, 16 + 16 * (i % 2), 32))
+        picture.save(tmp_path / f"{i}.png")
+        more = ("white right",) if i == 19 else ()
+        found.append(
+            Example(i, tmp_path / f"{i}.png", (f"white on the {side}", "white", f"{side} of the white", *more))
+        )
+    return found
+
+
+@pytest.mark.parametrize("by_picture", [False, True])
+def test_mirrored_pictures_have_left_and_right_exchanged(sided, by_picture):
+    of = CaptionDataset(sided, SIDED, 30, 32, augment=0, horizontal_flip=True, by_picture=by_picture)
+    mirrored = []
+    for of.epoch in range(6):
+        batch = of[list(range(len(of)))[::-1]]
+        white_left = batch.pictures[:, 0, :, :8].float().mean(dim=(1, 2)) > 128
+        white_right = batch.pictures[:, 0, :, -8:].float().mean(dim=(1, 2)) > 128
+        assert (white_left != white_right).all()
+        for words, picture in zip(batch.words, batch.picture_of, strict=True):
+            text = SIDED.decode(words[words > UNK])
+            if text not in ("white", "white right"):
+                assert ("left" in text) == white_left[picture], text
+        mirrored.append({int(i) for i, left in zip(batch.examples, white_left, strict=True) if left == i % 2})
+        assert 3 <= len(mirrored[-1]) <= 17
+        assert 19 not in mirrored[-1]  # "white right" may be a side or not
+    assert len(set(map(frozenset, mirrored))) == 6
+    of.epoch = 0
+    part = of[[4, 0, 5]]
+    assert {int(i) for i, p in zip(part.examples, part.pictures, strict=True) if (p[0, 0, 4] > 128) == i % 2} == {
+        int(i) for i in part.examples if int(i) in mirrored[0]
+    }
+
+
+def test_captions_stay_as_they_are_unless_mirrored(sided):
+    options = {"augment": 0, "by_picture": True}
+    plain = CaptionDataset(sided, SIDED, 30, 32, **options)[list(range(20))]
+    for more in ({"horizontal_flip": True, "augment": None}, {"augment": 0}):
+        other = CaptionDataset(sided, SIDED, 30, 32, **{**options, **more})[list(range(20))]
+        assert torch.equal(plain.words, other.words)
 
 
 def test_read_pictures_says_which_are_unreadable(drawn, tmp_path):

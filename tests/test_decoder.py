@@ -10,6 +10,7 @@ from captioner.decoder import FEATURE_NORM, Decoder
 from captioner.vocabulary import END, PAD, START
 
 V, FEATURES = 11, 7
+IMAGE_AS = ["every_step", "first_word", "initial_state"]
 CAPTIONS = [[4, 5, 6, 7, 8], [9], [10, 4], [], [6, 6, 6]]
 
 
@@ -38,8 +39,9 @@ def v() -> torch.Tensor:
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_stepping_equals_teacher_forcing(cell, layers, v):
-    decoder, words = make(cell, layers), padded(CAPTIONS)
+@pytest.mark.parametrize("image_as", IMAGE_AS)
+def test_stepping_equals_teacher_forcing(cell, layers, image_as, v):
+    decoder, words = make(cell, layers, image_as=image_as), padded(CAPTIONS)
     real = words[:, 1:] != PAD
     expected = teacher_forced(decoder, v, words).log_softmax(-1)
     state, context = decoder.start(v)
@@ -54,8 +56,9 @@ def test_stepping_equals_teacher_forcing(cell, layers, v):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_rows_of_state_and_context_are_exchangeable(cell, v):
-    decoder, order = make(cell, 2), torch.tensor([3, 3, 0, 1])
+@pytest.mark.parametrize("image_as", IMAGE_AS)
+def test_rows_of_state_and_context_are_exchangeable(cell, image_as, v):
+    decoder, order = make(cell, 2, image_as=image_as), torch.tensor([3, 3, 0, 1])
     words = torch.tensor([4, 5, 6, 7, 8])
     state, context = decoder.start(v)
     _, state = decoder.step(torch.full((5,), START), state, context)
@@ -88,6 +91,40 @@ def test_the_lecture_s_formula(v):
     assert torch.allclose(logits, torch.stack(expected), atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("image_as", ["first_word", "initial_state"])
+def test_the_image_once(image_as, v):
+    """h = tanh(W_xh P v + b) before START (Show and Tell), or h = tanh(P v), and then words alone, in two layers."""
+    decoder, caption = make("rnn", 2, image_as=image_as), [4, 5, 6, 7]
+    w = dict(decoder.rnn.named_parameters())
+    image = decoder.project.weight @ (v[0] / v[0].norm() * FEATURE_NORM) + decoder.project.bias
+
+    def layers(x, h):
+        after = []
+        for k in range(2):
+            b = w[f"bias_ih_l{k}"] + w[f"bias_hh_l{k}"]
+            x = torch.tanh(w[f"weight_ih_l{k}"] @ x + w[f"weight_hh_l{k}"] @ h[k] + b)
+            after.append(x)
+        return after
+
+    h = image.tanh().split(6) if image_as == "initial_state" else layers(image, torch.zeros(2, 6))
+    expected = []
+    for word in (START, *caption):
+        h = layers(decoder.embedding.weight[word], h)
+        expected.append(decoder.output.weight @ h[1] + decoder.output.bias)
+    assert torch.allclose(teacher_forced(decoder, v[:1], padded([caption])), torch.stack(expected), atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_lstm_s_initial_state_has_h_and_c_of_every_layer(v):
+    decoder = make("lstm", 3, image_as="initial_state")
+    (h, c), (nothing,) = decoder.start(v)
+    assert torch.equal(torch.stack([h, c], dim=1).flatten(1), decoder.image(v).tanh())
+    assert h.shape == c.shape == (5, 3, 6)
+    assert not torch.allclose(h, c)
+    assert not nothing.any()
+
+
 def test_every_gate_sees_the_image_at_every_step(v):
     """With W_ih = W_xh P, moving the embedding by P v is the same as the image, whatever the cell."""
     for cell in ("gru", "lstm"):
@@ -109,11 +146,12 @@ def test_logits_of_real_words_only_and_the_same_without_padding(v):
         assert torch.allclose(part, teacher_forced(decoder, v[i : i + 1], padded([CAPTIONS[i]])), atol=1e-5)
 
 
-def test_captions_of_a_picture_share_it(v):
+@pytest.mark.parametrize("image_as", IMAGE_AS)
+def test_captions_of_a_picture_share_it(image_as, v):
     """Five captions of one picture are the same as the picture five times, and so are the gradients."""
     words, gradients = padded(CAPTIONS), []
     for features, picture_of in ((v[:1], torch.zeros(5, dtype=torch.long)), (v[:1].expand(5, -1), torch.arange(5))):
-        decoder = make("gru", 2)
+        decoder = make("gru", 2, image_as=image_as)
         logits = teacher_forced(decoder, features, words, picture_of)
         logits.square().sum().backward()
         gradients.append((logits.detach(), *(p.grad for p in decoder.parameters())))
@@ -121,8 +159,9 @@ def test_captions_of_a_picture_share_it(v):
         assert torch.allclose(shared, repeated, atol=1e-4)
 
 
-def test_gradient_reaches_everything_but_padding(v):
-    decoder = make(layers=2)
+@pytest.mark.parametrize("image_as", IMAGE_AS)
+def test_gradient_reaches_everything_but_padding(image_as, v):
+    decoder = make(layers=2, image_as=image_as)
     F.cross_entropy(teacher_forced(decoder, v, padded(CAPTIONS)), torch.zeros(16, dtype=torch.long)).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in decoder.parameters())
     assert not decoder.embedding.weight.grad[PAD].any()
@@ -138,8 +177,9 @@ def test_the_length_of_the_feature_does_not_count(v):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_different_images_give_different_words(cell, v):
-    decoder = make(cell)
+@pytest.mark.parametrize("image_as", IMAGE_AS)
+def test_different_images_give_different_words(cell, image_as, v):
+    decoder = make(cell, image_as=image_as)
     log_probs, _ = decoder.step(torch.full((5,), START), *decoder.start(v))
     for i in range(5):
         for k in range(i):

@@ -12,8 +12,10 @@ from torchvision.models import resnet18, resnet50
 
 from captioner import encoder
 from captioner.config import ModelConfig
-from captioner.encoder import STAGES, Encoder, feature_size, weights_digest, weights_file
+from captioner.encoder import Encoder, feature_size, weights_digest, weights_file
 from captioner.errors import UserError
+
+STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
 
 def make(name: str = "resnet18", trained: int = 0, weights: bool = True, **options) -> Encoder:
@@ -46,7 +48,7 @@ def test_equals_torchvision_without_its_head(weights):
 def test_a_second_look_at_a_smaller_picture():
     """Looks one after the other: the first is that of an encoder with one look, the second that of a smaller one."""
     two, one = make(image_size=64, second_size=32), make(image_size=64)
-    assert feature_size(ModelConfig("resnet18", second_size=32)) == two.feature_size == 1024
+    assert feature_size(ModelConfig("resnet18", second_size=32)) == two.feature_shape[-1] == 1024
     plain = torch.full((2, 3, 64, 64), 50, dtype=torch.uint8)
     plain[1] = 200
     assert two(pictures(3, 64)).shape == (3, 1024)
@@ -54,6 +56,24 @@ def test_a_second_look_at_a_smaller_picture():
     for look, small in zip(two(plain).split(512, dim=1), (plain, plain[:, :, :32, :32]), strict=True):
         assert torch.allclose(look, one(small), atol=1e-5)  # a plain picture stays plain when it is made smaller
     assert not torch.allclose(one(plain), one(plain[:, :, :32, :32]), atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_cells_of_a_grid():
+    """Row by row; their mean is the feature without a grid, and what is seen where decides which cell changes."""
+    grid, pooled = make(image_size=128, grid=4, attention="soft"), make(image_size=128)
+    assert grid.feature_shape == (16, 512)
+    cells = grid(pictures(3, 128))
+    assert cells.shape == (3, 16, 512)
+    assert torch.allclose(cells.mean(dim=1), pooled(pictures(3, 128)), atol=1e-5)
+    assert torch.allclose(cells.mean(dim=1).norm(dim=1), torch.ones(3), atol=1e-5)
+    changed = pictures(3, 128)
+    changed[:, :, :16, -16:] = 255  # the corner above, on the right
+    difference = (grid(changed) - cells).norm(dim=2).mean(dim=0).view(4, 4)
+    assert difference.argmax() == 3
+    both = make(image_size=128, second_size=64, grid=4, attention="soft")(pictures(3, 128))
+    assert both.shape == (3, 16, 1024)
+    assert torch.allclose(both[:, :, :512], cells, atol=1e-5)
 
 
 @torch.no_grad()

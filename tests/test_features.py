@@ -105,7 +105,9 @@ def test_stopped_before_the_renaming(folder, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     assert not folder.exists()
-    write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first in (0, 10) else never(first))
+    write_features(
+        folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first in (0, 10) else never(first)
+    )
     assert is_whole(folder)
 
 
@@ -134,7 +136,9 @@ write_features(Path({str(folder)!r}), FINGERPRINT, NAMES, (4,), rows)
 @pytest.mark.parametrize("names", [NAMES[:9], [*NAMES[:9], "other.png"]])
 def test_the_part_of_other_pictures_is_not_gone_on_with(folder, names):
     interrupted(folder)
-    write_features(folder, FINGERPRINT, names, (4,), lambda first: [VALUES[: len(names)]] if first == 0 else never(first))
+    write_features(
+        folder, FINGERPRINT, names, (4,), lambda first: [VALUES[: len(names)]] if first == 0 else never(first)
+    )
     assert FeatureFile.open(folder, FINGERPRINT).names == names
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,6 +13,7 @@ from captioner.config import ModelConfig, SearchConfig, TrainConfig
 from captioner.dataset import Batch
 from captioner.encoder import Encoder
 from captioner.model import Captioner
+from captioner.rewards import Rewards
 from captioner.task import CaptionTask, SmoothedCrossEntropy, warmup_cosine
 from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 
@@ -77,6 +79,118 @@ def test_loss_in_bfloat16_is_close():
     assert loss.item() == pytest.approx(by_hand(task), rel=0.02)
 
 
+def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01) -> None:
+    optimizer = torch.optim.Adam(task.parameters(), rate)
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        task.training_step(batch(), step).backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def logged(monkeypatch) -> dict[str, float]:
+    """What a task without a trainer logs."""
+    values: dict[str, float] = {}
+    monkeypatch.setattr(CaptionTask, "log", lambda self, name, value, **_: values.__setitem__(name, float(value)))
+    return values
+
+
+def critical(**options) -> CaptionTask:
+    """Whose pictures have one reference each: 4 5 6 and 7 4."""
+    task = make(objective="scst", **options)
+    task.rewards = Rewards([[[4, 5, 6]], [[7, 4]]], END, options.get("bleu_weight", 0.0))
+    return task.train()
+
+
+def test_self_critical_training_finds_what_is_rewarded(logged):
+    """From nothing but the rewards of sampled captions to captions that are worth several times as much."""
+    task = critical(rollouts=10, bleu_weight=1.0)
+    task.training_step(batch(), 0)
+    before = logged["reward"]
+    teach(task)
+    assert logged["reward"] > 3 * before
+    found = task.model.eval().search(batch().pictures, SearchConfig(beam=1, max_length=5))
+    words = [set(captions[0].text.split()) for captions in found]
+    assert words[0] <= {"a", "b", "c"}
+    assert words[1] <= {"a", "d"}
+
+
+def test_samples_that_are_worth_the_same_teach_nothing(logged):
+    """The baseline of each is the mean of the others."""
+    task = critical()
+    task.rewards = lambda pictures, words, lengths: np.full(len(pictures), 3.0)
+    loss = task.training_step(batch(), 0)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert logged["reward"] == 3
+
+
+def test_a_better_sample_becomes_likelier_and_a_worse_one_less_likely(logged):
+    """One step against the gradient, the very samples of which are known."""
+    task, seen = critical(rollouts=3), []
+
+    def rewards(pictures, words, lengths):
+        seen.append((pictures, words, lengths))
+        return np.arange(len(pictures), dtype=float)
+
+    task.rewards = rewards
+
+    def log_probs() -> torch.Tensor:
+        pictures, words, lengths = seen[0]
+        real = torch.arange(words.shape[1]) < torch.from_numpy(lengths).unsqueeze(1)
+        words = torch.from_numpy(words)
+        inputs = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
+        logits = task.model.decoder(batch().pictures, inputs, torch.from_numpy(pictures), real)
+        logits[:, [PAD, START, UNK]] = -math.inf
+        each = torch.zeros(real.shape)
+        each[real] = logits.log_softmax(1).gather(1, words[real].unsqueeze(1))[:, 0]
+        return each.sum(dim=1)
+
+    torch.manual_seed(1)
+    loss = task.training_step(batch(), 0)
+    advantage = torch.tensor([-1.5, 0.0, 1.5] * 2)  # 0 1 2 and 3 4 5, less the mean of the two others
+    with torch.no_grad():
+        number = seen[0][2].sum()
+        assert loss.item() == pytest.approx(-(advantage * log_probs()).sum().item() / number, abs=1e-5)
+
+
+def test_word_dropout_and_scheduled_sampling_disturb_what_is_fed_only(monkeypatch):
+    """START and PAD stay; with everything dropped UNK follows START; with everything sampled, the model's words do."""
+    task, given = make(word_dropout=0.999999).train(), batch()
+    inputs, targets = given.words[:, :-1], given.words[:, 1:]
+    real = (targets != PAD) & (targets != UNK)
+    disturbed = task.disturbed(inputs, real, None)
+    assert torch.equal(disturbed[:, 0], inputs[:, 0])
+    assert torch.equal(disturbed == PAD, inputs == PAD)
+    assert (disturbed[:, 1:][inputs[:, 1:] != PAD] == UNK).all()
+
+    def decode(words):  # after a word comes the next one, for certain
+        return 1e4 * torch.nn.functional.one_hot(words[real] + 1, 9).float()
+
+    task = make(scheduled_sampling=1.0).train()
+    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": task.steps}))
+    disturbed = task.disturbed(inputs, real, decode)
+    expected = torch.where(real[:, :-1], inputs[:, :-1] + 1, inputs[:, 1:])
+    assert torch.equal(disturbed[:, 1:], expected)
+    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": 0}))
+    assert torch.equal(task.disturbed(inputs, real, decode), inputs)  # a share that grows from 0
+
+
+def test_r_drop_adds_the_divergence_of_two_passes():
+    """Without dropout both passes are one, and nothing is added; with it the loss is larger the more it weighs."""
+    torch.manual_seed(0)
+    plain = make().train().loss(batch())[0]
+    assert make(r_drop=5.0).train().loss(batch())[0].item() == pytest.approx(plain.item(), abs=1e-5)
+    losses = []
+    for weight in (1e-6, 1.0, 2.0):
+        task = make(r_drop=weight).train()
+        task.model.decoder.dropout.p = 0.5
+        torch.manual_seed(1)
+        losses.append(task.loss(batch())[0].item())
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 0.5), (1, 0.1), (1000, 0.033)])
 def test_warmup_and_cosine(steps, warmup):
     rates = [warmup_cosine(step, steps, warmup) for step in range(steps)]
@@ -120,6 +234,16 @@ def test_no_decay_for_vectors_and_embeddings_and_the_encoder_s_own_rate():
         assert group["lr"] == (0.25 if name.startswith("encoder.") else 0.5), name
         vector = parameter.dim() < 2 or name == "decoder.embedding.weight"
         assert group["weight_decay"] == (0.0 if vector else 0.125), name
+
+
+def test_each_stage_of_the_encoder_at_its_rate():
+    task = make(3, encoder_lr=0.25, encoder_lr_decay=0.5, warmup=0.0)
+    settings = {id(p): group["lr"] for group in groups(task) for p in group["params"]}
+    for name, parameter in task.model.encoder.named_parameters():
+        if parameter.requires_grad:
+            expected = {"layer4": 0.25, "layer3": 0.125, "layer2": 0.0625}[name.split(".")[1]]
+            assert settings[id(parameter)] == expected, name
+    assert len(groups(make(3, encoder_lr_decay=1.0))) == 4
 
 
 def test_dropout_of_a_batch_depends_on_its_place_alone():

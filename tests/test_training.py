@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
 
-from captioner import dataset, metrics
+from captioner import clips, metrics
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.datamodule import CaptionData
 from captioner.encoder import Encoder
@@ -318,8 +318,8 @@ def test_a_run_killed_while_it_computes_features_goes_on(tmp_path, monkeypatch):
     out, blocks = tmp_path / "run", []
     options = ["--train.epochs", "1"]
     kill_at(begin(coco, out, options, SLOW_FEATURES), lambda line: blocks.append(line) or blocks.count("block\n") == 2)
-    opened, open_image = [], dataset.open_image
-    monkeypatch.setattr(dataset, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
+    opened, open_image = [], clips.open_image
+    monkeypatch.setattr(clips, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
     assert train(coco, out, *options) == 0
     assert len(opened) == 100 - 2 * 32 + 3
     monkeypatch.undo()

@@ -50,6 +50,22 @@ def test_ids_go_round(captions):
         assert vocabulary.decode(ids) == " ".join(tokenize(caption))
 
 
+@given(st.lists(st.text(max_size=20), max_size=10))
+def test_characters_go_round_as_they_are_written(captions):
+    vocabulary = Vocabulary.build(captions, level="char")
+    for caption in captions:
+        assert vocabulary.split(caption) == list(caption)
+        ids = vocabulary.encode(vocabulary.split(caption))
+        assert all(i > UNK for i in ids)
+        assert vocabulary.decode(ids) == caption
+    assert Vocabulary(vocabulary.words[4:], "char").words == vocabulary.words
+
+
+def test_another_level_is_refused():
+    with pytest.raises(ValueError, match="'letter'"):
+        Vocabulary(["a"], "letter")
+
+
 def test_special_ids_come_first():
     vocabulary = Vocabulary.build(["a dog", "a cat"])
     assert (PAD, START, END, UNK) == (0, 1, 2, 3)

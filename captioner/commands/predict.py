@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -62,10 +62,16 @@ def configure(parser: Any) -> None:
         help="text: path, tab, caption (and with --n_best its log-probability); jsonl: an object a picture",
     )
     parser.add_argument("--output", type=str, help="write here instead of to standard output, renamed when whole")
+    parser.add_argument(
+        "--report",
+        type=str,
+        help="write an HTML page, too, with the pictures, how sure each word is and where the model looked for it",
+    )
 
 
 def run(options: Any) -> int:
     """Caption; see the module's docstring. 1 if some picture could not be read."""
+    from captioner.gallery import Gallery
     from captioner.images import find_images
 
     search = config_of(SearchConfig, options)
@@ -73,8 +79,13 @@ def run(options: Any) -> int:
     model, workers = load_model(options)
     paths = find_images((path for path in named if path), clips=model.frames > 0)
     failed = 0
-    with _writer(options.output) as out:
-        for path, found in zip(paths, model.caption_files(paths, search, options.batch_size, workers), strict=True):
+    attention = options.report is not None and model.attends
+    every = model.caption_files(paths, search, options.batch_size, workers, attention)
+    page = Gallery(Path(options.report), _about(options, len(paths)), attention) if options.report else nullcontext()
+    with _writer(options.output) as out, page as report:
+        for path, found in zip(paths, every, strict=True):
+            if report is not None:
+                report.add(path, found)
             if isinstance(found, UserError):
                 print(f"captioner predict: {found}", file=sys.stderr)
                 failed += 1
@@ -91,6 +102,13 @@ def run(options: Any) -> int:
     if failed:
         print(f"captioner predict: {failed} of {len(paths)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _about(options: Any, pictures: int) -> str:
+    """What the page of ``--report`` says of itself."""
+    model = " + ".join(options.checkpoint or ["the shipped model"])
+    search = f"sampled, seed {options.seed}" if options.sample else f"beam {options.beam}"
+    return f"{pictures} {'picture' if pictures == 1 else 'pictures'} · {model} · {search}"
 
 
 @contextmanager

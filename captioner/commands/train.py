@@ -37,8 +37,8 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> int:
     """Train, or go on training; see the module's docstring."""
     folder = Path(options.out)
-    settings = {name: asdict(options[name]) for name in (*GROUPS, "trainer")}
-    resumed = _begin(folder, settings, options.resume, options.init_from)
+    settings: dict[str, Any] = {name: asdict(options[name]) for name in (*GROUPS, "trainer")}
+    resumed = begin(folder, {**settings, "init_from": options.init_from}, options.resume)
 
     import pytorch_lightning as pl
     import torch
@@ -51,11 +51,11 @@ def run(options: Any) -> int:
     from captioner.task import CaptionTask
     from captioner.transfer import init_from
 
-    _quiet()
+    quiet()
     torch.set_float32_matmul_precision("high")
     trainer_options = settings["trainer"]
     if trainer_options["precision"] == "auto":
-        trainer_options["precision"] = _precision(trainer_options["accelerator"])
+        trainer_options["precision"] = choose_precision(trainer_options["accelerator"])
     critical = options.train.objective == "scst"
     data = CaptionData(options.data, options.model, options.train.seed, by_picture=critical)
     pl.seed_everything(options.train.seed, verbose=False)
@@ -103,7 +103,7 @@ def run(options: Any) -> int:
     return 0
 
 
-def _precision(accelerator: str) -> str:
+def choose_precision(accelerator: str) -> str:
     """The fastest that trains well: bf16 where the GPU, or the CPU by AMX, multiplies matrices in it."""
     import torch
 
@@ -113,7 +113,7 @@ def _precision(accelerator: str) -> str:
     return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep to what the person at the terminal can use."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advertisements, devices that are not there
     for message in (
@@ -127,7 +127,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _begin(folder: Path, settings: dict[str, Any], resume: bool, init_from: str | None) -> bool:
+def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     """Make the folder and its config.yaml; True if there is a run in it to go on with.
 
     Raises:
@@ -145,7 +145,8 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool, init_from: str 
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
         conflicts = [
             f"{group}.{name} was {stored[group].get(name)} and is {value}"
-            for group in GROUPS
+            for group in settings
+            if group not in ("trainer", "init_from")
             for name, value in settings[group].items()
             if f"{group}.{name}" not in FREE and stored[group].get(name, value) != value  # newer options have no past
         ]
@@ -156,8 +157,7 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool, init_from: str 
         return True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {**settings, "init_from": init_from, "out": str(folder)}
-        config.write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.safe_dump({**settings, "out": str(folder)}, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
     return False

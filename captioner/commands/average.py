@@ -1,0 +1,91 @@
+"""Average the weights of several checkpoints of one architecture into one model.
+
+Example: captioner average runs/mine/kept/*.ckpt --output soup.safetensors
+
+With --annotations and --images the soup is greedy: from the best to the worst by CIDEr-D, a checkpoint is added unless
+the score of the average falls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="two or more, of any kind")
+    parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
+    parser.add_argument("--annotations", type=str, help="COCO captions JSON that chooses among the checkpoints")
+    parser.add_argument("--images", type=str, help="folder with its pictures")
+    parser.add_argument("--beam", type=int, default=1, help="beam width of the captions that choose")
+
+
+def run(options: Any) -> None:
+    """Average; see the module's docstring."""
+    from captioner.errors import UserError
+    from captioner.model import read_checkpoint, save_slim
+    from captioner.soup import average, check, greedy
+
+    names = options.checkpoints
+    if len(names) < 2:
+        raise UserError("name two checkpoints or more to average")
+    if Path(options.output).suffix != ".safetensors":
+        raise UserError(f"--output is {options.output}: expected a .safetensors file")
+    if (options.annotations is None) != (options.images is None):
+        raise UserError("--annotations (captions JSON) and --images (folder) are needed together, for a greedy soup")
+    headers, states = zip(*(read_checkpoint(Path(name)) for name in names), strict=True)
+    check(headers, names)
+    kept = list(range(len(names)))
+    if options.annotations is not None:
+        score = _scores(options, headers[0], states)
+        kept, reached = greedy(len(names), score)
+        print(f"CIDEr {reached:.2f} with {len(kept)} of {len(names)}: {', '.join(names[i] for i in kept)}")
+    mean = average([states[i] for i in kept])
+    try:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        save_slim(options.output, headers[0], mean)
+    except OSError as error:
+        raise UserError(f"--output {options.output} cannot be written ({error}): choose another file") from None
+    print(f"{options.output}: the average of {len(kept)} checkpoints")
+
+
+def _scores(options: Any, header: Any, states: Any) -> Any:
+    """CIDEr-D (× 100) of the average of some of the members on the pictures of the options."""
+    import torch
+
+    from captioner import metrics
+    from captioner.config import PICTURES, ModelConfig, SearchConfig
+    from captioner.dataset import bad_picture, best_device, choose_workers, read_pictures
+    from captioner.encoder import Encoder
+    from captioner.formats import read_coco
+    from captioner.model import Captioner
+    from captioner.soup import average
+    from captioner.vocabulary import Vocabulary
+
+    config, search, device = ModelConfig(**header["model"]), SearchConfig(beam=options.beam), best_device()
+    examples, _ = read_coco(Path(options.annotations), Path(options.images))
+    references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
+    frozen = config.trainable_layers == 0
+    encoder = Encoder(config, weights=frozen)
+    model = Captioner(config, Vocabulary(header["vocabulary"]), encoder, header["encoder_digest"]).to(device).eval()
+    seen: list[torch.Tensor] = []  # features, where every member has the same
+
+    def pictures() -> Any:
+        paths = [example.path for example in examples]
+        for block, errors in read_pictures(paths, config.image_size, PICTURES, choose_workers(-1, device)):
+            for error in errors:
+                if error is not None:
+                    raise bad_picture(error)
+            yield model.features(block.to(device))
+
+    def score(members: list[int]) -> float:
+        model.load_weights(average([states[i] for i in members]))
+        with torch.inference_mode():
+            if frozen and not seen:
+                seen.extend(pictures())
+            found = [captions for block in (seen if frozen else pictures()) for captions in model.search(block, search)]
+        words = [metrics.ptb_tokenize(captions[0].text if captions else "") for captions in found]
+        return 100 * float(metrics.cider_d(references, words).mean())
+
+    return score
