@@ -95,7 +95,8 @@ class Floor:
     def watch(self, words: Tensor, state: tuple[Tensor, ...], context: tuple[Tensor, ...]) -> Any:
         """In place of Decoder.step: keep what it was given."""
         before = tuple(part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in state)
-        self.inputs.append((words, before, context[0]))
+        image = context[0].repeat_interleave(len(words) // len(context[0]), dim=0)  # a row for each beam
+        self.inputs.append((words, before, image))
         return type(self.decoder).step(self.decoder, words, state, context)
 
     def run(self) -> None:

@@ -89,11 +89,26 @@ class AttentionDecoder(nn.Module):
         mean = self.feature_dropout(cells.mean(dim=1))
         return self.project(mean), self.keys(seen).float(), seen
 
-    def attend(self, h: Tensor, keys: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """States (A · R, H), keys (A, P, D), cells (A, P, E) → what is seen (A · R, E) and the weights (A · R, P)."""
+    def attend(self, h: Tensor, keys: Tensor, cells: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Look at the cells, and at a `sentinel` of each row.
+
+        Args:
+            h: (A · R, H) states.
+            keys, cells: (A, P, D) and (A, P, E), of pictures with R rows each.
+            sentinel: (A · R, E), or None.
+
+        Returns:
+            (A · R, E) what is seen, and (A · R, P or, with the sentinel last, P + 1) the weights.
+        """
         query = self.query(h).unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, D)
-        weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float().softmax(dim=2)  # (A, R, P)
-        return (weights.to(cells.dtype) @ cells).flatten(0, 1), weights.flatten(0, 1)
+        scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float()  # (A, R, P)
+        if sentinel is not None:
+            own = sentinel.unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, E)
+            scores = torch.cat([scores, self.score(torch.tanh(self.keys(own) + query)).squeeze(3).float()], dim=2)
+        weights = scores.softmax(dim=2)
+        seen = (weights[..., : cells.shape[1]].to(cells.dtype) @ cells).flatten(0, 1)
+        weights = weights.flatten(0, 1)
+        return (seen if sentinel is None else seen + weights[:, -1:] * sentinel), weights
 
     def advance(self, gates: Tensor, state: State, keys: Tensor, cells: Tensor) -> tuple[Tensor, State, Tensor]:
         """One step of the recurrence.
@@ -118,10 +133,7 @@ class AttentionDecoder(nn.Module):
             gates, gate = (gates + self.recurrent(h)).split([4 * self.hidden_size, self.hidden_size], dim=1)
             h, c = lstm(gates, c)
             sentinel = self.sentinel(gate.sigmoid() * c.tanh()).relu()  # (A · R, E)
-            rows = len(h) // len(keys)  # each has a sentinel, and so cells, of its own
-            keys = torch.cat([keys.repeat_interleave(rows, 0), self.keys(sentinel).unsqueeze(1)], dim=1)
-            cells = torch.cat([cells.repeat_interleave(rows, 0), sentinel.unsqueeze(1)], dim=1)
-            seen, weights = self.attend(h, keys, cells)
+            seen, weights = self.attend(h, keys, cells, sentinel)
             return h + self.seen(seen), (h, c), weights
         first, c1, second, c2 = state
         first, c1 = lstm(gates + self.recurrent(torch.cat([first, second], dim=1)), c1)

@@ -95,6 +95,7 @@ class ModelConfig:
         looks, sees = self.attention != "none", self.grid > 0
         _require(looks or not sees or self.frames > 0, "model.grid", self.grid, "0 without attention or frames")
         _require(sees or not looks, "model.grid", self.grid, f"1 or more, such as 7, for {self.attention} attention")
+        _require(sees or not self.cell_dropout, "model.cell_dropout", self.cell_dropout, "0 without a grid")
         _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
         few = self.frames == 0 or 2 <= self.frames <= 256
         _require(few, "model.frames", self.frames, "0 (one picture), or 2 to 256")

@@ -188,6 +188,20 @@ def test_dropout_only_in_training(kind, v):
         assert not torch.allclose(teacher_forced(decoder, v, words), teacher_forced(decoder, v, words)), name
 
 
+def test_pictures_are_shown_without_some_of_their_cells_in_training(v):
+    """With two thirds dropped the mean is that of three cells, others each time; all of them count outside training."""
+    decoder = make("soft", **{**NO_DROPOUT, "cell_dropout": 0.67}).train()
+    means = set()
+    for _ in range(20):
+        image, keys, cells = decoder.look(v[:1])
+        assert keys.shape == (1, 3, D)
+        assert cells.shape == (1, 3, E)
+        means.add(round(image[0, 0].item(), 5))
+    assert len(means) > 5
+    words = padded(CAPTIONS)
+    assert torch.equal(teacher_forced(decoder.eval(), v, words), teacher_forced(make("soft"), v, words))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_lstm_begins_by_remembering(kind):
     decoder = make(kind)

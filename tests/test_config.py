@@ -151,6 +151,8 @@ def test_attention_and_its_grid_belong_together():
     for options in ({"cell": "gru"}, {"layers": 2}, {"image_as": "first_word"}):
         with pytest.raises(UserError, match=r"model\.attention is 'updown': expected none, unless cell is lstm"):
             ModelConfig(grid=7, attention="updown", **options)
+    with pytest.raises(UserError, match=r"model\.cell_dropout is 0\.5: expected 0 without a grid"):
+        ModelConfig(cell_dropout=0.5)
     for kind in ("soft", "adaptive", "updown"):
         assert ModelConfig(grid=7, attention=kind).attention == kind
 
