@@ -14,7 +14,8 @@ from captioner.encoder import Encoder, weights_digest
 from captioner.model import Captioner
 from captioner.vocabulary import END, Vocabulary
 
-NO_DROPOUT = {field.name: 0.0 for field in fields(ModelConfig) if "dropout" in field.name}
+RATES = {field.name for field in fields(ModelConfig) if "dropout" in field.name}
+NO_DROPOUT = dict.fromkeys(sorted(RATES - {"cell_dropout"}), 0.0)  # cells are for attention only
 ROOT = Path(__file__).parents[1]
 COLORS = {
     "red": (220, 30, 30),

@@ -183,7 +183,7 @@ def test_dropout_only_in_training(kind, v):
     words = padded(CAPTIONS)
     expected = teacher_forced(make(kind), v, words)
     assert torch.equal(expected, teacher_forced(make(kind, **NO_DROPOUT).train(), v, words))
-    for name in NO_DROPOUT:
+    for name in (*NO_DROPOUT, "cell_dropout"):
         decoder = make(kind, **{**NO_DROPOUT, name: 0.5}).train()
         assert not torch.allclose(teacher_forced(decoder, v, words), teacher_forced(decoder, v, words)), name
 
