@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captioner.config import ModelConfig
 from captioner.errors import UserError
 
 
@@ -19,11 +21,11 @@ def check(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """
     first = headers[0]
     for header, name in zip(headers[1:], names[1:], strict=True):
-        mine, its = first["model"], header["model"]
+        mine, its = (asdict(ModelConfig(**each["model"])) for each in (first, header))  # older ones lack newer options
         differ = [
-            f"model.{option} is {mine.get(option)} and {its.get(option)}"
-            for option in {**mine, **its}
-            if mine.get(option) != its.get(option) and "dropout" not in option
+            f"model.{option} is {value} and {its[option]}"
+            for option, value in mine.items()
+            if value != its[option] and "dropout" not in option
         ]
         if first["encoder_digest"] != header["encoder_digest"]:
             differ.append(f"the encoder's weights are {first['encoder_digest']} and {header['encoder_digest']}")
