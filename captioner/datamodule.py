@@ -36,6 +36,7 @@ from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
 from captioner.formats import read_coco
+from captioner.mirror import mirrored
 from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
@@ -114,6 +115,7 @@ class Split:
         kept = np.sort(order[: math.ceil(fraction * len(order))])
         self.examples = [self.examples[i] for i in kept]
         self.rows = None if self.rows is None else self.rows[kept]
+        self.mirrored_rows = None if self.mirrored_rows is None else self.mirrored_rows[kept]
 
     def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
@@ -229,18 +231,11 @@ class CaptionData(pl.LightningDataModule):
 
     def rewards(self, bleu_weight: float) -> Rewards:
         """What captions of the training pictures are worth in self-critical training."""
+        words = [[self.vocabulary.split(caption) for caption in e.captions] for e in self.train.examples]
         if self.data.horizontal_flip:
-            raise UserError(
-                "data.horizontal_flip is True: expected false with train.objective scst, whose references are not "
-                "mirrored"
-            )
-        references = [
-            [
-                self.vocabulary.encode(self.vocabulary.split(caption))[: self.data.max_length]
-                for caption in example.captions
-            ]
-            for example in self.train.examples
-        ]
+            words += [[mirrored(caption) or caption for caption in captions] for captions in words]
+        most = self.data.max_length
+        references = [[self.vocabulary.encode(caption)[:most] for caption in captions] for captions in words]
         return Rewards(references, END, bleu_weight)
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
             (I,) int64 rows of a feature table that lies on the device; of S frames each, (I, S, 3, H, W) or (I, S, F).
         picture_of: (N,) which of the I pictures a caption belongs to.
         words: (N, T + 2) ids: START, the words, END, PAD.
-        examples: (I,) numbers of the examples.
+        examples: (I,) numbers of the examples; those of mirrored pictures come after the last example's.
     """
 
     pictures: Tensor
@@ -138,6 +138,7 @@ class CaptionDataset(Dataset):
             pictures = self._pictures(examples, mirror)
         except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
             return error
+        examples = examples + len(self.examples) * mirror
         return Batch(pictures, torch.from_numpy(picture_of), torch.from_numpy(words), torch.from_numpy(examples))
 
     def _mirror(self, examples: np.ndarray) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
-from captioner.decoder import CELLS, Decoder, remember
+from captioner.decoder import CELLS, FEATURE_NORM, Decoder, remember
 
 
 class SequenceEncoder(nn.Module):
@@ -38,8 +39,7 @@ class SequenceEncoder(nn.Module):
             batch_first=True,
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.feature_dropout)
         if config.cell == "lstm":
             for layer in range(config.layers):
                 remember(getattr(self.rnn, f"bias_ih_l{layer}"), config.hidden_size)
@@ -50,21 +50,21 @@ class SequenceEncoder(nn.Module):
         v = features[there].float()  # (frames that are there, F) or (…, P, F)
         self.norm.train(self.training and v.shape[:-1].numel() > 1)  # one alone has no variance
         v = self.norm(v.flatten(0, -2)).view_as(v)
-        x = self.project(self.feature_dropout(v)).flatten(1)  # (frames that are there, P · E)
+        x = self.project(self.dropout(v)).flatten(1)  # (frames that are there, P · E)
         # The absent ones last.
         numbers = there.sum(dim=1)
         first = torch.arange(there.shape[1], device=there.device) < numbers.unsqueeze(1)  # (I, S)
         frames = x.new_zeros(*there.shape, x.shape[1]).masked_scatter(first.unsqueeze(2), x)
         hidden, _ = self.rnn(frames)  # (I, S, H)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), numbers.clamp_min(1) - 1]
-        return self.dropout(last)
+        return hidden[torch.arange(len(hidden), device=hidden.device), numbers.clamp_min(1) - 1]
 
 
 class SequenceDecoder(Decoder):
     """The :class:`captioner.decoder.Decoder` whose v is the last hidden state of a :class:`SequenceEncoder`.
 
-    Where its methods take features of pictures (I, F), they take those of frames (I, S, F) or (I, S, P, F). v is not
-    scaled: the encoder learns its length.
+    Where its methods take features of pictures (I, F), they take those of frames (I, S, F) or (I, S, P, F). Of this v
+    nothing is dropped out; it is scaled as theirs is, since it would begin too small against the words to be learned
+    from.
 
     Args:
         config: as for both.
@@ -77,5 +77,5 @@ class SequenceDecoder(Decoder):
         self.frames = SequenceEncoder(config, feature_size)
 
     def image(self, features: Tensor) -> Tensor:
-        """(I, S, F) or (I, S, P, F) → (I, E): P v, once a clip."""
-        return self.project(self.frames(features))
+        """(I, S, F) or (I, S, P, F) → P v, once a clip; its shape is that of the decoder of pictures."""
+        return self.project(FEATURE_NORM * F.normalize(self.frames(features), dim=-1))

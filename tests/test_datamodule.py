@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import captions_of, is_one_line
@@ -13,7 +14,7 @@ from captioner.datamodule import CaptionData
 from captioner.encoder import Encoder
 from captioner.errors import UserError
 from captioner.images import eval_transform, open_image
-from captioner.vocabulary import PAD, UNK, tokenize
+from captioner.vocabulary import END, PAD, UNK, tokenize
 
 FROZEN, TRAINED = 0, 1
 
@@ -134,10 +135,11 @@ def test_features_of_mirrored_pictures(fresh, memory):
     for epoch in range(4):
         data.train_set.epoch = epoch
         batch = data.on_after_batch_transfer(data.train_set[list(range(len(data.train_set)))], 0)
-        for features, number in zip(batch.pictures, batch.examples.tolist(), strict=True):
+        for row, (features, number) in enumerate(zip(batch.pictures, batch.examples.tolist(), strict=True)):
+            mirrored, number = divmod(number, len(data.train.examples))
             example = data.train.examples[number]
-            words = batch.words[batch.picture_of == batch.examples.tolist().index(number)]
-            mirrored = left not in words[0]
+            words = batch.words[batch.picture_of == row]
+            assert mirrored == (left not in words[0])
             seen.add(mirrored)
             picture = eval_transform(open_image(example.path), 32)
             expected = encoder((picture.flip(-1) if mirrored else picture)[None])[0]
@@ -147,8 +149,16 @@ def test_features_of_mirrored_pictures(fresh, memory):
     assert seen == {True, False}
     assert len(data.train.table) == 2 * 12
     assert len(data.val.table) == 6
-    with pytest.raises(UserError, match=r"data\.horizontal_flip is True: expected false with train\.objective scst"):
-        data.rewards(0.0)
+
+    # A reward compares with the captions that are true of the picture as it is shown.
+    words, lengths, rewards = np.array([[left, END], [data.vocabulary.ids["right"], END]]), [2, 2], data.rewards(0.0)
+    for shown, best in ((0, 0), (len(data.train.examples), 1)):
+        assert rewards(np.array([shown, shown]), words, np.array(lengths)).argmax() == best
+
+
+def test_a_share_of_the_pictures_keeps_its_mirrored_features(fresh):
+    data = load(fresh, horizontal_flip=True, fraction=0.5)
+    assert (data.train.mirrored_rows == data.train.rows + 12).all()
 
 
 def test_features_are_computed_once(fresh, monkeypatch):
