@@ -300,8 +300,9 @@ class TrainConfig:
     Args:
         objective: xe, cross-entropy with teacher forcing; or scst, self-critical training: captions are sampled and
             rewarded with CIDEr-D, from a model (--init_from) that xe has trained
-        rollouts: captions sampled for a picture in self-critical training; each one's baseline is the mean reward of
-            the others
+        rollouts: captions sampled for a picture in self-critical training
+        baseline: what the reward of a sampled caption is compared with, others: the mean reward of the picture's
+            other samples; greedy: the reward of its greedy caption
         bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
         xe_weight: of the cross-entropy of the training captions in self-critical training
         word_dropout: share of the words fed in training that are replaced by UNK
@@ -325,6 +326,7 @@ class TrainConfig:
 
     objective: Literal["xe", "scst"] = "xe"
     rollouts: int = 5
+    baseline: Literal["others", "greedy"] = "others"
     bleu_weight: float = 0.0
     xe_weight: float = 0.0
     word_dropout: float = 0.0
@@ -347,7 +349,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.objective in ("xe", "scst"), "train.objective", self.objective, "xe or scst")
-        _require(self.rollouts >= 2, "train.rollouts", self.rollouts, "2 or more: they are each other's baseline")
+        _require(self.baseline in ("others", "greedy"), "train.baseline", self.baseline, "others or greedy")
+        least = 2 if self.baseline == "others" else 1
+        _require(
+            self.rollouts >= least, "train.rollouts", self.rollouts, f"{least} or more with {self.baseline} baseline"
+        )
         _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
         _require(self.xe_weight >= 0, "train.xe_weight", self.xe_weight, "0 or more")
         _require(0 <= self.word_dropout < 1, "train.word_dropout", self.word_dropout, "0 to below 1")

@@ -135,24 +135,43 @@ class CaptionTask(pl.LightningModule):
             words = words.masked_fill(dropped & (words != PAD), UNK)
         return torch.cat([inputs[:, :1], words], dim=1)
 
+    @torch.no_grad()
+    def rollout(
+        self, batch: Batch, features: Tensor, captions: int, rewards: Rewards, keys: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """So many sampled captions of each picture, side by side; 0: the greedy one.
+
+        Returns:
+            words (N, M), END after those that ended; lengths (N,), END counted; rewards (I, captions).
+        """
+        greedy, most = captions == 0, self.search_config.max_length
+        config = SearchConfig(sample=not greedy, beam=1, n_best=captions or 1, max_length=most)
+        found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
+        words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()
+        words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
+        examples = batch.examples.cpu().numpy().repeat(config.n_best)
+        worth = rewards(examples, words.cpu().numpy(), lengths.cpu().numpy())
+        return words, lengths, torch.from_numpy(worth).to(words.device, torch.float32).view(-1, config.n_best)
+
     def self_critical(self, batch: Batch, rewards: Rewards) -> Tensor:
         """Mean of ``−(r − b) log p`` over the words of sampled captions (Rennie et al. 2017, equation 8).
 
-        r is the caption's reward, the baseline b the mean reward of the picture's other samples (Luo 2020).
+        r is the caption's reward; the baseline b the mean reward of the picture's other samples (Luo 2020), or the
+        reward of what greedy search without dropout says of it (Rennie et al.).
         """
         features = self.model.features(batch.pictures)
         captions = self.config.rollouts
-        config = SearchConfig(sample=True, n_best=captions, max_length=self.search_config.max_length)
         keys = torch.randint(2**31, (len(features),)).tolist()
-        with torch.no_grad():
-            found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
-        words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()  # (N, M), (N,)
-        words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
+        words, lengths, each = self.rollout(batch, features, captions, rewards, keys)
+        self.log("reward", each.mean(), prog_bar=True, batch_size=each.numel())
+        if self.config.baseline == "greedy":
+            self.model.decoder.eval()
+            baseline = self.rollout(batch, features, 0, rewards, keys)[2]
+            self.model.decoder.train()
+        else:
+            baseline = (each.sum(dim=1, keepdim=True) - each) / (captions - 1)
+        advantage = (each - baseline).flatten()
         picture_of = torch.arange(len(features), device=words.device).repeat_interleave(captions)
-        worth = rewards(batch.examples.cpu().numpy().repeat(captions), words.cpu().numpy(), lengths.cpu().numpy())
-        each = torch.from_numpy(worth).to(words.device, torch.float32).view(-1, captions)  # (I, K)
-        self.log("reward", each.mean(), prog_bar=True, batch_size=len(worth))
-        advantage = (each - (each.sum(dim=1, keepdim=True) - each) / (captions - 1)).flatten()
 
         longest = int(lengths.max())
         words = words[:, :longest]

@@ -42,6 +42,7 @@ def test_frozen(config):
         (ModelConfig, "model.layers", [0, 6], [1, 5]),
         (TrainConfig, "train.objective", ["rl"], ["xe", "scst"]),
         (TrainConfig, "train.rollouts", [0, 1], [2]),
+        (TrainConfig, "train.baseline", ["mean"], ["greedy"]),
         (TrainConfig, "train.bleu_weight", [-1.0], [0.0, 2.0]),
         (TrainConfig, "train.word_dropout", [-0.1, 1.0], [0.0, 0.9]),
         (TrainConfig, "train.scheduled_sampling", [-0.1, 1.1], [0.0, 1.0]),

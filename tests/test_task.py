@@ -103,9 +103,10 @@ def critical(**options) -> CaptionTask:
     return task.train()
 
 
-def test_self_critical_training_finds_what_is_rewarded(logged):
+@pytest.mark.parametrize("baseline", ["others", "greedy"])
+def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
     """From nothing but the rewards of sampled captions to captions that are worth half as much again."""
-    task = critical(rollouts=10, bleu_weight=1.0)
+    task = critical(rollouts=10, bleu_weight=1.0, baseline=baseline)
     task.training_step(batch(), 0)
     before = logged["reward"]
     teach(task)
@@ -114,6 +115,21 @@ def test_self_critical_training_finds_what_is_rewarded(logged):
     words = [set(captions[0].text.split()) for captions in found]
     assert words[0] <= {"a", "b", "c"}
     assert words[1] <= {"a", "d"}
+
+
+def test_the_baseline_may_be_the_greedy_caption(logged):
+    """Rennie et al. 2017: a sample that says what greedy search says teaches nothing; dropout is off for that alone."""
+    task, seen = critical(rollouts=4, baseline="greedy"), []
+    task.rewards = lambda pictures, words, lengths: seen.append((words, lengths)) or np.arange(len(words)) % 4.0
+    task.model.decoder.register_forward_pre_hook(lambda *_: seen.append(task.model.decoder.training))
+    task.training_step(batch(), 0)
+    (samples, _), (words, lengths), training = seen
+    assert (len(samples), len(words), training) == (8, 2, True)
+    greedy = task.model.eval().search(batch().pictures, SearchConfig(beam=1))
+    assert [list(row[:n]) for row, n in zip(words, lengths, strict=True)] == [
+        [*task.model.vocabulary.encode(found[0].text.split()), END][:n]
+        for found, n in zip(greedy, lengths, strict=True)
+    ]
 
 
 def test_samples_that_are_worth_the_same_teach_nothing(logged):
