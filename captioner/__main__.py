@@ -29,7 +29,7 @@ OVERVIEW = "\n".join(
         "",
         "Point it at COCO-style data and get a captioning model; point it at a picture and get a caption.",
         "",
-        *(f"  {name:<10}{about}" for name, about in COMMANDS.items()),
+        *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
         "",
         "captioner COMMAND --help shows the options of a command.",
     ]
@@ -56,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"captioner {__version__}")
         return 0
+    if name == "data" and arguments:  # a command of two words
+        name += " " + arguments.pop(0)
     if name not in COMMANDS:
         print(f"captioner: error: there is no command {name!r}: one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command: Any = importlib.import_module(f"captioner.commands.{name}")
+    command: Any = importlib.import_module(f"captioner.commands.{name.replace(' ', '_')}")
     try:
         parser = Parser(prog=f"captioner {name}", description=command.__doc__)
         command.configure(parser)
