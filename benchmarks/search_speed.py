@@ -49,10 +49,10 @@ def counting_model() -> Captioner:
     decoder = model.decoder
     with torch.no_grad():
         decoder.output.weight.normal_()  # the best words well above the others
-        for matrix in (decoder.rnn.weight_ih_l0, decoder.rnn.weight_hh_l0):
+        for matrix in (decoder.rnn.layers[0].weight_ih_l0, decoder.rnn.layers[0].weight_hh_l0):
             matrix[::512] = 0  # unit 0: all gates constant
-        decoder.rnn.bias_hh_l0[::512] = 0
-        decoder.rnn.bias_ih_l0[::512] = torch.tensor([20.0, 20.0, math.atanh(0.05), 20.0])  # c_t = t / 20
+        decoder.rnn.layers[0].bias_hh_l0[::512] = 0
+        decoder.rnn.layers[0].bias_ih_l0[::512] = torch.tensor([20.0, 20.0, math.atanh(0.05), 20.0])  # c_t = t / 20
         decoder.output.weight[:, 0] = 0
         decoder.output.weight[END, 0] = 40.0
         decoder.output.bias[END] = -6.0
@@ -103,7 +103,7 @@ class Floor:
         """All steps."""
         for words, before, image in self.inputs:
             x = self.decoder.embedding(words) + image
-            hidden, _ = self.decoder.rnn(x.unsqueeze(1), before)
+            hidden, _ = self.decoder.rnn.layers[0](x.unsqueeze(1), before)
             self.decoder.output(hidden[:, 0]).log_softmax(dim=1).topk(self.best, dim=1)
 
 

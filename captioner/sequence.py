@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
-from captioner.decoder import CELLS, FEATURE_NORM, Decoder, remember
+from captioner.decoder import FEATURE_NORM, Decoder, Layers
 
 
 class SequenceEncoder(nn.Module):
@@ -32,17 +32,8 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(feature_size, affine=False)
         self.project = nn.Linear(feature_size, config.embedding_size)
-        self.rnn = CELLS[config.cell](
-            config.embedding_size * max(1, config.grid**2),
-            config.hidden_size,
-            config.layers,
-            batch_first=True,
-            dropout=config.dropout if config.layers > 1 else 0.0,
-        )
+        self.rnn = Layers(config, config.embedding_size * max(1, config.grid**2))
         self.dropout = nn.Dropout(config.feature_dropout)
-        if config.cell == "lstm":
-            for layer in range(config.layers):
-                remember(getattr(self.rnn, f"bias_ih_l{layer}"), config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
         """(I, S, F) or (I, S, P, F) → (I, H); absent frames are 0, and their places and number do not matter."""
@@ -55,7 +46,7 @@ class SequenceEncoder(nn.Module):
         numbers = there.sum(dim=1)
         first = torch.arange(there.shape[1], device=there.device) < numbers.unsqueeze(1)  # (I, S)
         frames = x.new_zeros(*there.shape, x.shape[1]).masked_scatter(first.unsqueeze(2), x)
-        hidden, _ = self.rnn(frames)  # (I, S, H)
+        hidden, _ = self.rnn(frames, self.rnn.start(len(frames), frames))  # (I, S, H)
         return hidden[torch.arange(len(hidden), device=hidden.device), numbers.clamp_min(1) - 1]
 
 

@@ -78,7 +78,7 @@ def test_before_the_first_word_everything_is_zero(cell, layers, v):
 def test_the_lecture_s_formula(v):
     """h_t = tanh(W_xh e_t + W_hh h_{t-1} + W_ih v + b) with W_ih = W_xh P, v of length FEATURE_NORM."""
     decoder, caption = make("rnn"), [4, 5, 6, 7]
-    weights = dict(decoder.rnn.named_parameters())
+    weights = dict(decoder.rnn.layers[0].named_parameters())
     w_xh, w_hh = weights["weight_ih_l0"], weights["weight_hh_l0"]
     w_ih = w_xh @ decoder.project.weight  # (H, F)
     b = weights["bias_ih_l0"] + weights["bias_hh_l0"] + w_xh @ decoder.project.bias
@@ -96,22 +96,22 @@ def test_the_lecture_s_formula(v):
 def test_the_image_once(image_as, v):
     """h = tanh(W_xh P v + b) before START (Show and Tell), or h = tanh(P v), and then words alone, in two layers."""
     decoder, caption = make("rnn", 2, image_as=image_as), [4, 5, 6, 7]
-    w = dict(decoder.rnn.named_parameters())
+    w = [dict(layer.named_parameters()) for layer in decoder.rnn.layers]
     image = decoder.project.weight @ (v[0] / v[0].norm() * FEATURE_NORM) + decoder.project.bias
 
     def layers(x, h):
         after = []
         for k in range(2):
-            b = w[f"bias_ih_l{k}"] + w[f"bias_hh_l{k}"]
-            x = torch.tanh(w[f"weight_ih_l{k}"] @ x + w[f"weight_hh_l{k}"] @ h[k] + b)
-            after.append(x)
-        return after
+            b = w[k]["bias_ih_l0"] + w[k]["bias_hh_l0"]
+            after.append(torch.tanh(w[k]["weight_ih_l0"] @ x + w[k]["weight_hh_l0"] @ h[k] + b))
+            x = after[1] + x if k else after[0]  # what enters the second layer goes around it, too
+        return after, x
 
-    h = image.tanh().split(6) if image_as == "initial_state" else layers(image, torch.zeros(2, 6))
+    h = image.tanh().split(6) if image_as == "initial_state" else layers(image, torch.zeros(2, 6))[0]
     expected = []
     for word in (START, *caption):
-        h = layers(decoder.embedding.weight[word], h)
-        expected.append(decoder.output.weight @ h[1] + decoder.output.bias)
+        h, top = layers(decoder.embedding.weight[word], h)
+        expected.append(decoder.output.weight @ top + decoder.output.bias)
     assert torch.allclose(teacher_forced(decoder, v[:1], padded([caption])), torch.stack(expected), atol=1e-5)
 
 

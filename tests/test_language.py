@@ -151,7 +151,9 @@ def test_the_state_is_carried_and_the_gradient_is_not(cell, steps):
         assert not other.requires_grad
     # backward: the gradient of each chunk from the state before it, held constant
     found = gradients(model)
-    assert not torch.allclose(found["decoder.rnn.weight_hh_l0"], full["decoder.rnn.weight_hh_l0"], atol=1e-4)
+    assert not torch.allclose(
+        found["decoder.rnn.layers.0.weight_hh_l0"], full["decoder.rnn.layers.0.weight_hh_l0"], atol=1e-4
+    )
     model.zero_grad()
     for k in range(len(cut)):
         with torch.no_grad():
@@ -378,7 +380,7 @@ def test_pretraining_and_then_training(lm, tiny, tmp_path, capsys):
     took = f"took embedding, rnn, output ({len(here)} of {len(slim.vocabulary)} words); left project"
     assert took in capsys.readouterr().out
     assert len(here) > 10
-    for name in ("embedding.weight", "rnn.weight_hh_l0", "output.weight", "output.bias"):
+    for name in ("embedding.weight", "rnn.layers.0.weight_hh_l0", "output.weight", "output.bias"):
         ours, theirs = slim.decoder.state_dict()[name], words[f"decoder.{name}"].float()
         ours, theirs = (ours, theirs) if name.startswith("rnn") else (ours[here], theirs[there])
         assert torch.allclose(ours, theirs, atol=2e-3), name
