@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -98,10 +99,10 @@ def download(
             raise UserError(f"{path.name} cannot be fetched: {'; '.join(reasons)}{kept}")
     try:
         check(part, size, sha256)
-    except UserError:
+    except UserError as error:
         note.unlink(missing_ok=True)
         part.unlink()
-        raise
+        raise UserError(f"{error}; it was removed: fetch it again") from None
     os.replace(part, path)
     note.unlink(missing_ok=True)
 
@@ -114,7 +115,7 @@ def check(path: Path, size: int | None, sha256: str | None) -> None:
     """
     found = path.stat().st_size
     if size is not None and found != size:
-        raise UserError(f"{path}: has {found:,} bytes and not {size:,}: another file, or not whole; fetch it again")
+        raise UserError(f"{path}: has {found:,} bytes and not {size:,}: another file, or not whole")
     if sha256 is not None:
         digest = hashlib.sha256()
         with (
@@ -196,6 +197,8 @@ def _attempt(url: str, part: Path, note: Path, size: int | None, timeout: float,
                 raise _Cut(f"HTTP {error.code} {error.reason}", float(seconds) if seconds.isdecimal() else 0) from None
             raise _Refused(f"HTTP {error.code} {' '.join(str(error.reason).split())}") from None
     except (OSError, HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            raise _Refused(_why(error, timeout)) from None
         raise _Cut(_why(error, timeout)) from None
     except ValueError as error:  # a redirect to what is no address
         raise _Refused(str(error)) from None

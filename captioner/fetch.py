@@ -101,7 +101,12 @@ def fetch(
             wanted = [archive for archive in known.archives if pictures or not archive.pictures]
             _fetch_all(wanted, out, mirror, keep_archives, check_sums, timeout, retries)
             if known.splits:
-                known.splits(out)
+                try:
+                    known.splits(out)
+                except (OSError, LookupError, TypeError, ValueError) as error:
+                    raise UserError(
+                        f"{out}: its annotations are not those of {name} ({error!r}): another zip"
+                    ) from None
     except Timeout:
         raise UserError(f"{out}: another process is fetching into it; wait for it, or choose another --out") from None
     except OSError as error:
@@ -137,18 +142,21 @@ def _fetch_all(
     for archive in missing:
         path = out / archive.name
         urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror] or [archive.url]
-        expected = (archive.size, archive.sha256) if archive.sha256 and check_sums else (None, None)
+        size, sha256 = (archive.size, archive.sha256) if archive.sha256 and check_sums else (None, None)
         fetched = not path.exists()
         if fetched:
             try:
-                download(urls, path, *expected, timeout=timeout, retries=retries)
+                download(urls, path, size, sha256, timeout, retries)
             except KeyboardInterrupt:
                 have = f"{kept(path):,} bytes are kept, and the same command goes on from there"
                 print(f"{path.name}: {have}", file=sys.stderr)
                 raise
         else:
             print(f"{path}: there already", file=sys.stderr)
-            check(path, *expected)
+            try:
+                check(path, size, sha256)
+            except UserError as error:
+                raise UserError(f"{error}; remove it and fetch again") from None
         try:
             files = unpack(path, out, archive.holds)
         except BrokenZip as error:
@@ -225,7 +233,7 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], holds: str) -
     """Raise BrokenZip for what must not be unpacked."""
     for member in members:
         parts = member.filename.removesuffix("/").split("/")
-        if "\\" in member.filename or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        if "\\" in member.filename or ":" in parts[0] or any(part in ("", "..") for part in parts):
             raise BrokenZip(f"{path}: the member {member.filename!r} leaves the folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise BrokenZip(f"{path}: the member {member.filename!r} is a link")
@@ -260,9 +268,9 @@ def _karpathy(out: Path) -> None:
 
 def _flickr8k(out: Path) -> None:
     """captions_train.json, captions_val.json and captions_test.json of the token file and the lists of names."""
-    tokens = next(out.rglob("Flickr8k.token.txt"))
+    tokens = min(out.rglob("Flickr8k.token.txt"))
     captions: dict[str, list[str]] = {}
-    for line in tokens.read_text(encoding="utf-8").splitlines():
+    for line in tokens.read_text(encoding="utf-8").split("\n"):
         name, _, caption = line.partition("\t")
         captions.setdefault(name.partition("#")[0], []).append(caption)
     for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):

@@ -4,7 +4,9 @@ import hashlib
 import json
 import random
 import shutil
+import ssl
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 from hostile import Hostile
@@ -176,6 +178,18 @@ def test_nobody_there(tmp_path, server, get):
     server.shutdown()
     server.server_close()
     assert "refused" in refused(tmp_path, get, retries=1)
+
+
+def test_a_certificate_that_does_not_fit_is_not_tried_again(tmp_path, get, monkeypatch):
+    tried = []
+
+    def untrusted(request, timeout):
+        tried.append(request)
+        raise URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+
+    monkeypatch.setattr(module, "urlopen", untrusted)
+    assert "certificate verify failed" in refused(tmp_path, get)
+    assert len(tried) == 1
 
 
 def test_the_next_address(tmp_path, server):

@@ -383,12 +383,35 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     assert [example.captions[0] for example in examples][:3] == [captions_of(n, 1)[0] for n in range(6, 9)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"Flickr8k.token.txt": b"1.jpg#0\ta dog\n"},  # no lists
+        {**FLICKR, "Flickr_8k.devImages.txt": b"99.jpg\n"},  # a picture without captions
+        {**FLICKR, "Flickr8k.token.txt": b"\xff"},
+    ],
+    ids=["no lists", "no captions", "no text"],
+)
+def test_annotations_of_something_else(cli, tmp_path, text):
+    with Hostile() as server:
+        server.files["Flickr8k_text.zip"] = make_zip(text)
+        options = ["--out", tmp_path, "--pictures", "false", "--mirror", server.url]
+        code, _, err = cli("data", "fetch", "flickr8k", *options)
+    assert code == 2
+    assert is_one_line(err.splitlines()[-1], "annotations are not those of flickr8k")
+
+
 @pytest.mark.parametrize("name", ["coco2014", "karpathy"])
 def test_known_sums_are_asked_for(monkeypatch, cli, tmp_path, name):
     monkeypatch.setattr(fetch, "room", lambda *_: None)
     with Hostile() as server:
         server.files |= host(name, tmp_path)
         code, _, err = cli("data", "fetch", name, "--out", tmp_path / "set", "--mirror", server.url)
-    assert code == 2
+        first = SETS[name].archives[0].name
+        (tmp_path / "by hand").mkdir()
+        (tmp_path / "by hand" / first).write_bytes(server.files[first])
+        again, _, by_hand = cli("data", "fetch", name, "--out", tmp_path / "by hand", "--mirror", server.url)
+    assert (code, again) == (2, 2)
+    assert is_one_line(by_hand.splitlines()[-1], "remove it and fetch again")
     assert re.search(r"bytes and not (252,872,794|36,745,453): another file", err)
     assert contents(tmp_path / "set") == set()
