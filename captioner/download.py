@@ -216,7 +216,6 @@ def _attempt(url: str, part: Path, note: Path, size: int | None, timeout: float,
             offset, version = 0, _Version(url, _validator(found), response.length)
             if size is not None and version.size not in (None, size):
                 raise _Refused(f"has {version.size:,} bytes and not {size:,}: another file")
-            note.unlink(missing_ok=True)
         else:
             raise _Refused(f"HTTP {response.status} was not expected")
         room(part.parent, (version.size or offset) - offset, f"the rest of {part.stem}")

@@ -92,6 +92,16 @@ def test_a_changed_file_is_begun_again(get, if_range):
     assert get({"cut": 40_000}, {"change": OTHER, "if_range": if_range}) == OTHER
 
 
+def test_a_changed_file_of_the_same_size_is_begun_again(server, get):
+    """The server ignores If-Range, and only the ETag of its answer tells."""
+    new = OTHER[:50_000] * 2
+    assert get({"cut": 40_000}, {"change": new, "if_range": False}) == new
+
+
+def test_retries_are_counted_anew_after_progress(get):
+    assert get(*[{"cut": 1000}] * 9, retries=0) == DATA
+
+
 def test_a_shorter_file_is_begun_again(get):
     assert get({"cut": 95_000}, {"change": OTHER, "if_range": False}) == OTHER
 
@@ -197,6 +207,7 @@ def test_the_next_address(tmp_path, server):
     server.script.extend([{"cut": 40_000}, {"status": 403}])
     download([f"{server.url}/a.zip", f"{server.url}/second/a.zip"], tmp_path / "a.zip", timeout=5)
     assert (tmp_path / "a.zip").read_bytes() == OTHER  # nothing of the first one's part
+    assert server.log[-1] == ("second/a.zip", None)
     with pytest.raises(UserError) as error:
         download([f"{server.url}/x/b.zip", f"{server.url}/y/b.zip"], tmp_path / "b.zip", timeout=5)
     assert "x/b.zip: HTTP 404" in str(error.value)
