@@ -21,6 +21,7 @@ COMMANDS = {
     "score": "score captions that are there already",
     "gradients": "measure and draw gradients, through time or along a training",
     "average": "average the weights of several checkpoints into one model",
+    "data fetch": "download COCO, Karpathy's splits or Flickr8k, resumably",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

@@ -10,7 +10,19 @@ from conftest import ROOT
 # A module imports from its own row's earlier entries and from the rows above it.
 ROWS = [
     ["errors", "config"],
-    ["vocabulary", "mirror", "formats", "text", "images", "clips", "features", "dataset", "shapes"],
+    [
+        "vocabulary",
+        "mirror",
+        "formats",
+        "text",
+        "images",
+        "clips",
+        "features",
+        "dataset",
+        "shapes",
+        "download",
+        "fetch",
+    ],
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
