@@ -241,3 +241,26 @@ def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n000.png,one, two\n")
     examples, _ = read(tmp_path / "captions.txt", sets["csv"]["train"]["images"])
     assert examples[0].captions == ("one, two",)
+
+
+def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
+    """By the command line, fine-tuning, so that pictures are read in every epoch: the same weights."""
+    from conftest import SMALL
+    from safetensors.torch import load_file
+
+    small = [str(word) for name, value in SMALL.items() for word in (f"--{name}", value)]
+    weights = {}
+    for layout in ("coco", "webdataset"):
+        files = [
+            word
+            for split, one in sets[layout].items()
+            for key, option in (("path", f"--data.{split}"), ("images", f"--data.{split}_images"))
+            if one[key] is not None
+            for word in (option, one[key])
+        ]
+        out = ("--out", tmp_path / layout, "--model.trainable_layers", 1, "--train.epochs", 1)
+        code, _, err = cli("train", *small, *files, *out, "--data.feature_cache", tmp_path / "features")
+        assert code == 0, err
+        weights[layout] = load_file(tmp_path / layout / "captioner.safetensors")
+    assert weights["coco"].keys() == weights["webdataset"].keys()
+    assert all(torch.equal(value, weights["webdataset"][name]) for name, value in weights["coco"].items())
