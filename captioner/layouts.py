@@ -264,7 +264,7 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Listed:
     chosen = None if columns is None else tuple(name.strip() for name in columns.split(","))
     if chosen is not None and (len(chosen) != 2 or not all(chosen)):
         raise UserError(
-            f"columns is {columns!r}: expected IMAGE,CAPTION, the names of two columns with a comma between"
+            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns with a comma between"
         )
     header, cells, problems = _cells(path, chosen)
     named = _columns(header, chosen)
@@ -272,7 +272,9 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Listed:
         what = "file names and captions" if chosen is None else f"names {chosen[0]!r} and {chosen[1]!r}"
         known = "" if chosen is not None else " with the usual names"
         there = ", ".join(map(repr, header))
-        raise UserError(f"{path}: no columns of {what}{known} among {there}; name the two: columns IMAGE,CAPTION")
+        raise UserError(
+            f"{path}: no columns of {what}{known} among {there}; name the two by --columns or --data.columns"
+        )
     image, caption = named
     number = next((key for key in NUMBERS if key in header and key not in named), None)
     rows: list[_Row] = []

@@ -217,7 +217,8 @@ def _errors(shard: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{shard}: no such shard; check the path") from None
+        gone = "no such shard, or no answer; check the address" if is_remote(shard) else "no such shard; check the path"
+        raise UserError(f"{shard}: {gone}") from None
     except tarfile.ReadError as error:
         packed = any(shard.lower().endswith(end) for end in (".gz", ".tgz", ".bz2", ".xz", ".zst"))
         what = "is compressed, which can only be read as a whole: unpack it to .tar" if packed else ""

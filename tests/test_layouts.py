@@ -203,6 +203,7 @@ REFUSED = {
     "a.csv": ("x,y\n1,2\n", "no columns of file names and captions with the usual names among 'x', 'y'"),
     "b.csv": ('image,caption\n000.png,"a" b\n', "line 2"),
     "c.jsonl": ('{"image": {"bytes": ""}, "caption": "a"}', "pictures inside a table are not read"),
+    "i.csv": ("image,caption\n", "it lists none"),
     "d.csv": ("image,caption,split\n000.png,a,test\n", "nothing of the split 'train'; there is test"),
     "e.txt": ("just text\n", "neither name.jpg#0<TAB>caption"),
     "f.json": ('{"a": 1}', "expected COCO's"),
