@@ -264,7 +264,7 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Listed:
     chosen = None if columns is None else tuple(name.strip() for name in columns.split(","))
     if chosen is not None and (len(chosen) != 2 or not all(chosen)):
         raise UserError(
-            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns with a comma between"
+            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns"
         )
     header, cells, problems = _cells(path, chosen)
     named = _columns(header, chosen)
