@@ -71,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         hang=False,  # before the body's second half
         pause=0.0,  # seconds between pieces of 4 kB
         validator=True,
+        weak=False,  # the ETag
         chunked=False,
     ):
         if change is not None:
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if html:
             data, ranges = b"<html>please log in</html>", False
-        etag = f'"{hash(data)}"'
+        etag = f'{"W/" if weak else ""}"{hash(data)}"'
         asked = self.headers["Range"]
         start = 0
         fits = self.headers["If-Range"] == etag or not if_range

@@ -98,6 +98,11 @@ def test_a_changed_file_of_the_same_size_is_begun_again(server, get):
     assert get({"cut": 40_000}, {"change": new, "if_range": False}) == new
 
 
+def test_a_weak_etag_does_not_vouch_for_bytes(server, get):
+    assert get({"cut": 40_000, "weak": True}, {"weak": True}) == DATA
+    assert [asked for _, asked in server.log] == [None, None]
+
+
 def test_retries_are_counted_anew_after_progress(get):
     assert get(*[{"cut": 1000}] * 9, retries=0) == DATA
 
