@@ -19,7 +19,7 @@ PICTURES = ("refer", "copy", "link")
 def to_coco(examples: Sequence[Example], out: Path, root: Path, pictures: str = "refer") -> Path:
     """Write ``captions.json``, and ``images/`` with ``copy`` and ``link``, into the new folder `out`.
 
-    Ids stay, also those that are strings; captions are numbered from 1. Width and height are those of the file's header.
+    Ids stay, also strings; captions are numbered from 1. Width and height are those of the header of the file.
 
     Args:
         examples: what to write.
@@ -129,7 +129,7 @@ def openable(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
 
 
 def _names(examples: Sequence[Example], root: Path) -> list[str]:
-    """A file name for each: relative to `root`, with slashes, or the base name of a file that lies elsewhere; unique."""
+    """A file name for each, unique: relative to `root`, with slashes, or the base name of one that lies elsewhere."""
     names, taken = [], set()
     for example in examples:
         name = os.path.relpath(example.path, root)
@@ -161,7 +161,7 @@ def _keys(names: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, when all went well; what a crash has left there is removed."""
+    """A folder beside `out` that takes its name when all went well; what a crash has left there is removed."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--output {out} is there already: name another folder or delete that one first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,8 +27,8 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     edges = np.linspace(0, BITS, distance + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        band = (hashes >> np.uint64(low)) & np.uint64(2 ** int(high - low) - 1)
+    for low, high in pairwise(edges.tolist()):
+        band = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
         for pairs in _equal_pairs(band):
             differ = (hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).view(np.uint8).reshape(-1, BITS // 8)
             found.append(pairs[np.unpackbits(differ, axis=1).sum(axis=1) <= distance])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from captioner.config import DataConfig
 from captioner.dataset import as_batch, choose_workers
@@ -200,12 +201,11 @@ def _caption_findings(split: Split) -> list[Finding]:
 
 def look_at(paths: Sequence[Path], workers: int = -1) -> list[Look | ImageError]:
     """Look at many pictures, in several processes, with a progress bar on a terminal."""
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     imagehash()  # says here, not in a worker, that it is missing
     workers = choose_workers(workers, device="")  # nothing else needs the cores
-    loader = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=as_batch)  # type: ignore[arg-type]
+    loader: Any = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=as_batch)
     found: list[Look | ImageError] = []
     with tqdm(total=len(paths), unit=" pictures", disable=None) as bar:
         for batch in loader:
@@ -214,7 +214,7 @@ def look_at(paths: Sequence[Path], workers: int = -1) -> list[Look | ImageError]
     return found
 
 
-class _Looks:
+class _Looks(Dataset):
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
 

@@ -135,15 +135,16 @@ def _split(split: Mapping[str, Any]) -> str:
         for row in split["vocabulary"]
     )
     return (
-        f'<section>\n<h2>{text(split["name"])}</h2>\n<p class="faint">{text(split["path"])} ({text(split["format"])})</p>\n'
+        f"<section>\n<h2>{text(split['name'])}</h2>\n"
+        f'<p class="faint">{text(split["path"])} ({text(split["format"])})</p>\n'
         f'<dl>\n{rows}</dl>\n<h3>Words a caption</h3>\n<table class="chart">\n{chart}</table>\n'
         f"<h3>Vocabulary</h3>\n<table>\n<tr>{head}</tr>\n{table}</table>\n</section>\n"
     )
 
 
 def _finding(finding: Finding) -> str:
-    kind = "warning" if finding.serious else "note"
-    opening = f'<details class="{kind}"{" open" if finding.serious else ""}><summary>{text(finding.heading)}: {len(finding.lines):,}</summary>\n'
+    kind = 'class="warning" open' if finding.serious else 'class="note"'
+    opening = f"<details {kind}><summary>{text(finding.heading)}: {len(finding.lines):,}</summary>\n"
     if finding.pictures is not None:
         shown, limit = "".join(map(_group, finding.pictures[:GROUPS])), GROUPS
     else:

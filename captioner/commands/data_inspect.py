@@ -1,6 +1,6 @@
 """Look at a data set: its captions, words and pictures, what is broken, what comes twice and which splits overlap.
 
-Example: captioner data inspect captions_train.json --images train --val captions_val.json --val_images val --html data.html
+Example: captioner data inspect captions_train.json --images train --val captions_val.json --val_images val
 
 Problems are warnings at the top; the exit code is 0 unless the data cannot be read at all.
 """
