@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from captioner.images import MAX_PIXELS, SUFFIXES, VIDEOS, ImageError, eval_transform, open_image, reading
+from captioner.images import MAX_PIXELS, SUFFIXES, VIDEOS, ImageError, eval_transform, open_image, opened, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,8 @@ def _length(source: Any) -> int:
     Image.init()
     with reading(source):
         try:
-            with Image.open(source, formats=[name for name in ANIMATED if name in Image.OPEN]) as image:
+            formats = [name for name in ANIMATED if name in Image.OPEN]
+            with opened(source) as file, Image.open(file, formats=formats) as image:
                 return getattr(image, "n_frames", 1)
         except UnidentifiedImageError:
             return 1
@@ -104,7 +105,7 @@ def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
     except ImportError:
         raise ImageError(f"{path}: videos are read with PyAV: pip install 'captioner[video]'") from None
     options, found = {"format_whitelist": CONTAINERS}, False
-    with reading(path), open(path, "rb") as file:
+    with reading(path), opened(path) as file:
         with av.open(file, "r", options=options) as clip:
             if not clip.streams.video:
                 raise ImageError(f"{path}: has sound but no pictures; name another file")

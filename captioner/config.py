@@ -124,10 +124,15 @@ class DataConfig:
     """Where the pictures and captions are, and how they are batched.
 
     Args:
-        train: COCO captions JSON of the training split
-        train_images: folder with its pictures
-        val: COCO captions JSON of the validation split
-        val_images: folder with its pictures
+        train: the training captions in any layout of docs/data.md: COCO captions JSON, a table, a folder, shards …
+        train_images: folder of the pictures; not needed where the layout says where they are
+        train_split: which split, where the layout has several; train of Karpathy's is train and restval
+        train_list: file with a picture's name in each line, such as Flickr_8k.trainImages.txt: only these
+        val: the validation captions, in the same way
+        val_images: folder of their pictures
+        val_split: which split
+        val_list: file with the names of the pictures
+        columns: IMAGE,CAPTION, the columns of a table where they have other than the usual names
         fraction: share of the training pictures to train on, chosen by train.seed
         level: word, or char: the captions are written letter by letter; max_length and search.max_length then
             count characters
@@ -147,8 +152,13 @@ class DataConfig:
 
     train: str | None = None
     train_images: str | None = None
+    train_split: str = "train"
+    train_list: str | None = None
     val: str | None = None
     val_images: str | None = None
+    val_split: str = "val"
+    val_list: str | None = None
+    columns: str | None = None
     fraction: float = 1.0
     level: Literal["word", "char"] = "word"
     min_count: int = 4

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.formats import Example, write_json
-from captioner.images import ImageError, reading
+from captioner.files import write_json
+from captioner.formats import Example
+from captioner.images import ImageError, opened, reading
+from captioner.shards import Member
 
 PICTURES = ("refer", "copy", "link")
 
@@ -24,7 +26,7 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, pictures: str = 
     Args:
         examples: what to write.
         out: the folder, made whole or not at all.
-        root: the folder that the file names were relative to; names of pictures below it stay as they are.
+        root: the folder that the names of the examples are relative to.
         pictures: "refer": the pictures stay where they are; "copy"; "link": links to the files.
 
     Returns:
@@ -37,17 +39,19 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, pictures: str = 
     with _folder(out) as aside:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for example, name in zip(examples, _names(examples, root), strict=True):
+        for example, name in zip(examples, _names(examples), strict=True):
             width, height = size(example.path)
             if pictures != "refer":
                 to = aside / "images" / name
                 to.parent.mkdir(parents=True, exist_ok=True)
                 if pictures == "copy":
-                    shutil.copyfile(example.path, to)
+                    to.write_bytes(read(example.path))
+                elif isinstance(example.path, Member):
+                    raise UserError(f"{example.path}: is in a shard; use --pictures copy")
                 else:
                     to.symlink_to(os.path.realpath(example.path))
-            elif os.path.normpath(Path(root, name)) != os.path.normpath(example.path):
-                raise UserError(f"{example.path}: is not in {root}; use --pictures copy or link")
+            elif isinstance(example.path, Member) or Path(root, name) != example.path:
+                raise UserError(f"{example.path}: is not a file in {root}; use --pictures copy")
             images.append({"id": example.image_id, "file_name": name, "width": width, "height": height})
             for caption in example.captions:
                 annotations.append({"id": len(annotations) + 1, "image_id": example.image_id, "caption": caption})
@@ -58,7 +62,7 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, pictures: str = 
     return root if pictures == "refer" else out / "images"
 
 
-def to_webdataset(examples: Sequence[Example], out: Path, root: Path, shard_size: int = 1000) -> int:
+def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000) -> int:
     """Write ``000000.tar``, ``000001.tar`` … into the new folder `out`: for each picture NAME.jpg (or as its file is
     called), byte for byte, and NAME.json with `captions`, `image_id` and `file_name`.
 
@@ -67,7 +71,6 @@ def to_webdataset(examples: Sequence[Example], out: Path, root: Path, shard_size
     Args:
         examples: what to write, in this order.
         out: the folder, made whole or not at all.
-        root: the folder that the file names are relative to.
         shard_size: pictures in a shard.
 
     Returns:
@@ -81,7 +84,7 @@ def to_webdataset(examples: Sequence[Example], out: Path, root: Path, shard_size
     except ImportError:
         raise UserError("shards are written with webdataset: pip install 'captioner[shards]'") from None
     with _folder(out) as aside:
-        names = _names(examples, root)
+        names = _names(examples)
         # Beside its own limit of pictures a ShardWriter has one of bytes. PAX: names may be long and not ASCII.
         limits: dict[str, Any] = {"maxcount": shard_size, "maxsize": float("inf"), "verbose": 0}
         pattern = str(aside).replace("%", "%%") + "/%06d.tar"
@@ -94,17 +97,17 @@ def to_webdataset(examples: Sequence[Example], out: Path, root: Path, shard_size
         return len(list(aside.glob("*.tar")))
 
 
-def read(path: Path) -> bytes:
+def read(path: Path | Member) -> bytes:
     """The bytes of a picture.
 
     Raises:
         ImageError: they cannot be read.
     """
-    with reading(path):
-        return Path(path).read_bytes()
+    with reading(path), opened(path) as file:
+        return file.read()
 
 
-def size(path: Path) -> tuple[int, int]:
+def size(path: Path | Member) -> tuple[int, int]:
     """Width and height in pixels, as the header of the file says; nothing is decoded.
 
     Raises:
@@ -112,7 +115,7 @@ def size(path: Path) -> tuple[int, int]:
     """
     from PIL import Image
 
-    with reading(path), Image.open(path) as header:
+    with reading(path), opened(path) as file, Image.open(file) as header:
         return header.size
 
 
@@ -128,15 +131,12 @@ def openable(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
     return good, bad
 
 
-def _names(examples: Sequence[Example], root: Path) -> list[str]:
-    """A file name for each, unique: relative to `root`, with slashes, or the base name of one that lies elsewhere."""
+def _names(examples: Sequence[Example]) -> list[str]:
+    """A file name for each, with slashes: the one it has in its folder or shard; unique, for there may be shards."""
     names, taken = [], set()
     for example in examples:
-        name = os.path.relpath(example.path, root)
-        if name.startswith(os.pardir):
-            name = os.path.basename(name)
-        stem, suffix = os.path.splitext(name.replace(os.sep, "/"))
-        name, again = stem + suffix, 1
+        name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
+        (stem, suffix), again = os.path.splitext(name), 1
         while name in taken:
             again += 1
             name = f"{stem}_{again}{suffix}"

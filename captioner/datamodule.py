@@ -1,4 +1,4 @@
-"""COCO-style files in, loaders out: reads the annotations, counts the vocabulary, computes or opens the features."""
+"""Captioned pictures in, loaders out: reads the annotations, counts the vocabulary, computes or opens the features."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ from captioner.dataset import (
 from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
-from captioner.formats import read_coco
+from captioner.formats import read
 from captioner.mirror import mirrored
 from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
+from captioner.shards import Member
 from captioner.vocabulary import END, SPECIAL, Vocabulary
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
@@ -47,7 +48,7 @@ VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a m
 
 def extract_features(
     encoder: Encoder,
-    paths: Sequence[Path],
+    paths: Sequence[str | os.PathLike],
     image_size: int,
     batch_size: int,
     workers: int,
@@ -90,18 +91,27 @@ class Split:
     """
 
     def __init__(self, name: str, data: DataConfig, model: ModelConfig) -> None:
-        annotations, images = getattr(data, name), getattr(data, f"{name}_images")
-        if annotations is None or images is None:
-            raise UserError(f"--data.{name} (captions JSON) and --data.{name}_images (folder) are both needed")
-        self.examples, skipped = read_coco(
-            Path(annotations), Path(images), data.skip_bad_images, albums=model.frames > 0
+        annotations = getattr(data, name)
+        if annotations is None:
+            raise UserError(
+                f"--data.{name} is needed: the captions of the {name} split, and for most formats "
+                f"--data.{name}_images, the folder of its pictures"
+            )
+        self.examples, skipped = read(
+            annotations,
+            getattr(data, f"{name}_images"),
+            getattr(data, f"{name}_split"),
+            columns=data.columns,
+            listed=getattr(data, f"{name}_list"),
+            skip_bad=data.skip_bad_images,
+            albums=model.frames > 0,
         )
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
         self.mirrored_rows: np.ndarray | None = None
         self.mirrors = name == "train" and data.horizontal_flip
         if model.trainable_layers == 0:
-            skipped += self._use_features(Path(annotations), Path(images), data, model)
+            skipped += self._use_features(annotations, data, model)
         elif data.skip_bad_images:
             skipped += self._drop_unreadable(data, model)
         if skipped:
@@ -117,15 +127,19 @@ class Split:
         self.rows = None if self.rows is None else self.rows[kept]
         self.mirrored_rows = None if self.mirrored_rows is None else self.mirrored_rows[kept]
 
-    def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
+    def _use_features(self, annotations: str, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
-        names = [os.path.relpath(path, images) for path in paths]
+        names = [example.name for example in self.examples]
         pictures = hashlib.sha256()
-        inside = paths
-        if model.frames:
-            inside = [one for path in paths for one in (album(path) if path.is_dir() else [path])]
-        for path in inside:
-            pictures.update(f"{os.path.relpath(path, images)}\0{path.stat().st_size}\0".encode())
+        for path, name in zip(paths, names, strict=True):
+            if isinstance(path, Member):
+                sizes = [(name, path.size)]
+            elif model.frames and path.is_dir():
+                sizes = [(os.path.join(name, inner.name), inner.stat().st_size) for inner in album(path)]
+            else:
+                sizes = [(name, path.stat().st_size)]
+            for one, size in sizes:
+                pictures.update(f"{one}\0{size}\0".encode())
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -140,7 +154,7 @@ class Split:
         if self.mirrors:  # the file has the rows of all pictures, then those of all mirrored pictures
             fingerprint["mirrored"] = "after the others"
             names += [f"{name} mirrored" for name in names]
-        label = f"{annotations.stem}-{model.encoder.replace(':', '-')}-{model.image_size}"
+        label = f"{Path(annotations).stem}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:

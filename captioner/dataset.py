@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ class ImageDataset(Dataset):
     With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.clips.look`.
     """
 
-    def __init__(self, paths: Sequence[Path | str], size: int, frames: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike], size: int, frames: int = 0) -> None:
         self.paths, self.size, self.frames = paths, size, frames
 
     def __len__(self) -> int:
@@ -275,7 +274,7 @@ def as_batch(batch: Any) -> Any:
 
 
 def read_pictures(
-    paths: Sequence[Path | str], size: int, batch_size: int, workers: int = 0, frames: int = 0
+    paths: Sequence[str | os.PathLike], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
     """Decode pictures, or clips and albums of so many `frames`, in batches of that many pictures, in order.
 

@@ -98,7 +98,7 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
     return float(found[1])
 
 
-def clip_score(pictures: Sequence[Path], captions: Sequence[str], model: str) -> float:
+def clip_score(pictures: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> float:
     """CLIPScore without references (Hessel et al. 2021, equation 1), in general 0..1: 2.5 · the mean cosine.
 
     The cosine of CLIP's embeddings of a picture and of "A photo depicts " before its caption is computed by

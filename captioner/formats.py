@@ -1,4 +1,4 @@
-"""Annotation files to examples, in pure functions."""
+"""Annotations of any layout to examples, references and results, in pure functions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,62 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
+from captioner.files import ID, IDS, check, kind, parse_json, read_json, read_text, write_json, write_text
+from captioner.layouts import (
+    Entry,
+    Listed,
+    Problem,
+    folder_of,
+    has_sentences,
+    metadata_of,
+    read_flickr,
+    read_karpathy,
+    read_pairs,
+    read_table,
+    read_webdataset,
+    recognise,
+    texts_of,
+)
+from captioner.shards import Member, are_shards, is_remote
 
-ID = int | str  # what names an image
-_ID = (int, str)
+# What others import from here.
+__all__ = [
+    "ID",
+    "Example",
+    "leaves",
+    "match",
+    "read",
+    "read_coco",
+    "read_json",
+    "read_named_references",
+    "read_references",
+    "read_results",
+    "recognise",
+    "write_json",
+    "write_text",
+]
 
 
 @dataclass(frozen=True)
 class Example:
     """One image and what people wrote about it.
 
-    image_id is the file's own name for the image: an int in COCO, and a str is passed through as it stands.
+    image_id: the file's own name for the image: an int in COCO, and a str is passed through as it stands; where the
+        file has none, the number of the picture in it, from 0.
+    path: where the picture is: a file, an album, or a file in a shard.
     captions: stripped, never blank, in the order of the file; as many as there are.
+    name: path below the folder of the pictures; of a picture in a shard, the shard and the file in it.
     """
 
-    image_id: int
-    path: Path
+    image_id: Any
+    path: Path | Member
     captions: tuple[str, ...]
+    name: str = field(default="", compare=False)
 
 
 def read_coco(
@@ -56,8 +91,113 @@ def read_coco(
     Raises:
         UserError: a problem as above, a file that is not COCO captions, or an id given twice (whatever skip_bad says).
     """
-    listed, captions = _coco(annotations, read_json(annotations))
-    if not os.path.isdir(images):
+    found, _ = _entries(os.fspath(annotations), "coco", images, "", None, albums)
+    return _look(annotations, images, found, skip_bad, option, albums)
+
+
+def read(
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    columns: str | None = None,
+    listed: str | os.PathLike | None = None,
+    skip_bad: bool = False,
+    option: str = "--data.skip_bad_images",
+    albums: bool = False,
+) -> tuple[list[Example], list[str]]:
+    """Read captioned pictures in any layout of docs/data.md.
+
+    Args:
+        path: a file, a folder, or an address or pattern of shards.
+        images: the folder that file names are relative to. A table's are relative to its own folder without it, and
+            folders and shards have their pictures themselves.
+        split: which pictures, where the layout names several splits; "train" of Karpathy's is train and restval.
+        columns: "IMAGE,CAPTION", the columns of a table, where they have other names than the usual ones.
+        listed: a file with a picture's name in each line: only these are read.
+        skip_bad, option, albums: as in :func:`read_coco`.
+
+    Returns:
+        The examples in the order of the file, at least one; and what was left out, one line each.
+
+    Raises:
+        UserError: as in :func:`read_coco`; an unknown layout, a split that is not there, or `images` are needed.
+    """
+    layout = recognise(path)
+    where = os.fspath(path)
+    if layout in ("coco", "karpathy", "flickr") and images is None:
+        needed = "--data.train_images, --data.val_images or --images"
+        raise UserError(f"{where}: does not say where its pictures are; name their folder with {needed}")
+    found, folder = _entries(where, layout, images, split, columns, albums)
+    entries, problems = _only(found, listed)
+    return _look(where, folder, (entries, problems), skip_bad, option, albums, layout == "webdataset")
+
+
+def _entries(
+    path: str, layout: str, images: str | os.PathLike | None, split: str, columns: str | None, albums: bool
+) -> tuple[Listed, Path]:
+    """What a file says, and the folder that its names are relative to; no picture is looked at."""
+    file = Path(path)
+    if layout == "webdataset":
+        here = path if is_remote(path) or not file.is_dir() else folder_of(file, split)
+        return read_webdataset(here, albums), file
+    if layout in ("imagefolder", "pairs"):
+        file = folder_of(file, split)
+        folder = file if images is None else Path(images)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of images; check the path")
+        if layout == "pairs":
+            return read_pairs(file, folder), folder
+        return read_table(metadata_of(file), split, columns), folder
+    folder = file.parent if images is None else Path(images)
+    if layout == "karpathy":
+        return read_karpathy(file, read_json(file), split), folder
+    if layout == "flickr":
+        return read_flickr(file, split, columns), folder
+    if layout == "table":
+        return read_table(file, split, columns), folder
+    pictures, captions = _coco(file, read_json(file))
+    entries = []
+    for image in pictures:
+        where = f"{file}: image id {image['id']!r}"
+        entries.append(Entry(image["id"], where, (image["file_name"],), tuple(captions.pop(image["id"], []))))
+    unknown = [  # what no listed image has taken
+        Problem("unknown image id", f"{file}: captions for image id {image_id!r}, not in its 'images'")
+        for image_id in captions
+    ]
+    return (entries, unknown), folder
+
+
+def _only(found: Listed, listed: str | os.PathLike | None) -> Listed:
+    """The entries that a list names, by file name with or without its ending."""
+    if listed is None:
+        return found
+    names = dict.fromkeys(line.strip() for line in read_text(Path(listed), "text").splitlines() if line.strip())
+    unseen, kept = set(names), []
+    for entry in found[0]:
+        name = entry.names[0]
+        mine = {name, posixpath.basename(name), posixpath.splitext(posixpath.basename(name))[0]} & names.keys()
+        unseen -= mine
+        if mine:
+            kept.append(entry)
+    problems = [line for line in found[1] if line.kind != "unknown image id"]  # of other pictures, as far as is known
+    for name in names:
+        if name in unseen:
+            problems.append(Problem("listed picture without an entry", f"{listed}: {name!r} is not in the captions"))
+    return kept, problems
+
+
+def _look(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    listed: Listed,
+    skip_bad: bool,
+    option: str,
+    albums: bool,
+    packed: bool = False,
+) -> tuple[list[Example], list[str]]:
+    """The examples whose pictures are there, `packed` in shards or else in the folder; see :func:`read_coco`."""
+    if not packed and not os.path.isdir(images):
         raise UserError(f"{images}: no such folder of images; check the path")
 
     @functools.cache
@@ -69,27 +209,31 @@ def read_coco(
         except (OSError, ValueError):  # no such folder, or a name that none can have
             return frozenset()
 
+    def is_there(relative: str) -> bool:
+        folder, name = os.path.split(relative)
+        return not leaves(relative) and name in names(folder)
+
     examples: list[Example] = []
     problems: list[tuple[str, str]] = []  # (kind, line)
-    for image in listed:
-        image_id, file_name = image["id"], image["file_name"]
-        where = f"{annotations}: image id {image_id!r}"
-        relative = os.path.normpath(file_name)
-        folder, name = os.path.split(relative)
-        every = captions.pop(image_id, [])
-        written = tuple(caption for caption in every if caption)
-        if leaves(relative):
+    for entry in listed[0]:
+        where, file_name = entry.where, entry.names[0]
+        paths = [os.path.normpath(name) for name in entry.names]
+        relative = next((path for path in paths if not packed and is_there(path)), paths[0])
+        written = tuple(caption for caption in entry.captions if caption)
+        if packed and entry.picture is None:
+            problems.append(("missing image file", f"{where} has no picture"))
+        elif leaves(relative):
             problems.append(("file name outside the folder", f"{where}: file name {file_name!r} leaves {images}"))
-        elif name not in names(folder):
+        elif not packed and not is_there(relative):
             problems.append(("missing image file", f"{where}: no file {file_name!r} in {images}"))
         elif not written:
             problems.append(("image without a caption", f"{where} ({file_name!r}) has no caption"))
         else:
-            examples.append(Example(image_id, Path(images, relative), written))
-            if len(written) < len(every):
+            picture = Path(images, relative) if entry.picture is None else entry.picture
+            examples.append(Example(entry.image_id, picture, written, relative))
+            if len(written) < len(entry.captions):
                 problems.append(("image with a blank caption", f"{where} ({file_name!r}) has a blank caption"))
-    for image_id in captions:  # what no listed image has taken
-        problems.append(("unknown image id", f"{annotations}: captions for image id {image_id!r}, not in its 'images'"))
+    problems += listed[1]
 
     if problems and not skip_bad:
         more = Counter(kind for kind, _ in problems[1:])
@@ -121,22 +265,59 @@ def read_references(path: Path) -> dict[ID, list[str]]:
     return read_named_references(path)[0]
 
 
-def read_named_references(path: Path) -> tuple[dict[ID, list[str]], dict[ID, str]]:
+def read_named_references(
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    split: str = "val",
+    *,
+    columns: str | None = None,
+    listed: str | os.PathLike | None = None,
+) -> tuple[dict[ID, list[str]], dict[ID, str]]:
     """Captions by image id, and file names by image id where the file gives them; no image is looked at.
 
-    Reads a COCO captions file (in the order of `images`), {"id": ["caption", …]}, or a list of objects with one or more
-    captions each (`captions`, `references`, `caption` …; an image may come several times), as JSON or JSON Lines.
+    Reads all that :func:`read` reads, with the same options. JSON, or JSON Lines, may also be a COCO captions file
+    without file names, {"id": ["caption", …]}, or a list of objects with one or more captions each (`captions`,
+    `references`, `caption` …; an image may come several times).
     Images without a caption, blank captions and captions of images that are not listed are left out: they cannot take
     part in a score.
 
     Raises:
         UserError: as read_coco does for the file itself, not such a file, or nothing is left.
     """
-    data = _read_captions(path)
+    data = _read_captions(Path(path)) if listed is None and _is_json(path) else None
+    if data is None or has_sentences(data):
+        layout = recognise(path) if data is None else "karpathy"
+        entries, _ = _only(_entries(os.fspath(path), layout, images, split, columns, albums=True)[0], listed)
+        found: dict[ID, list[str]] = {entry.image_id: list(entry.captions) for entry in entries}
+        names: dict[ID, str] = {entry.image_id: entry.names[0] for entry in entries}
+    else:
+        found, names = _json_references(Path(path), data)
+    found = {image: [text for text in texts if text] for image, texts in found.items()}
+    found = {image: texts for image, texts in found.items() if texts}
+    if not found:
+        raise UserError(f"{path}: no image in it has a caption; name a captions file")
+    return found, {image: name for image, name in names.items() if image in found}
+
+
+def _is_json(path: str | os.PathLike) -> bool:
+    """Whether a file is JSON or JSON Lines, by its name or else by how it begins."""
+    text = os.fspath(path)
+    if (
+        is_remote(text)
+        or are_shards(text)
+        or os.path.isdir(text)
+        or text.lower().endswith((".csv", ".tsv", ".parquet"))
+    ):
+        return False
+    return ".json" in Path(text).suffix.lower() or read_text(Path(text), "text").lstrip()[0] in "[{"
+
+
+def _json_references(path: Path, data: Any) -> tuple[dict[ID, list[str]], dict[ID, str]]:
+    """Captions and file names of COCO's layout or something like it."""
     found: dict[ID, list[str]] = {}
     names: dict[ID, str] = {}
     if isinstance(data, dict) and "images" in data:
-        listed, captions = _coco(path, data, fields={"id": _ID})
+        listed, captions = _coco(path, data, fields={"id": IDS})
         found = {image["id"]: captions.get(image["id"], []) for image in listed}
         names = {image["id"]: image["file_name"] for image in listed if isinstance(image.get("file_name"), str)}
     else:
@@ -145,11 +326,7 @@ def read_named_references(path: Path) -> tuple[dict[ID, list[str]], dict[ID, str
             found.setdefault(image, []).extend(text.strip() for text in texts)
             if name is not None and name != image:
                 names[image] = name
-    found = {image: [text for text in texts if text] for image, texts in found.items()}
-    found = {image: texts for image, texts in found.items() if texts}
-    if not found:
-        raise UserError(f"{path}: no image in it has a caption; name a captions file")
-    return found, {image: name for image, name in names.items() if image in found}
+    return found, names
 
 
 def read_results(path: Path) -> dict[ID, str]:
@@ -262,10 +439,10 @@ def _rows(
             data = [data]  # one line of JSON Lines
     if isinstance(data, dict) and data:
         for image, value in data.items():
-            yield image, _texts(f"{path}: image {image!r}", value), None
+            yield image, texts_of(f"{path}: image {image!r}", value), None
         return
     if not isinstance(data, list) or not data:
-        found = "an empty list" if data == [] else "an empty object" if data == {} else _kind(data)
+        found = "an empty list" if data == [] else "an empty object" if data == {} else kind(data)
         raise UserError(f"{path}: not {what} or JSON Lines, found {found}")
 
     first = data[0] if isinstance(data[0], dict) else {}
@@ -277,25 +454,12 @@ def _rows(
     if len(present) > 1:
         raise UserError(f"{path}: {one} 0 has both {present[0]!r} and {present[1]!r}; keep the one that is meant")
     for position, entry in enumerate(data):
-        _check(path, f"{one} {position}", entry, {image_key: _ID})
+        check(path, f"{one} {position}", entry, {image_key: IDS})
         if present[0] not in entry:
-            _check(path, f"{one} {position}", entry, {present[0]: str})
+            check(path, f"{one} {position}", entry, {present[0]: str})
         name = entry.get(file_key)
-        texts = _texts(f"{path}: {one} {position}: {present[0]!r}", entry[present[0]])
+        texts = texts_of(f"{path}: {one} {position}: {present[0]!r}", entry[present[0]])
         yield entry[image_key], texts, name if isinstance(name, str) else None
-
-
-def _texts(where: str, value: Any) -> list[str]:
-    """One caption or a list of them, each a string or an object with a `caption`."""
-    values = value if isinstance(value, list) else [value]
-    texts: list[Any] = [one.get("caption") if isinstance(one, dict) else one for one in values]
-    if not texts:
-        raise UserError(f"{where} is an empty list, expected a caption")
-    for text in texts:
-        if not isinstance(text, str):
-            of = "has" if isinstance(value, list) else "is"
-            raise UserError(f"{where} {of} {_kind(text)}, expected a string or a list of strings")
-    return texts
 
 
 def _coco(
@@ -309,12 +473,12 @@ def _coco(
 
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            found = _kind(data) if not isinstance(data, dict) else f"no list {key!r}"
+            found = kind(data) if not isinstance(data, dict) else f"no list {key!r}"
             raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
 
     seen: set[int | str] = set()
     for position, image in enumerate(data["images"]):
-        _check(path, f"image {position}", image, fields or {"id": _ID, "file_name": str})
+        check(path, f"image {position}", image, fields or {"id": IDS, "file_name": str})
         if image["id"] in seen:
             raise UserError(f"{path}: image id {image['id']!r} comes twice, so its captions are ambiguous; remove one")
         seen.add(image["id"])
@@ -322,9 +486,9 @@ def _coco(
     annotations = []
     seen = set()
     for position, entry in enumerate(data["annotations"]):
-        _check(path, f"annotation {position}", entry, {"image_id": _ID, "caption": str})
+        check(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str})
         if entry.get("id") is not None:
-            _check(path, f"annotation {position}", entry, {"id": _ID})
+            check(path, f"annotation {position}", entry, {"id": IDS})
             if entry["id"] in seen:
                 raise UserError(f"{path}: annotation id {entry['id']!r} comes twice; remove one or number it anew")
             seen.add(entry["id"])
@@ -337,48 +501,18 @@ def _coco(
     return data["images"], {key: [entry["caption"] for entry in group] for key, group in coco.imgToAnns.items()}
 
 
-def _check(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
-    """Raise UserError unless the entry is an object whose fields have the right types (true and false are no ids)."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{path}: {what}: expected an object with {', '.join(fields)}, found {_kind(entry)}")
-    for key, types in fields.items():
-        value = entry.get(key)
-        if not isinstance(value, types) or isinstance(value, bool):
-            wanted = "a whole number or a string" if types == _ID else "a string"
-            found = f"is {_kind(value)}" if key in entry else "is missing"
-            number = entry.get("id", entry.get("image_id"))
-            named = f" (id {number!r})" if isinstance(number, _ID) and key != "id" else ""
-            hint = "; name a captions file, not instances or keypoints" if key == "caption" else ""
-            raise UserError(f"{path}: {what}{named}: {key!r} {found}, expected {wanted}{hint}")
-
-
-def _kind(value: Any) -> str:
-    """JSON's word for a value."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), f"the number {value!r}")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file (UTF-8, with or without a byte-order mark).
-
-    Raises:
-        UserError: one line with the path, and the line and column where the JSON breaks.
-    """
-    return _parse(path, _read_text(path))
-
-
 def _read_captions(path: Path) -> Any:
     """The content of a JSON file without contradictory keys; of JSON Lines, the list of the values of its lines."""
-    text = _read_text(path)
+    text = read_text(path)
     try:
-        return _parse(path, text, pairs=_no_contradiction)
+        return parse_json(path, text, pairs=_no_contradiction)
     except UserError as error:
         broken: Any = error.__cause__
         more = isinstance(broken, json.JSONDecodeError) and broken.msg == "Extra data"
         if not (more and "\n" not in text[: broken.pos].strip()):  # the first value does not end with its line
             raise
     lines = enumerate(text.split("\n"), start=1)
-    return [_parse(path, line, number, _no_contradiction) for number, line in lines if line.strip()]
+    return [parse_json(path, line, number, _no_contradiction) for number, line in lines if line.strip()]
 
 
 def _no_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -388,56 +522,3 @@ def _no_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if found[key] != value:
             raise ValueError(f"{key!r} comes twice, as {value!r} and as {found[key]!r}; keep one")
     return found
-
-
-def _read_text(path: Path) -> str:
-    """The text of a file that is not empty."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if not text.strip():
-        raise UserError(f"{path}: is empty; write or fetch it again")
-    return text
-
-
-def _parse(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
-    """The value of JSON that begins in `line` of the file; `pairs` is the hook that makes its objects."""
-    try:
-        return json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno + line - 1} column {error.colno}"
-        raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
-        raise UserError(f"{path}: not JSON that can be read: {str(error).splitlines()[0]}") from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all; see :func:`write_text`."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside in the same folder (made when missing), then renamed.
-
-    Raises:
-        UserError: the file cannot be written there.
-    """
-    final = Path(os.path.realpath(path))  # a link stays a link
-    aside = final.with_name(f"{final.name}.{os.getpid()}.part")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, final)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; name another place or make room") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from captioner.errors import UserError
+from captioner.shards import Member, are_shards, expand, is_remote, samples
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,8 @@ def reading(source: object) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except UserError as error:  # a shard that cannot be read
+        raise ImageError(_printable(str(error))) from error
     except Exception as error:  # a decoder fed with damaged bytes raises just about anything
         raise ImageError(_printable(f"{_name(source)}: {_reason(error)}")) from error
 
@@ -63,7 +66,8 @@ def open_image(
     """Open any picture as upright RGB in memory; no file stays open.
 
     Args:
-        source: a path, the bytes of a file, a binary stream (read from its start, left open), or a picture.
+        source: a path, a file of a shard (:class:`captioner.shards.Member`), the bytes of a file, a binary stream (read
+            from its start, left open), or a picture.
         size_hint: the short side that is needed, in pixels. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size, never below the hint; other formats ignore it.
         frame: which one of an animated file.
@@ -83,9 +87,14 @@ def open_image(
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), source, size_hint, frame)
         if isinstance(source, (str, os.PathLike)):
-            with open(source, "rb") as file:
+            with opened(source) as file:
                 return _read(file, source, size_hint, frame)
         return _read(source, source, size_hint, frame)
+
+
+def opened(path: str | os.PathLike) -> BinaryIO:
+    """The file of a path, or of a shard, to read."""
+    return path.open() if isinstance(path, Member) else open(path, "rb")
 
 
 def _read(file: BinaryIO, source: object, size_hint: int | None, frame: int) -> Image.Image:
@@ -223,21 +232,25 @@ def _tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
 
 
-def find_images(paths: Iterable[str], clips: bool = False) -> list[Path]:
+def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member]:
     """The image files that the arguments name, in their order, each once.
 
     A folder stands for every file in it, at any depth, with a suffix in SUFFIXES, sorted; hidden files and folders
     are skipped. A glob pattern (`**` goes any depth down) stands for such files and folders among its matches.
+    A .tar, an address or a pattern with braces of such stands for the pictures in these shards, in their order.
     Anything else is kept as it is, be it missing or oddly named: opening it will say so.
 
     With `clips` a folder is an album and stands for itself, and patterns find videos, too.
 
     Raises:
-        UserError: a folder or pattern has no image in it.
+        UserError: a folder, pattern or shard has no image in it, or a shard cannot be read.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path | Member, None] = {}
     for path in paths:
-        if os.path.isdir(path):
+        images: Sequence[Path | Member]
+        if is_remote(path) or are_shards(path):
+            images = [file for file in _packed(path) if _is_image(file.name)]
+        elif os.path.isdir(path):
             images = [Path(path)] if clips else sorted(_walk(path))
         elif re.search(r"[*?[]", path) and not os.path.lexists(path):
             images = sorted(set(_match(path, clips)))
@@ -247,6 +260,13 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path]:
             raise UserError(f"{_printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
         found.update(dict.fromkeys(images))
     return list(found)
+
+
+def _packed(path: str) -> Iterator[Member]:
+    """The files of shards."""
+    for shard in expand(path):
+        for sample in samples(shard, ()):
+            yield from sample.files.values()
 
 
 def _walk(top: str | Path) -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from captioner.config import DataConfig
 from captioner.dataset import as_batch, choose_workers
 from captioner.duplicates import groups
 from captioner.errors import UserError
-from captioner.formats import Example, read_coco, read_json, read_named_references
-from captioner.images import ORIENTATION, ImageError, open_image
+from captioner.files import read_json
+from captioner.formats import Example, read, read_named_references
+from captioner.images import ORIENTATION, ImageError, open_image, opened, reading
+from captioner.layouts import recognise
 from captioner.vocabulary import tokenize
 
 SIDE = 64  # pixels of the short side that are enough for a hash
@@ -35,7 +36,6 @@ class Split:
     """One split of a data set, as it was read.
 
     declared: (width, height) in pixels by image id, where the annotations say it.
-    names: by image id, the file as people would call it.
     """
 
     name: str
@@ -44,7 +44,6 @@ class Split:
     examples: list[Example]
     skipped: list[str]
     declared: dict[Any, tuple[int, int]]
-    names: dict[Any, str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Finding:
     heading: str
     lines: list[str]
     serious: bool = True
-    pictures: list[list[tuple[str, str, Path]]] | None = None
+    pictures: list[list[tuple[str, str, Any]]] | None = None
 
 
 class Look(NamedTuple):
@@ -73,28 +72,33 @@ class Look(NamedTuple):
     colours: np.ndarray
 
 
-def read_split(name: str, path: Path, images: Path | None, pictures: bool = True) -> Split:
+def read_split(
+    name: str,
+    path: str,
+    images: Path | None = None,
+    split: str = "train",
+    columns: str | None = None,
+    pictures: bool = True,
+) -> Split:
     """Read a split, leaving out and noting what is bad.
 
     Args:
         name: what to call it.
-        path: the annotations.
-        images: the folder of pictures; without `pictures` it may be absent.
+        path: annotations, folder or shards, as :func:`captioner.formats.read` takes them.
+        images: the folder of pictures, where the layout needs one; a captions JSON can do without if not `pictures`.
+        split, columns: as in :func:`captioner.formats.read`.
         pictures: the pictures must be there.
 
     Raises:
         UserError: it cannot be read, or nothing is left.
     """
-    if images is None:
-        if pictures:
-            raise UserError(f"{path}: where are its pictures? Name their folder, or use --pictures false")
-        references, files = read_named_references(path)
-        names = {image: str(files.get(image, image)) for image in references}
-        examples = [Example(image, Path(names[image]), tuple(texts)) for image, texts in references.items()]  # type: ignore[arg-type]
-        return Split(name, str(path), "captions", examples, [], {}, names)
-    examples, skipped = read_coco(path, images, skip_bad=True)
-    names = {example.image_id: os.path.relpath(example.path, images) for example in examples}
-    return Split(name, str(path), "coco", examples, skipped, _declared(path), names)
+    layout = recognise(path)
+    if layout == "coco" and images is None and not pictures:
+        references, files = read_named_references(Path(path))
+        named = [(image, str(files.get(image, image)), tuple(texts)) for image, texts in references.items()]
+        return Split(name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {})
+    examples, skipped = read(path, images, split, columns=columns, skip_bad=True)
+    return Split(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
 
 
 def _declared(path: Path) -> dict[Any, tuple[int, int]]:
@@ -186,7 +190,7 @@ def _caption_findings(split: Split) -> list[Finding]:
     empty, again, long = [], [], []
     longest = DataConfig.max_length
     for example in split.examples:
-        name, words = split.names[example.image_id], [tokenize(caption) for caption in example.captions]
+        name, words = example.name, [tokenize(caption) for caption in example.captions]
         empty += [f"{name}: {text!r}" for text, each in zip(example.captions, words, strict=True) if not each]
         long += [f"{name}: {len(each)} words" for each in words if len(each) > longest]
         if len({tuple(each) for each in words}) < len(words):
@@ -199,7 +203,7 @@ def _caption_findings(split: Split) -> list[Finding]:
     ]
 
 
-def look_at(paths: Sequence[Path], workers: int = -1) -> list[Look | ImageError]:
+def look_at(paths: Sequence[Any], workers: int = -1) -> list[Look | ImageError]:
     """Look at many pictures, in several processes, with a progress bar on a terminal."""
     from tqdm import tqdm
 
@@ -215,7 +219,7 @@ def look_at(paths: Sequence[Path], workers: int = -1) -> list[Look | ImageError]
 
 
 class _Looks(Dataset):
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Any]) -> None:
         self.paths = paths
 
     def __len__(self) -> int:
@@ -228,14 +232,15 @@ class _Looks(Dataset):
             return error
 
 
-def look(path: Path) -> Look:
+def look(path: Any) -> Look:
     """Look at a picture: JPEGs are decoded at reduced size.
 
     Raises:
         ImageError: it cannot be read.
     """
     picture = open_image(path, size_hint=SIDE)  # says in one line what is wrong
-    data = Path(path).read_bytes()
+    with reading(path), opened(path) as file:
+        data = file.read()
     with Image.open(io.BytesIO(data)) as header:
         (width, height), turned = header.size, header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     bits = imagehash().phash(picture).hash.flatten()
@@ -276,7 +281,7 @@ def _sizes(looks: Sequence[Look | ImageError]) -> dict[str, Any]:
 def _picture_findings(split: Split, looks: Sequence[Look | ImageError]) -> list[Finding]:
     bad, wrong, small, stretched = [], [], [], []
     for example, seen in zip(split.examples, looks, strict=True):
-        name = split.names[example.image_id]
+        name = example.name
         if isinstance(seen, ImageError):
             bad.append(str(seen))
             continue
@@ -311,9 +316,7 @@ def _same(splits: Sequence[Split], looks: Sequence[Sequence[Look | ImageError]],
     findings, across = [], [group for group in found if len({seen[i][0].name for i in group}) > 1]
 
     def same(kind: str, heading: str, group_list: list[list[int]]) -> Finding:
-        pictures = [
-            [(seen[i][0].name, seen[i][0].names[seen[i][1].image_id], seen[i][1].path) for i in g] for g in group_list
-        ]
+        pictures = [[(seen[i][0].name, seen[i][1].name, seen[i][1].path) for i in g] for g in group_list]
         lines = []
         for group, named in zip(group_list, pictures, strict=True):
             how = "the same file" if len({digests[i] for i in group}) == 1 else "to the eye"
@@ -332,7 +335,7 @@ def _same(splits: Sequence[Split], looks: Sequence[Sequence[Look | ImageError]],
     for split in splits:
         for example in split.examples:
             if (split.name, example.image_id) not in known:
-                places.setdefault(split.names[example.image_id], []).append(split.name)
+                places.setdefault(example.name, []).append(split.name)
                 ids.setdefault(example.image_id, []).append(split.name)
     different = "of pictures that differ" if looks else "(the pictures were not looked at)"
     for kind, what, where in (("same_name", "file names", places), ("same_id", "image ids", ids)):

@@ -155,7 +155,7 @@ def _finding(finding: Finding) -> str:
     return f"{opening}{shown}{rest}</details>\n"
 
 
-def _group(group: Sequence[tuple[str, str, Path]]) -> str:
+def _group(group: Sequence[tuple[str, str, Any]]) -> str:
     """Pictures that are the same, side by side."""
     cells = []
     for split, file, path in group[:EACH]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ def score_captions(
     captions: Mapping[Any, str],
     options: ScoreOptions = ScoreOptions(),
     names: Mapping[Any, str] | None = None,
-    pictures: Mapping[Any, Path] | None = None,
+    pictures: Mapping[Any, str | os.PathLike] | None = None,
     where: str = "captions",
 ) -> dict[str, Any]:
     """Score captions of images and write the ``per_image`` file of the options.
@@ -220,7 +221,7 @@ def _add_external(
     references: list[list[list[str]]],
     hypotheses: list[list[str]],
     captions: Mapping[ID, str],
-    pictures: Mapping[ID, Path],
+    pictures: Mapping[ID, str | os.PathLike],
 ) -> None:
     """METEOR, SPICE and CLIPScore where they are asked for and can be had."""
 

@@ -16,8 +16,8 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="two or more, of any kind")
     parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
-    parser.add_argument("--annotations", type=str, help="COCO captions JSON that chooses among the checkpoints")
-    parser.add_argument("--images", type=str, help="folder with its pictures")
+    parser.add_argument("--annotations", type=str, help="captions that choose among the checkpoints (docs/data.md)")
+    parser.add_argument("--images", type=str, help="folder with their pictures, unless the layout says where they are")
     parser.add_argument("--beam", type=int, default=1, help="beam width of the captions that choose")
 
 
@@ -32,8 +32,8 @@ def run(options: Any) -> None:
         raise UserError("name two checkpoints or more to average")
     if Path(options.output).suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a .safetensors file")
-    if (options.annotations is None) != (options.images is None):
-        raise UserError("--annotations (captions JSON) and --images (folder) are needed together, for a greedy soup")
+    if options.annotations is None and options.images is not None:
+        raise UserError("--images (folder) needs --annotations, whose captions choose, for a greedy soup")
     headers, states = zip(*(read_checkpoint(Path(name)) for name in names), strict=True)
     check(headers, names)
     kept = list(range(len(names)))
@@ -58,13 +58,13 @@ def _scores(options: Any, header: Any, states: Any) -> Any:
     from captioner.config import PICTURES, ModelConfig, SearchConfig
     from captioner.dataset import bad_picture, best_device, choose_workers, read_pictures
     from captioner.encoder import Encoder
-    from captioner.formats import read_coco
+    from captioner.formats import read
     from captioner.model import Captioner
     from captioner.soup import average
     from captioner.vocabulary import Vocabulary
 
     config, search, device = ModelConfig(**header["model"]), SearchConfig(beam=options.beam), best_device()
-    examples, _ = read_coco(Path(options.annotations), Path(options.images))
+    examples, _ = read(options.annotations, options.images, "val")
     references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
     frozen = config.trainable_layers == 0
     encoder = Encoder(config, weights=frozen)

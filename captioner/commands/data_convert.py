@@ -13,8 +13,12 @@ from typing import Any, Literal
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("path", type=Path, help="annotations")
-    parser.add_argument("--images", type=Path, help="folder that their file names are relative to")
+    parser.add_argument("path", type=str, help="annotations, folder or shards, in any layout of docs/data.md")
+    parser.add_argument(
+        "--images", type=Path, help="folder that their file names are relative to, where the layout needs it"
+    )
+    parser.add_argument("--split", type=str, default="train", help="which one, where the layout has several")
+    parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table")
     parser.add_argument("--to", type=Literal["coco", "webdataset"], required=True, help="the new layout")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument(
@@ -33,13 +37,12 @@ def run(options: Any) -> None:
 
     from captioner.conversion import openable, to_coco, to_webdataset
     from captioner.errors import UserError
-    from captioner.formats import read_coco
+    from captioner.formats import read
 
     if options.shard_size < 1:
         raise UserError(f"--shard_size is {options.shard_size}: expected 1 or more")
-    if not options.images:
-        raise UserError(f"{options.path}: where are its pictures? Name their folder with --images")
-    examples, skipped = read_coco(options.path, options.images, options.skip_bad, "--skip_bad")
+    how = {"columns": options.columns, "skip_bad": options.skip_bad, "option": "--skip_bad"}
+    examples, skipped = read(options.path, options.images, options.split, **how)
     if options.skip_bad:
         examples, bad = openable(examples)
         skipped += bad
@@ -50,8 +53,14 @@ def run(options: Any) -> None:
     captions = sum(len(example.captions) for example in examples)
     said = f"{len(examples):,} pictures, {captions:,} captions"
     if options.to == "coco":
-        folder = to_coco(examples, options.output, options.images, options.pictures)
+        folder = to_coco(examples, options.output, _root(examples[0]), options.pictures)
         print(f"{options.output / 'captions.json'}: {said}; the pictures are in {folder}")
     else:
-        count = to_webdataset(examples, options.output, options.images, options.shard_size)
+        count = to_webdataset(examples, options.output, options.shard_size)
         print(f"{options.output}: {said} in {count:,} shard{'s' * (count > 1)}")
+
+
+def _root(example: Any) -> Path:
+    """The folder that the name of an example is relative to."""
+    path = Path(example.path)
+    return path.parents[len(Path(example.name).parts) - 1]

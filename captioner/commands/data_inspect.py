@@ -13,12 +13,15 @@ from typing import Any
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("path", type=Path, help="annotations of the training split")
+    parser.add_argument("path", type=str, help="the training split, in any layout of docs/data.md")
     parser.add_argument("--images", type=Path, help="folder that their file names are relative to")
-    parser.add_argument("--val", type=Path, help="annotations of a second split")
+    parser.add_argument("--val", type=str, help="a second split")
     parser.add_argument("--val_images", type=Path, help="folder that their file names are relative to")
-    parser.add_argument("--test", type=Path, help="annotations of a third split")
+    parser.add_argument("--test", type=str, help="a third split")
     parser.add_argument("--test_images", type=Path, help="folder that their file names are relative to")
+    for name in ("split", "val_split", "test_split"):
+        parser.add_argument(f"--{name}", type=str, help="which one of it, where the layout has several")
+    parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table")
     parser.add_argument("--pictures", type=bool, default=True, help="false: look only at the captions")
     parser.add_argument("--distance", type=int, default=4, help="bits of 64 in which hashes of one picture may differ")
     parser.add_argument(
@@ -31,18 +34,23 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Look and tell; see the module's docstring."""
     from captioner.errors import UserError
-    from captioner.formats import write_json, write_text
+    from captioner.files import write_json, write_text
     from captioner.inspection import inspect, read_split
     from captioner.report import as_html, as_json, as_text
 
     if not 0 <= options.distance <= 16:
         raise UserError(f"--distance is {options.distance}: expected 0 to 16")
-    named = [("train", options.path, options.images)]
-    named += [(name, options[name], options[f"{name}_images"]) for name in ("val", "test") if options[name]]
+    named = [("train", options.path, options.images, options.split)]
     for name in ("val", "test"):
-        if options[f"{name}_images"] and not options[name]:
-            raise UserError(f"--{name}_images is there without --{name}: name the annotations, too")
-    splits = [read_split(name, path, images, options.pictures) for name, path, images in named]
+        path, *others = [options[key] for key in (name, f"{name}_images", f"{name}_split")]
+        if path:
+            named.append((name, path, *others))
+        elif any(others):
+            raise UserError(f"--{name}_images and --{name}_split need --{name}: name the annotations, too")
+    splits = [
+        read_split(name, path, images, split or name, options.columns, options.pictures)
+        for name, path, images, split in named
+    ]
     report = inspect(splits, options.pictures, options.workers, options.distance)
     print(as_text(report))
     if options.json:

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from captioner.commands import config_of
+from captioner.commands.evaluate import add_split_arguments
 
 
 def configure(parser: Any) -> None:
     """Declare the options."""
     from captioner.results import ScoreOptions
 
-    parser.add_argument("--annotations", type=str, required=True, help="COCO captions JSON, or {id: [caption, …]}")
+    parser.add_argument(
+        "--annotations",
+        type=str,
+        required=True,
+        help="the references, in any layout of docs/data.md, or {id: [caption, …]}",
+    )
+    add_split_arguments(parser)
     parser.add_argument("--results", type=str, required=True, help="captions JSON or JSON Lines, one caption an image")
     parser.add_argument("--images", type=str, help="folder of the annotations' file names, for --clip_score")
     parser.add_class_arguments(ScoreOptions)
@@ -36,7 +43,9 @@ def run(options: Any) -> None:
         raise UserError(
             f"--images is {options.images!r}: expected the folder with the pictures, which --clip_score reads"
         )
-    references, names = read_named_references(Path(options.annotations))
+    references, names = read_named_references(
+        options.annotations, options.images, options.split, columns=options.columns, listed=options.list
+    )
     results = read_results(Path(options.results))
     if wanted.clip_score is not None:
         known = {image: names.get(image, image) for image in references}

@@ -1,0 +1,97 @@
+"""Text and JSON files, read with errors of one line, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import UserError
+
+ID = int | str  # what names an image
+IDS = (int, str)
+
+
+def check(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
+    """Raise UserError unless the entry is an object whose fields have the right types (true and false are no ids)."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: {what}: expected an object with {', '.join(fields)}, found {kind(entry)}")
+    for key, types in fields.items():
+        value = entry.get(key)
+        if not isinstance(value, types) or isinstance(value, bool):
+            wanted = "a whole number or a string" if types == IDS else "a string"
+            found = f"is {kind(value)}" if key in entry else "is missing"
+            number = entry.get("id", entry.get("image_id"))
+            named = f" (id {number!r})" if isinstance(number, IDS) and key != "id" else ""
+            hint = "; name a captions file, not instances or keypoints" if key == "caption" else ""
+            raise UserError(f"{path}: {what}{named}: {key!r} {found}, expected {wanted}{hint}")
+
+
+def kind(value: Any) -> str:
+    """JSON's word for a value."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), f"the number {value!r}")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file (UTF-8, with or without a byte-order mark).
+
+    Raises:
+        UserError: one line with the path, and the line and column where the JSON breaks.
+    """
+    return parse_json(path, read_text(path))
+
+
+def read_text(path: Path, what: str = "JSON") -> str:
+    """The text (UTF-8, with or without a byte-order mark) of a file that is not empty; `what` it should have been."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not {what}: byte {error.start} is not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise UserError(f"{path}: is empty; write or fetch it again")
+    return text
+
+
+def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
+    """The value of JSON that begins in `line` of the file; `pairs` is the hook that makes its objects."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno + line - 1} column {error.colno}"
+        raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
+        raise UserError(f"{path}: not JSON that can be read: {str(error).splitlines()[0]}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all; see :func:`write_text`."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside in the same folder (made when missing), then renamed.
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
+    final = Path(os.path.realpath(path))  # a link stays a link
+    aside = final.with_name(f"{final.name}.{os.getpid()}.part")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, final)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; name another place or make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
