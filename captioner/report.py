@@ -30,7 +30,7 @@ def as_json(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal of WIDTH columns: warnings first, notes last."""
-    lines = _lines([f for f in report["findings"] if f.serious], "! ") or ["no problem found"]
+    lines = _lines([f for f in report["findings"] if f.serious], "! ") or [_good(report)]
     for split in report["splits"]:
         lines += ["", *textwrap.wrap(f"{split['name']}: {split['path']} ({split['format']})", WIDTH)]
         lines += [line for name, value in facts(split) for line in _fact(name, value)]
@@ -47,6 +47,11 @@ def as_text(report: Mapping[str, Any]) -> str:
             lines.append(f"  {row['min_count']:>9} {row['words']:>9,} {row['coverage']:>14.2%}{first}")
     notes = _lines([f for f in report["findings"] if not f.serious], "")
     return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _good(report: Mapping[str, Any]) -> str:
+    looked = any("sizes" in split for split in report["splits"])
+    return "no problem found" if looked else "no problem found in the captions; the pictures were not looked at"
 
 
 def _others(split: Mapping[str, Any], cell: str) -> str:
@@ -111,7 +116,9 @@ def _bins(histogram: Mapping[int, int], most: int = 15) -> list[tuple[str, int]]
 
 def as_html(report: Mapping[str, Any]) -> str:
     """The report as a page that needs no other file and no network; long lists are cut, as the page says."""
-    findings = "".join(map(_finding, report["findings"])) or "<p class='good'>No problem found.</p>\n"
+    findings = "".join(map(_finding, report["findings"]))
+    if not any(finding.serious for finding in report["findings"]):
+        findings = f'<p class="good">{_good(report).capitalize()}.</p>\n{findings}'
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{splits}}", "".join(map(_split, report["splits"])))
     return page.replace("{{findings}}", findings)
 
