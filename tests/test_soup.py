@@ -85,7 +85,7 @@ def test_members_that_do_not_fit(members, tmp_path, cli):
     ("more", "says"),
     [
         ((), "two checkpoints or more"),
-        (("1", "--annotations", "captions.json"), "--images"),
+        (("1", "--images", "folder"), "--annotations"),
         (("1", "--output", "soup.ckpt"), ".safetensors"),
     ],
 )
