@@ -22,6 +22,8 @@ COMMANDS = {
     "gradients": "measure and draw gradients, through time or along a training",
     "average": "average the weights of several checkpoints into one model",
     "data fetch": "download COCO, Karpathy's splits or Flickr8k, resumably",
+    "data inspect": "look at a data set: words, pictures, duplicates, splits that overlap",
+    "data convert": "write a data set as COCO JSON or as WebDataset shards",
     "shapes": "draw the sample data of the demo",
 }
 OVERVIEW = "\n".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import io
 import itertools
@@ -483,6 +484,7 @@ def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Listed:
     With `albums` the picture may also be a video.
     """
     entries: list[Entry] = []
+    seen: set[ID] = set()
     kinds = SUFFIXES + (VIDEOS if albums else ())
     for shard in shards.expand(path):
         for sample in shards.samples(shard):
@@ -493,8 +495,24 @@ def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Listed:
             picture = pictures[0] if pictures else None
             file = picture.file if picture else sample.key
             name = f"{os.path.basename(shard)}/{file}"
-            entries.append(Entry(len(entries), where, (name,), _sample_captions(where, sample.texts), picture))
+            image_id = _sample_id(sample.texts, len(entries))
+            if image_id in seen:
+                raise UserError(f"{where}: image id {image_id!r} comes twice; number the samples anew")
+            seen.add(image_id)
+            entries.append(Entry(image_id, where, (name,), _sample_captions(where, sample.texts), picture))
     return entries, []
+
+
+def _sample_id(texts: dict[str, bytes], number: int) -> ID:
+    """The `image_id` of a sample's .json, as data convert writes it, or its number."""
+    for ending, data in texts.items():
+        if ending.endswith("json"):
+            with contextlib.suppress(ValueError):  # its captions may be in a .txt; if not, they will say so
+                found = json.loads(data)
+                image_id = found.get("image_id") if isinstance(found, dict) else None
+                if isinstance(image_id, IDS) and not isinstance(image_id, bool):
+                    return image_id
+    return number
 
 
 def _sample_captions(where: str, texts: dict[str, bytes]) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ ROWS = [
         "clips",
         "features",
         "dataset",
+        "duplicates",
+        "conversion",
         "shapes",
         "download",
         "fetch",
@@ -29,7 +31,7 @@ ROWS = [
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
-    ["external", "results", "gradients", "gallery"],
+    ["external", "results", "gradients", "gallery", "inspection", "report"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
