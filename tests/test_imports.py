@@ -9,12 +9,12 @@ from conftest import ROOT
 
 # A module imports from its own row's earlier entries and from the rows above it.
 ROWS = [
-    ["errors", "config"],
-    ["vocabulary", "mirror", "formats", "text", "images", "clips", "features", "dataset", "shapes"],
+    ["errors", "config", "parts"],
+    ["vocabulary", "mirror", "formats", "text", "images", "inputs", "clips", "features", "dataset", "shapes"],
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
-    ["external", "results", "gradients", "gallery"],
+    ["external", "results", "gradients", "gallery", "engines", "ddp", "actors"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
