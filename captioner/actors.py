@@ -40,6 +40,8 @@ def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Ite
         UserError: Ray is missing, or gave up. The parts written so far stay.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run goes to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is raised here, too
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of Ray's own statistics
     try:
         import ray.data
     except ImportError:
@@ -48,12 +50,14 @@ def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Ite
     try:
         if ours:
             _start(ray, job)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         rows = [{"number": number, "items": pickle.dumps(parts.chunk(number))} for number in todo]
         gpu = job.device.startswith("cuda")
         answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            Captioning,
+            Captioning,  # type: ignore[arg-type]
             fn_constructor_args=(replace(job, device="cuda" if gpu else job.device),),
             compute=ray.data.ActorPoolStrategy(size=job.devices),
             num_cpus=1 + job.workers,

@@ -13,9 +13,13 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.captions import CaptionModel
-from captioner.dataset import ImageDataset, clips_together, sifted
+from captioner.dataset import ImageDataset, as_batch, clips_together, sifted
 from captioner.engines import Job, load_job, record, stopped
 from captioner.parts import Parts, Record
+
+# Lightning's advice and announcements, here and in the processes it starts, which import this module, too
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 Batch = tuple[int, list[Any], list[Any]]  # number of a chunk, some of its pictures, and what came of opening them
 
@@ -62,7 +66,7 @@ class Predictor(pl.LightningModule):
         mine = self.todo[self.trainer.global_rank :: self.trainer.world_size]
         together = clips_together(self.job.batch_size, self.model.frames)
         batches = _Batches(self.parts, mine, together, self.model.image_size, self.model.frames)
-        return DataLoader(batches, batch_size=None, num_workers=self.job.workers, collate_fn=_same)
+        return DataLoader(batches, batch_size=None, num_workers=self.job.workers, collate_fn=as_batch)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Left as it is: the pictures of a batch go there together."""
@@ -98,30 +102,23 @@ def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Ite
     Raises:
         UserError: a process died or failed. The parts written so far stay.
     """
-    from torch.multiprocessing import ProcessException
+    from torch.multiprocessing.spawn import ProcessException
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     gpu = job.device.startswith("cuda")
     plain = Job(job.checkpoints, job.search, job.batch_size, job.workers, "cpu")  # Lightning moves it from there
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on workers
-        trainer = pl.Trainer(
-            accelerator="gpu" if gpu else "cpu",
-            devices=job.devices,
-            strategy="ddp_spawn",  # from here, not from the command line, of which standard input may be part
-            callbacks=[PartWriter(parts)],
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        try:
-            trainer.predict(Predictor(plain, parts, todo), return_predictions=False)
-        except ProcessException as error:
-            raise stopped("ddp", error) from None
+    trainer = pl.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=job.devices,
+        strategy="ddp_spawn",  # from here, not from the command line, of which standard input may be part
+        callbacks=[PartWriter(parts)],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.predict(Predictor(plain, parts, todo), return_predictions=False)
+    except ProcessException as error:
+        raise stopped("ddp", error) from None
     yield from todo
-
-
-def _same(batch: Batch) -> Batch:
-    return batch

@@ -59,7 +59,7 @@ class Job:
 
 
 def record(picture: Any, found: list[Caption] | UserError, n_best: int) -> Record:
-    """Plain values: ``image`` and what :meth:`Caption.as_dict` gives, with ``n_best`` > 1 a list of that; or ``error``."""
+    """Plain values: ``image`` and :meth:`Caption.as_dict`, with `n_best` > 1 a list of that, too; or ``error``."""
     if isinstance(found, UserError):
         return {"image": str(picture), "error": str(found)}
     best = {"image": str(picture), **found[0].as_dict()}
@@ -95,7 +95,7 @@ def caption_parts(engine: str, job: Job, folder: Path, items: Sequence[Any], mod
 
 
 def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """The local engine: caption these chunks in this process, with its model; their numbers come as they are written."""
+    """The local engine: caption these chunks in this process; their numbers come as they are written."""
     yield from work(parts, todo, lambda items: job.answer(model, items))
 
 

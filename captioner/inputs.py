@@ -69,7 +69,7 @@ class Row:
         """
         try:
             rows = _rows(self.file, self.column)
-            if rows.next > self.number:
+            if rows.start > self.number:  # it has gone by
                 _rows.cache_clear()
                 rows = _rows(self.file, self.column)
             found = rows.read(self.number)
@@ -86,7 +86,7 @@ class _Rows:
 
     def __init__(self, file: str, column: str) -> None:
         self.file, self.column = _parquet(file), column
-        self.next, self.start, self.values = 0, 0, []  # the least row that can be read; the batch that begins at start
+        self.start, self.values = 0, list[bytes | None]()  # the batch at hand, and the number of its first row
         self.batches: Iterator[Any] = iter(())
 
     def read(self, number: int) -> bytes | None:
@@ -103,7 +103,6 @@ class _Rows:
                 self.start += len(self.values)
                 column = next(self.batches).column(0)
                 self.values = (column.flatten()[0] if "." in self.column else column).to_pylist()
-        self.next = self.start
         return self.values[number - self.start]
 
 
@@ -183,9 +182,8 @@ def _pictures(name: str, column: str) -> Iterator[Path | Address | Row]:
         import pyarrow
 
         if column not in file.schema_arrow.names:
-            raise UserError(
-                f"{name} has no column {column!r}: name one by --column ({', '.join(file.schema_arrow.names)})"
-            )
+            columns = ", ".join(file.schema_arrow.names)
+            raise UserError(f"{name} has no column {column!r}: name one by --column ({columns})")
         kind = file.schema_arrow.field(column).type
         if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             column, kind = f"{column}.bytes", kind.field("bytes").type

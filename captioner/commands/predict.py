@@ -79,9 +79,7 @@ def configure(parser: Any) -> None:
         help="local: this process; ddp: several of Lightning; ray: actors of Ray Data, also on a cluster",
     )
     parser.add_argument("--devices", type=int, default=1, help="processes of --engine ddp or ray, each on a GPU if any")
-    parser.add_argument(
-        "--part_size", type=int, default=256, help="pictures between two states an interrupted run keeps"
-    )
+    parser.add_argument("--part_size", type=int, default=256, help="pictures that an interruption costs, at most")
     parser.add_argument(
         "--report",
         type=str,
@@ -165,7 +163,7 @@ def _in_parts(options: Any, search: SearchConfig, model: Any, workers: int, item
 
 
 def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
-    """Write a picture's captions to `out`, if there is one, or why it has none to standard error; whether it has none."""
+    """Write a picture's captions to `out`, if any, or to standard error why it has none; whether it has none."""
     if "error" in record:
         print(f"captioner predict: {record['error']}", file=sys.stderr)
         return True
