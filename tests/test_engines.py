@@ -208,7 +208,7 @@ def descendants(pid):
 
 def wait_for_parts(process, folder, count):
     """Until so many are there, while the run still goes on."""
-    until = time.monotonic() + 240
+    until = time.monotonic() + 100
     while len(list(folder.glob("part-*.jsonl"))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
