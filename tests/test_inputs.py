@@ -61,7 +61,7 @@ def test_addresses_of_nothing(name, says):
 
 def test_a_missing_address_is_said_when_it_is_opened():
     (item,) = find_inputs(["file:///nowhere/cat.png"])
-    with pytest.raises(ImageError, match="file:///nowhere/cat.png: no such file"):
+    with pytest.raises(ImageError, match=r"file:///nowhere/cat\.png: no such file"):
         item.fetch()
 
 
