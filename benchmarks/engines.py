@@ -1,4 +1,4 @@
-"""``captioner predict --engine ddp`` and ``ray`` against ``local`` on the same small pictures, whole commands, as ratios.
+"""``captioner predict --engine ddp`` and ``ray`` against ``local`` on the same pictures, whole commands, as ratios.
 
 Each engine is a fresh process that writes a folder of parts; start-up is part of its time, so the ratios are worth
 something only with many pictures (--images 100000). The parts must be the same bytes. One thread a process.

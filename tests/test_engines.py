@@ -217,11 +217,16 @@ def wait_for_parts(process, folder, count):
         time.sleep(0.01)
 
 
+def runs(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()  # a zombie has ended
+    except OSError:
+        return False
+
+
 def wait_until_gone(pids):
     until = time.monotonic() + 60
-    while any(
-        Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids
-    ):
+    while any(map(runs, pids)):
         assert time.monotonic() < until, "processes are left behind"
         time.sleep(0.2)
 
