@@ -42,8 +42,11 @@ def tiny(file: Path) -> None:
 
     torch.manual_seed(0)
     config = ModelConfig("resnet18", second_size=0, trainable_layers=1, image_size=64, hidden_size=64)
-    words = Vocabulary([f"w{i}" for i in range(200)])
-    Captioner(config, words, Encoder(config, weights=False), "random").save(file)
+    words, encoder = Vocabulary([f"w{i}" for i in range(200)]), Encoder(config, weights=False)
+    for layer in encoder.modules():
+        if hasattr(layer, "reset_parameters"):  # which were never set
+            layer.reset_parameters()
+    Captioner(config, words, encoder, "random").save(file)
 
 
 def main() -> None:
