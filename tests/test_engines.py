@@ -225,7 +225,7 @@ def runs(pid):
 
 
 def wait_until_gone(pids):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while any(map(runs, pids)):
         assert time.monotonic() < until, "processes are left behind"
         time.sleep(0.2)
