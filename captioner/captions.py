@@ -7,7 +7,6 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,7 +150,7 @@ class CaptionModel(nn.Module):
 
     def caption_files(
         self,
-        paths: Sequence[Path | str],
+        paths: Sequence[Any],
         config: SearchConfig,
         batch_size: int = PICTURES,
         workers: int = 0,
@@ -161,9 +160,20 @@ class CaptionModel(nn.Module):
         search_ids(self.vocabulary, config)  # complain before the first picture is read
         rest = iter(paths)
         for pictures, errors in read_pictures(paths, self.image_size, batch_size, workers, self.frames):
-            found = iter(self.search(pictures.to(self.device), config, attention))
-            for error, path in zip(errors, rest, strict=False):
-                yield error if error is not None else next(found) or UserError(f"{path}: {NO_CAPTION}")
+            yield from self.answers(pictures, errors, [next(rest) for _ in errors], config, attention)
+
+    def answers(
+        self,
+        pictures: Tensor,
+        errors: Sequence[UserError | None],
+        names: Sequence[Any],
+        config: SearchConfig,
+        attention: bool = False,
+    ) -> Iterator[list[Caption] | UserError]:
+        """For each picture of a batch of :func:`captioner.dataset.read_pictures` its captions or why it has none."""
+        found = iter(self.search(pictures.to(self.device), config, attention))
+        for error, name in zip(errors, names, strict=True):
+            yield error if error is not None else next(found) or UserError(f"{name}: {NO_CAPTION}")
 
     def caption(self, pictures: Picture | Sequence[Picture], attention: bool = False, **search: Any) -> Any:
         """Caption one picture (a string comes back) or a list of them (a list of strings).

@@ -16,6 +16,7 @@ from captioner.clips import look
 from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError, train_transform
+from captioner.inputs import Address, Row
 from captioner.mirror import mirrored
 from captioner.vocabulary import END, PAD, START, Vocabulary
 
@@ -40,18 +41,20 @@ class Batch(NamedTuple):
 class ImageDataset(Dataset):
     """Pictures by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read.
 
-    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.clips.look`.
+    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.clips.look`. Among the paths
+    may be an :class:`captioner.inputs.Address` or `Row`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], size: int, frames: int = 0) -> None:
+    def __init__(self, paths: Sequence[Any], size: int, frames: int = 0) -> None:
         self.paths, self.size, self.frames = paths, size, frames
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Tensor | ImageError:
+        path = self.paths[i]
         try:
-            return look(self.paths[i], self.size, self.frames)
+            return look(path.fetch() if isinstance(path, (Address, Row)) else path, self.size, self.frames)
         except ImageError as error:
             return error
 
@@ -274,7 +277,7 @@ def as_batch(batch: Any) -> Any:
 
 
 def read_pictures(
-    paths: Sequence[str | os.PathLike], size: int, batch_size: int, workers: int = 0, frames: int = 0
+    paths: Sequence[Any], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
     """Decode pictures, or clips and albums of so many `frames`, in batches of that many pictures, in order.
 
@@ -283,9 +286,18 @@ def read_pictures(
             read.
         errors: one for each picture of the batch; None for those G.
     """
-    batch_size = max(1, batch_size // max(1, frames))
-    loader = DataLoader(ImageDataset(paths, size, frames), batch_size, num_workers=workers, collate_fn=as_batch)
-    for items in loader:
-        good = [item for item in items if isinstance(item, Tensor)]
-        pictures = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)
-        yield pictures, [item if isinstance(item, ImageError) else None for item in items]
+    dataset, together = ImageDataset(paths, size, frames), clips_together(batch_size, frames)
+    for items in DataLoader(dataset, together, num_workers=workers, collate_fn=as_batch):
+        yield sifted(items, size)
+
+
+def clips_together(batch_size: int, frames: int) -> int:
+    """How many clips of so many frames (0: pictures) make a batch of so many pictures; 1 at least."""
+    return max(1, batch_size // max(1, frames))
+
+
+def sifted(items: Sequence[Tensor | ImageError], size: int) -> tuple[Tensor, list[ImageError | None]]:
+    """What came of a batch of :class:`ImageDataset`, as :func:`read_pictures` yields it."""
+    good = [item for item in items if isinstance(item, Tensor)]
+    pictures = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)
+    return pictures, [item if isinstance(item, ImageError) else None for item in items]

@@ -9,13 +9,14 @@ from conftest import ROOT
 
 # A module imports from its own row's earlier entries and from the rows above it.
 ROWS = [
-    ["errors", "config"],
+    ["errors", "config", "parts"],
     [
         "vocabulary",
         "mirror",
         "files",
         "shards",
         "images",
+        "inputs",
         "layouts",
         "formats",
         "text",
@@ -31,7 +32,7 @@ ROWS = [
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "pretraining"],
-    ["external", "results", "gradients", "gallery", "inspection", "report"],
+    ["external", "results", "gradients", "gallery", "inspection", "report", "engines", "ddp", "actors"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}

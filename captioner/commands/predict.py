@@ -2,6 +2,9 @@
 
 With a model of clips and albums (--model.frames): videos and animated pictures; a folder is an album.
 
+Also addresses (s3://…), parquet files (--column), and @list.txt, a file with any of these a line. With --output an
+interrupted run leaves the parts it has written, and the same command goes on from there, with any --engine.
+
 Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -53,7 +57,7 @@ def load_model(options: Any) -> tuple[Any, int]:
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a glob pattern, or -")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a glob pattern, or - …")
     add_model_arguments(parser)
     parser.add_argument(
         "--format",
@@ -61,7 +65,21 @@ def configure(parser: Any) -> None:
         default="text",
         help="text: path, tab, caption (and with --n_best its log-probability); jsonl: an object a picture",
     )
-    parser.add_argument("--output", type=str, help="write here instead of to standard output, renamed when whole")
+    parser.add_argument(
+        "--output",
+        type=str,
+        help="write here instead of to standard output, renamed when whole; a folder (NAME/) keeps the JSON lines of "
+        "the parts, with those of unreadable pictures",
+    )
+    parser.add_argument("--column", type=str, default="image", help="of parquet files: pictures, or paths of pictures")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ddp", "ray"),
+        default="local",
+        help="local: this process; ddp: several of Lightning; ray: actors of Ray Data, also on a cluster",
+    )
+    parser.add_argument("--devices", type=int, default=1, help="processes of --engine ddp or ray, each on a GPU if any")
+    parser.add_argument("--part_size", type=int, default=256, help="pictures that an interruption costs, at most")
     parser.add_argument(
         "--report",
         type=str,
@@ -71,37 +89,94 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Caption; see the module's docstring. 1 if some picture could not be read."""
-    from captioner.gallery import Gallery
-    from captioner.images import find_images
+    from captioner.inputs import find_inputs
 
     search = config_of(SearchConfig, options)
+    _check(options)
     named = [path for name in options.images for path in (sys.stdin.read().splitlines() if name == "-" else [name])]
     model, workers = load_model(options)
-    paths = find_images((path for path in named if path), clips=model.frames > 0)
-    failed = 0
-    attention = options.report is not None and model.attends
-    every = model.caption_files(paths, search, options.batch_size, workers, attention)
-    page = Gallery(Path(options.report), _about(options, len(paths)), attention) if options.report else nullcontext()
-    with _writer(options.output) as out, page as report:
-        for path, found in zip(paths, every, strict=True):
-            if report is not None:
-                report.add(path, found)
-            if isinstance(found, UserError):
-                print(f"captioner predict: {found}", file=sys.stderr)
-                failed += 1
-            elif options.format == "text":
-                for caption in found:
-                    log_prob = f"\t{caption.log_prob:.3f}" if search.n_best > 1 else ""
-                    print(f"{path}\t{caption.text}{log_prob}", file=out)
-            else:
-                record = {"image": str(path), **found[0].as_dict()}
-                if search.n_best > 1:
-                    record["n_best"] = [caption.as_dict() for caption in found]
-                print(json.dumps(record, ensure_ascii=False), file=out)
-            out.flush()
+    items = find_inputs((path for path in named if path), model.frames > 0, options.column)
+    if options.output is None or options.report:
+        failed = _stream(options, search, model, workers, items)
+    else:
+        failed = _in_parts(options, search, model, workers, items)
     if failed:
-        print(f"captioner predict: {failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+        print(f"captioner predict: {failed} of {len(items)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check(options: Any) -> None:
+    """Refuse what does not go together."""
+    if options.devices < 1:
+        raise UserError(f"--devices is {options.devices}: expected 1 or more")
+    if options.part_size < 1:
+        raise UserError(f"--part_size is {options.part_size}: expected 1 or more")
+    if options.engine == "local" and options.devices > 1:
+        raise UserError(f"--devices is {options.devices}: expected 1 with --engine local; ddp and ray use several")
+    if options.engine != "local" and options.output is None:
+        raise UserError(f"--engine {options.engine} writes its parts to a folder: name one, or a file, by --output")
+    if options.report and (options.engine != "local" or _is_folder(options.output)):
+        raise UserError("--report is written by one process in one go: use --engine local, and no folder as --output")
+
+
+def _is_folder(output: str | None) -> bool:
+    return output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output))
+
+
+def _stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+    """Caption straight to the output, and to the page of --report; how many pictures could not be read."""
+    from captioner.engines import record
+    from captioner.gallery import Gallery
+
+    attention = options.report is not None and model.attends
+    every = model.caption_files(items, search, options.batch_size, workers, attention)
+    page = Gallery(Path(options.report), _about(options, len(items)), attention) if options.report else nullcontext()
+    failed = 0
+    with _writer(options.output) as out, page as report:
+        for item, found in zip(items, every, strict=True):
+            if report is not None:
+                report.add(item, found)
+            failed += _put(record(item, found, search.n_best), options.format, out)
+            out.flush()
+    return failed
+
+
+def _in_parts(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+    """Caption to a folder of parts that outlasts an interruption; how many pictures could not be read.
+
+    The folder is --output, or lies beside it until the file is whole.
+    """
+    from captioner.engines import Job, caption_parts
+
+    several = options.engine != "local"
+    job = Job(options.checkpoint, search, options.batch_size, workers, model.device.type, options.devices)
+    if several:
+        model = model.cpu()
+    keep = _is_folder(options.output)
+    folder = Path(options.output if keep else options.output + ".parts")
+    parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
+    with nullcontext() if keep else _writer(options.output) as out:
+        failed = sum(_put(record, options.format, out) for record in parts.records())
+    if not keep:
+        shutil.rmtree(folder)
+    return failed
+
+
+def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
+    """Write a picture's captions to `out`, if any, or to standard error why it has none; whether it has none."""
+    if "error" in record:
+        print(f"captioner predict: {record['error']}", file=sys.stderr)
+        return True
+    if out is None:
+        pass
+    elif form == "jsonl":
+        print(json.dumps(record, ensure_ascii=False), file=out)
+    elif "n_best" in record:
+        for caption in record["n_best"]:
+            print(f"{record['image']}\t{caption['caption']}\t{caption['log_prob']:.3f}", file=out)
+    else:
+        print(f"{record['image']}\t{record['caption']}", file=out)
+    return False
 
 
 def _about(options: Any, pictures: int) -> str:
@@ -121,7 +196,7 @@ def _writer(output: str | None) -> Iterator[TextIO]:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
+        with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
             yield file
         os.replace(part, path)
     except OSError as error:
