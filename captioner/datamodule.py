@@ -40,7 +40,7 @@ from captioner.mirror import mirrored
 from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
-from captioner.vocabulary import END, SPECIAL, Vocabulary
+from captioner.vocabulary import END, SPECIAL, Numbered, Vocabulary, number
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -119,13 +119,14 @@ class Split:
 
     def _use_features(self, annotations: Path, images: Path, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
-        names = [os.path.relpath(path, images) for path in paths]
+        below = 0 if images == Path() else len(os.path.join(images, ""))  # where a name relative to the folder begins
+        names = [str(path)[below:] for path in paths]
         pictures = hashlib.sha256()
         inside = paths
         if model.frames:
             inside = [one for path in paths for one in (album(path) if path.is_dir() else [path])]
-        for path in inside:
-            pictures.update(f"{os.path.relpath(path, images)}\0{path.stat().st_size}\0".encode())
+        for place in map(str, inside):
+            pictures.update(f"{place[below:]}\0{os.stat(place).st_size}\0".encode())
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -160,7 +161,7 @@ class Split:
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint)
-        bad = file.unreadable()[: len(paths)]
+        bad = file.unreadable[: len(paths)]
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
@@ -208,13 +209,14 @@ class CaptionData(pl.LightningDataModule):
         self.train, self.val = Split("train", data, model), Split("val", data, model)
         if data.fraction < 1:
             self.train.keep(data.fraction, seed)
+        captions = (caption for example in self.train.examples for caption in example.captions)
+        numbered = number(captions, data.level)
         if data.vocabulary is not None:
             self.vocabulary = vocabulary_of(Path(data.vocabulary))
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:
-            captions = (caption for example in self.train.examples for caption in example.captions)
-            self.vocabulary = Vocabulary.build(captions, data.min_count, data.level)
+            self.vocabulary = Vocabulary.count(numbered, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
@@ -222,7 +224,7 @@ class CaptionData(pl.LightningDataModule):
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
         by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
-        self.train_set = self._dataset(self.train, by_picture, augment=seed)
+        self.train_set = self._dataset(self.train, by_picture, seed, numbered)
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
@@ -261,7 +263,9 @@ class CaptionData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _dataset(self, split: Split, by_picture: bool, augment: int | None = None) -> CaptionDataset:
+    def _dataset(
+        self, split: Split, by_picture: bool, augment: int | None = None, numbered: Numbered | None = None
+    ) -> CaptionDataset:
         return CaptionDataset(
             split.examples,
             self.vocabulary,
@@ -274,6 +278,7 @@ class CaptionData(pl.LightningDataModule):
             by_picture,
             self.model.frames,
             split.mirrored_rows,
+            numbered,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:

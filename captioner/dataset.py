@@ -18,7 +18,7 @@ from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError, train_transform
 from captioner.mirror import mirrored
-from captioner.vocabulary import END, PAD, START, Vocabulary
+from captioner.vocabulary import END, PAD, START, Numbered, Vocabulary, number
 
 
 class Batch(NamedTuple):
@@ -74,6 +74,7 @@ class CaptionDataset(Dataset):
         by_picture: items are examples with all of their captions, instead of captions.
         frames: examples are clips or albums of so many.
         mirrored_rows: (examples,) as `rows`, of the mirrored pictures; needed for horizontal_flip of features.
+        numbered: the captions of the examples, where they have been split into words already.
     """
 
     def __init__(
@@ -89,27 +90,33 @@ class CaptionDataset(Dataset):
         by_picture: bool = False,
         frames: int = 0,
         mirrored_rows: np.ndarray | None = None,
+        numbered: Numbered | None = None,
     ) -> None:
         self.frames = frames
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
         self.augment, self.by_picture = augment, by_picture
         self.mirrored_rows = mirrored_rows
         self.epoch = 0
-        words = [vocabulary.split(c) for e in examples for c in e.captions]
-        captions = [vocabulary.encode(c)[:max_length] for c in words]
-        self.lengths = np.array([len(c) for c in captions], dtype=np.int64)
+        if numbered is None:
+            numbered = number((c for e in examples for c in e.captions), vocabulary.level)
+        self.flat, self.lengths = vocabulary.encode_all(numbered, max_length)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.flat = np.array([i for c in captions for i in c], dtype=np.int64)
         counts = [len(e.captions) for e in examples]
         self.example_of = np.repeat(np.arange(len(examples)), counts)
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])
         self.can_mirror = np.zeros(len(examples), dtype=bool)
         if horizontal_flip and augment is not None:
-            exchanged = [mirrored(c) for c in words]
             self.can_mirror[:] = True
-            self.can_mirror[[i for i, c in zip(self.example_of, exchanged, strict=True) if c is None]] = False
-            captions = [vocabulary.encode(m or c)[:max_length] for m, c in zip(exchanged, words, strict=True)]
-            self.flat_mirrored = np.array([i for c in captions for i in c], dtype=np.int64)
+            self.flat_mirrored = self.flat.copy()
+            for i, text in enumerate(c for e in examples for c in e.captions):
+                if not ("left" in text.lower() or "right" in text.lower()):
+                    continue
+                exchanged = mirrored(vocabulary.split(text))
+                if exchanged is None:
+                    self.can_mirror[self.example_of[i]] = False
+                else:
+                    ids = vocabulary.encode(exchanged)[:max_length]
+                    self.flat_mirrored[self.offsets[i] : self.offsets[i + 1]] = ids
 
     def __len__(self) -> int:
         return len(self.examples) if self.by_picture else len(self.lengths)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,21 @@ def read_coco(
     Raises:
         UserError: a problem as above, a file that is not COCO captions, or an id given twice (whatever skip_bad says).
     """
-    listed, captions = _coco(annotations, read_json(annotations))
+    with _undisturbed():
+        listed, captions = _coco(annotations, read_json(annotations))
+        return _examples(listed, captions, annotations, images, skip_bad, option, albums)
+
+
+def _examples(
+    listed: list[dict[str, Any]],
+    captions: dict[ID, list[str]],
+    annotations: Path,
+    images: Path,
+    skip_bad: bool,
+    option: str,
+    albums: bool,
+) -> tuple[list[Example], list[str]]:
+    """What read_coco returns."""
     if not os.path.isdir(images):
         raise UserError(f"{images}: no such folder of images; check the path")
 
@@ -100,6 +115,18 @@ def read_coco(
         why = f"all are bad, the first: {problems[0][1]}" if problems else "it lists none"
         raise UserError(f"{annotations}: no image to use: {why}")
     return examples, [line for _, line in problems]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No search for garbage meanwhile: it would go through millions of new objects again and again, in vain."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def leaves(relative: str) -> bool:
@@ -312,29 +339,39 @@ def _coco(
             found = _kind(data) if not isinstance(data, dict) else f"no list {key!r}"
             raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
 
-    seen: set[int | str] = set()
     for position, image in enumerate(data["images"]):
         _check(path, f"image {position}", image, fields or {"id": _ID, "file_name": str})
-        if image["id"] in seen:
-            raise UserError(f"{path}: image id {image['id']!r} comes twice, so its captions are ambiguous; remove one")
-        seen.add(image["id"])
+    twice = _twice(image["id"] for image in data["images"])
+    if twice is not None:
+        raise UserError(f"{path}: image id {twice!r} comes twice, so its captions are ambiguous; remove one")
 
-    annotations = []
-    seen = set()
-    for position, entry in enumerate(data["annotations"]):
-        _check(path, f"annotation {position}", entry, {"image_id": _ID, "caption": str})
-        if entry.get("id") is not None:
-            _check(path, f"annotation {position}", entry, {"id": _ID})
-            if entry["id"] in seen:
-                raise UserError(f"{path}: annotation id {entry['id']!r} comes twice; remove one or number it anew")
-            seen.add(entry["id"])
-        annotations.append({"id": position, "image_id": entry["image_id"], "caption": entry["caption"].strip()})
+    annotations = data["annotations"]
+    for position, entry in enumerate(annotations):
+        # There are five times as many as images; this first look is for speed.
+        if isinstance(entry, dict) and type(entry.get("image_id")) in _ID and type(entry.get("caption")) is str:
+            number = entry.get("id")
+            if number is None or type(number) in _ID:
+                continue
+        _check(path, f"annotation {position}", entry, {"image_id": _ID, "caption": str, "id": _ID})
+    numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
+    twice = _twice(numbers)
+    if twice is not None:
+        raise UserError(f"{path}: annotation id {twice!r} comes twice; remove one or number it anew")
+    if len(numbers) < len(annotations):
+        annotations = [{**entry, "id": position} for position, entry in enumerate(annotations)]
 
     coco = COCO()
     coco.dataset = {"images": data["images"], "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
-    return data["images"], {key: [entry["caption"] for entry in group] for key, group in coco.imgToAnns.items()}
+    captions = {key: [entry["caption"].strip() for entry in group] for key, group in coco.imgToAnns.items()}
+    return data["images"], captions
+
+
+def _twice(ids: Iterable[ID]) -> ID | None:
+    """The first id that comes a second time."""
+    seen: set[ID] = set()
+    return next((one for one in ids if one in seen or seen.add(one)), None)  # type: ignore[func-returns-value]
 
 
 def _check(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
