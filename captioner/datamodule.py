@@ -201,7 +201,10 @@ class CaptionData(pl.LightningDataModule):
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split, or another checkpoint's.
+        together: captions in a batch of all processes, where a resumed run has begun with so many.
     """
+
+    together: int | None = None
 
     def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
@@ -242,12 +245,21 @@ class CaptionData(pl.LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
         """The batches of process `rank` of `world`; its length is the number of them in an epoch."""
-        lengths, batch_size = self.train_set.lengths, self.data.batch_size
+        self.together = self.together or self.data.batch_size * world
+        lengths, batch_size = self.train_set.lengths, self.together
         if self.train_set.by_picture:  # as many pictures as have about that many captions, in any order
             per_picture = len(lengths) / len(self.train_set)
             lengths = np.zeros_like(lengths, shape=len(self.train_set))
             batch_size = max(1, round(batch_size / per_picture))
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run keeps when it is resumed on another number of processes: its batches, and so its steps."""
+        return {"together": self.together}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.together = state_dict["together"]
 
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length from pooled features, else all captions of a picture together."""

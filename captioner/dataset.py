@@ -181,12 +181,13 @@ class BucketSampler(Sampler[list[int]]):
     """Batches of items of like length, in another order each epoch, that depends on (seed, epoch) alone.
 
     The items are shuffled, cut into pools of `pool` batches, sorted by length within a pool, cut into batches, and
-    the batches are shuffled. Every process draws the same batches and takes each `world`-th of them, the last ones
-    filled up from the beginning so that all have equally many.
+    the batches are shuffled. Every process draws the same batches and takes each `world`-th item of every one, so that
+    the processes together do at each step what one alone would, on captions of like length. A last batch of fewer items
+    than processes is filled up from its beginning.
 
     Args:
         lengths: (items,) words of each.
-        batch_size: items in a batch.
+        batch_size: items in a batch of all processes.
         seed: of the order.
         rank: this process.
         world: number of processes.
@@ -204,8 +205,7 @@ class BucketSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
-        return -(-batches // self.world)
+        return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
@@ -215,9 +215,9 @@ class BucketSampler(Sampler[list[int]]):
         items = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         order = random.permutation(len(batches))
-        order = np.resize(order, len(self) * self.world)[self.rank :: self.world]
         skip, self.skip = self.skip, 0
-        yield from (batches[i].tolist() for i in order[skip:])
+        for batch in (batches[i] for i in order[skip:]):
+            yield np.resize(batch, max(len(batch), self.world))[self.rank :: self.world].tolist()
 
 
 def bad_picture(what: ImageError | str) -> UserError:

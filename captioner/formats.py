@@ -21,7 +21,7 @@ ID = int | str  # what names an image
 _ID = (int, str)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One image and what people wrote about it.
 

@@ -58,7 +58,7 @@ def number(captions: Iterable[str], level: str = "word") -> Numbered:
     cut: Callable[[str], list[str]] = str.split if level == "word" else list
     pieces, words, captions = _Numbers(), _Numbers(), iter(captions)
     blocks: list[tuple[np.ndarray, np.ndarray]] = []  # pieces, in the order of the captions; how many each has
-    while some := [cut(caption) for caption in islice(captions, 10_000)]:
+    while some := [cut(caption) for caption in islice(captions, 1000)]:
         found = np.fromiter(map(pieces.__getitem__, chain.from_iterable(some)), np.int32)
         blocks.append((found, np.fromiter(map(len, some), np.int64)))
     of_piece = [[words[word] for word in LEVELS[level](piece)] for piece in pieces]
