@@ -189,11 +189,11 @@ class CaptionTask(pl.LightningModule):
 
         The strategy averages the gradients of the processes, of which each has another number of words.
         """
-        if self.trainer.world_size == 1:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return mean
-        total = mean.new_tensor(number, dtype=torch.float32)
+        total = torch.tensor(float(number), device=mean.device)
         torch.distributed.all_reduce(total)
-        return mean * (self.trainer.world_size * number / total)
+        return mean * (torch.distributed.get_world_size() * number / total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
