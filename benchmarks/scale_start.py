@@ -137,10 +137,11 @@ def main() -> bool:
         return True
     parser = rounds_argument(__doc__, 3)
     parser.add_argument("--epochs", type=int, default=3, help="epochs over the features")
+    parser.add_argument("--share", type=float, default=1.0, help="of COCO's size, for a quick look")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, half = Path(name, "whole"), Path(name, "half")
-        for place, scale in ((folder, 1.0), (half, 0.5)):
+        for place, scale in ((folder, options.share), (half, options.share / 2)):
             write_annotations(place, scale)
             first = in_a_process("ours", place, 0.0, 0)
             print(f"{scale:.0%} of the set, {first['captions']:,.0f} captions: first time {first['seconds']:.1f} s")
@@ -155,7 +156,7 @@ def main() -> bool:
     least = float(np.median([one["seconds"] for one in floors]))
     print(f"start: {seconds:.2f} s, floor {least:.2f} s, ratio {seconds / least:.2f}")
     print(f"memory: {mb:.0f} MB more than before, {starts[0]['peak MB']:.0f} MB at the most;", end=" ")
-    print(f"{(mb - smaller['MB']) / (SPLITS['train'] / 2 / 100_000):.0f} MB per 100,000 pictures")
+    print(f"{(mb - smaller['MB']) / (options.share * SPLITS['train'] / 2 / 100_000):.0f} MB per 100,000 pictures")
     print(f"with the features in memory: {held['MB']:.0f} MB, start {held['seconds']:.2f} s")
     after = [epochs[f"MB after epoch {n + 1}"] for n in range(options.epochs)]
     mapped = [epochs[f"mapped MB after epoch {n + 1}"] for n in range(options.epochs)]
