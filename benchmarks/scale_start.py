@@ -2,7 +2,7 @@
 
 The set has as many pictures and captions as COCO 2017: 118,000 × 5 to train on, 5,000 × 5 to validate. Its annotation
 files have COCO's fields, its words Zipf's frequencies; the pictures are files without content, and their features (8 kB
-each, as of the default encoder) are made up, since neither is looked at before the first batch. Ours is CaptionData, the
+each, the default encoder) are made up, since neither is looked at before the first batch. Ours is CaptionData, the
 references and the first batch, once the features are there. The floor is json.load of both files and os.stat of every
 picture. Each side has a process of its own.
 """

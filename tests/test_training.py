@@ -430,7 +430,15 @@ def still() -> list[str]:
 def test_two_processes_learn_as_one_with_the_double_batch(tmp_path, trained, flip):
     """Each step's loss and gradient are those of all words, though the processes have unequally many."""
     coco = write_set(tmp_path / "set", train=13, val=3)
-    options = [*still(), "--model.trainable_layers", trained, "--data.horizontal_flip", flip, "--train.ema_decay", "0.9"]
+    options = [
+        *still(),
+        "--model.trainable_layers",
+        trained,
+        "--data.horizontal_flip",
+        flip,
+        "--train.ema_decay",
+        "0.9",
+    ]
     done = module_train(coco, tmp_path / "two", *options, *TWO)
     assert done.returncode == 0, done.stderr
     assert train(coco, tmp_path / "one", *options, *ONE) == 0
