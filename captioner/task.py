@@ -202,8 +202,8 @@ class CaptionTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of captions, or of pictures for which captions are sampled."""
-        xe = self.rewards is None
-        loss = self.share(*self.loss(batch)) if xe else self.self_critical(batch, self.rewards)
+        rewards = self.rewards
+        loss = self.share(*self.loss(batch)) if rewards is None else self.self_critical(batch, rewards)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words), sync_dist=True)
         return loss
 
