@@ -41,7 +41,7 @@ from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
 from captioner.rewards import Rewards
 from captioner.shards import Member
-from captioner.vocabulary import END, SPECIAL, Vocabulary
+from captioner.vocabulary import END, SPECIAL, Numbered, Vocabulary, number
 
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
@@ -174,7 +174,7 @@ class Split:
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint)
-        bad = file.unreadable()[: len(paths)]
+        bad = file.unreadable[: len(paths)]
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
@@ -214,7 +214,10 @@ class CaptionData(pl.LightningDataModule):
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split, or another checkpoint's.
+        together: captions in a batch of all processes, where a resumed run has begun with so many.
     """
+
+    together: int | None = None
 
     def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
@@ -222,13 +225,14 @@ class CaptionData(pl.LightningDataModule):
         self.train, self.val = Split("train", data, model), Split("val", data, model)
         if data.fraction < 1:
             self.train.keep(data.fraction, seed)
+        captions = (caption for example in self.train.examples for caption in example.captions)
+        numbered = number(captions, data.level)
         if data.vocabulary is not None:
             self.vocabulary = vocabulary_of(Path(data.vocabulary))
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:
-            captions = (caption for example in self.train.examples for caption in example.captions)
-            self.vocabulary = Vocabulary.build(captions, data.min_count, data.level)
+            self.vocabulary = Vocabulary.count(numbered, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
@@ -236,7 +240,7 @@ class CaptionData(pl.LightningDataModule):
         encoded = self.train.table is None
         # What is done once a picture, and not once a caption, is worth doing for all of its captions together.
         by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
-        self.train_set = self._dataset(self.train, by_picture, augment=seed)
+        self.train_set = self._dataset(self.train, by_picture, seed, numbered)
         self.val_set = self._dataset(self.val, by_picture=True)
 
     def references(self) -> list[list[list[str]]]:
@@ -254,12 +258,21 @@ class CaptionData(pl.LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
         """The batches of process `rank` of `world`; its length is the number of them in an epoch."""
-        lengths, batch_size = self.train_set.lengths, self.data.batch_size
+        self.together = self.together or self.data.batch_size * world
+        lengths, batch_size = self.train_set.lengths, self.together
         if self.train_set.by_picture:  # as many pictures as have about that many captions, in any order
             per_picture = len(lengths) / len(self.train_set)
             lengths = np.zeros_like(lengths, shape=len(self.train_set))
             batch_size = max(1, round(batch_size / per_picture))
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run keeps when it is resumed on another number of processes: its batches, and so its steps."""
+        return {"together": self.together}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.together = state_dict["together"]
 
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length from pooled features, else all captions of a picture together."""
@@ -275,7 +288,9 @@ class CaptionData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _dataset(self, split: Split, by_picture: bool, augment: int | None = None) -> CaptionDataset:
+    def _dataset(
+        self, split: Split, by_picture: bool, augment: int | None = None, numbered: Numbered | None = None
+    ) -> CaptionDataset:
         return CaptionDataset(
             split.examples,
             self.vocabulary,
@@ -288,6 +303,7 @@ class CaptionData(pl.LightningDataModule):
             by_picture,
             self.model.frames,
             split.mirrored_rows,
+            numbered,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:

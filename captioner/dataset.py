@@ -18,7 +18,7 @@ from captioner.formats import Example
 from captioner.images import ImageError, train_transform
 from captioner.inputs import Address, Row
 from captioner.mirror import mirrored
-from captioner.vocabulary import END, PAD, START, Vocabulary
+from captioner.vocabulary import END, PAD, START, Numbered, Vocabulary, number
 
 
 class Batch(NamedTuple):
@@ -76,6 +76,7 @@ class CaptionDataset(Dataset):
         by_picture: items are examples with all of their captions, instead of captions.
         frames: examples are clips or albums of so many.
         mirrored_rows: (examples,) as `rows`, of the mirrored pictures; needed for horizontal_flip of features.
+        numbered: the captions of the examples, where they have been split into words already.
     """
 
     def __init__(
@@ -91,27 +92,33 @@ class CaptionDataset(Dataset):
         by_picture: bool = False,
         frames: int = 0,
         mirrored_rows: np.ndarray | None = None,
+        numbered: Numbered | None = None,
     ) -> None:
         self.frames = frames
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
         self.augment, self.by_picture = augment, by_picture
         self.mirrored_rows = mirrored_rows
         self.epoch = 0
-        words = [vocabulary.split(c) for e in examples for c in e.captions]
-        captions = [vocabulary.encode(c)[:max_length] for c in words]
-        self.lengths = np.array([len(c) for c in captions], dtype=np.int64)
+        if numbered is None:
+            numbered = number((c for e in examples for c in e.captions), vocabulary.level)
+        self.flat, self.lengths = vocabulary.encode_all(numbered, max_length)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.flat = np.array([i for c in captions for i in c], dtype=np.int64)
         counts = [len(e.captions) for e in examples]
         self.example_of = np.repeat(np.arange(len(examples)), counts)
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])
         self.can_mirror = np.zeros(len(examples), dtype=bool)
         if horizontal_flip and augment is not None:
-            exchanged = [mirrored(c) for c in words]
             self.can_mirror[:] = True
-            self.can_mirror[[i for i, c in zip(self.example_of, exchanged, strict=True) if c is None]] = False
-            captions = [vocabulary.encode(m or c)[:max_length] for m, c in zip(exchanged, words, strict=True)]
-            self.flat_mirrored = np.array([i for c in captions for i in c], dtype=np.int64)
+            self.flat_mirrored = self.flat.copy()
+            for i, text in enumerate(c for e in examples for c in e.captions):
+                if not ("left" in text.lower() or "right" in text.lower()):
+                    continue
+                exchanged = mirrored(vocabulary.split(text))
+                if exchanged is None:
+                    self.can_mirror[self.example_of[i]] = False
+                else:
+                    ids = vocabulary.encode(exchanged)[:max_length]
+                    self.flat_mirrored[self.offsets[i] : self.offsets[i + 1]] = ids
 
     def __len__(self) -> int:
         return len(self.examples) if self.by_picture else len(self.lengths)
@@ -176,12 +183,13 @@ class BucketSampler(Sampler[list[int]]):
     """Batches of items of like length, in another order each epoch, that depends on (seed, epoch) alone.
 
     The items are shuffled, cut into pools of `pool` batches, sorted by length within a pool, cut into batches, and
-    the batches are shuffled. Every process draws the same batches and takes each `world`-th of them, the last ones
-    filled up from the beginning so that all have equally many.
+    the batches are shuffled. Every process draws the same batches and takes each `world`-th item of every one, so that
+    the processes together do at each step what one alone would, on captions of like length. A last batch of fewer items
+    than processes is filled up from its beginning.
 
     Args:
         lengths: (items,) words of each.
-        batch_size: items in a batch.
+        batch_size: items in a batch of all processes.
         seed: of the order.
         rank: this process.
         world: number of processes.
@@ -199,8 +207,7 @@ class BucketSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
-        return -(-batches // self.world)
+        return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
@@ -210,9 +217,9 @@ class BucketSampler(Sampler[list[int]]):
         items = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         order = random.permutation(len(batches))
-        order = np.resize(order, len(self) * self.world)[self.rank :: self.world]
         skip, self.skip = self.skip, 0
-        yield from (batches[i].tolist() for i in order[skip:])
+        for batch in (batches[i] for i in order[skip:]):
+            yield np.resize(batch, max(len(batch), self.world))[self.rank :: self.world].tolist()
 
 
 def bad_picture(what: ImageError | str) -> UserError:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from captioner.errors import UserError
+from captioner.formats import write_text
 
 Fingerprint = Mapping[str, str | int]
 
@@ -27,10 +28,11 @@ class FeatureFile:
     Attributes:
         rows: (N, F) or (N, P, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
         names: the N pictures' names.
+        unreadable: (N,) bool, the pictures that could not be read.
     """
 
-    def __init__(self, folder: Path, rows: np.ndarray, names: list[str]) -> None:
-        self.folder, self.rows, self.names = folder, rows, names
+    def __init__(self, folder: Path, rows: np.ndarray, names: list[str], unreadable: np.ndarray) -> None:
+        self.folder, self.rows, self.names, self.unreadable = folder, rows, names, unreadable
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Fingerprint) -> FeatureFile:
@@ -58,11 +60,16 @@ class FeatureFile:
             raise UserError(f"{folder} holds other features ({'; '.join(differing)}): delete it or name another folder")
         if len(rows) != len(names):
             raise UserError(f"{folder} has {len(rows)} rows for {len(names)} pictures: delete it to have it made again")
-        return cls(folder, rows, names)
+        if "unreadable" not in index:  # a file of an older version
+            return cls(folder, rows, names, _unreadable(rows))
+        unreadable = np.zeros(len(rows), dtype=bool)
+        unreadable[index["unreadable"]] = True
+        return cls(folder, rows, names, unreadable)
 
-    def unreadable(self) -> np.ndarray:
-        """(N,) bool: the pictures that could not be read."""
-        return np.isnan(self.rows.reshape(len(self.rows), -1)[:, 0])
+
+def _unreadable(rows: np.ndarray) -> np.ndarray:
+    """(N,) bool: the rows of pictures that could not be read. It reads the whole file, page by page."""
+    return np.isnan(rows.reshape(len(rows), -1)[:, 0])
 
 
 def feature_folder(cache: Path, label: str, fingerprint: Fingerprint) -> Path:
@@ -120,7 +127,9 @@ def write_features(
                     os.replace(progress.with_suffix(".new"), progress)
                     bar.update(len(block))
             rows.flush()
+            unreadable = np.flatnonzero(_unreadable(rows)).tolist()
             del rows
+            write_text(part / "index.json", json.dumps({**index, "unreadable": unreadable}))
             progress.unlink(missing_ok=True)
             os.replace(part, folder)
     except OSError as error:
@@ -133,7 +142,8 @@ def write_features(
 def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
     """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
     try:
-        if json.loads((part / "index.json").read_text(encoding="utf-8")) != index:
+        there = json.loads((part / "index.json").read_text(encoding="utf-8"))
+        if {key: there.get(key) for key in index} != index:
             return None
         rows = np.load(part / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
         progress = part / "progress"

@@ -181,7 +181,19 @@ class CaptionTask(pl.LightningModule):
         logits[:, [PAD, START, UNK]] = -math.inf  # never sampled
         log_probs = logits.log_softmax(dim=1).gather(1, words[real].unsqueeze(1))[:, 0]
         loss = -(advantage.unsqueeze(1).expand(real.shape)[real] * log_probs).mean()
-        return loss + self.config.xe_weight * self.loss(batch)[0] if self.config.xe_weight else loss
+        loss = self.share(loss, int(real.sum()))
+        return loss + self.config.xe_weight * self.share(*self.loss(batch)) if self.config.xe_weight else loss
+
+    def share(self, mean: Tensor, number: int) -> Tensor:
+        """This process's part of the mean over the words of all processes, such that the mean of the parts is it.
+
+        The strategy averages the gradients of the processes, of which each has another number of words.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return mean
+        total = torch.tensor(float(number), device=mean.device)
+        torch.distributed.all_reduce(total)
+        return mean * (torch.distributed.get_world_size() * number / total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
@@ -190,8 +202,9 @@ class CaptionTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of captions, or of pictures for which captions are sampled."""
-        loss = self.loss(batch)[0] if self.rewards is None else self.self_critical(batch, self.rewards)
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words))
+        rewards = self.rewards
+        loss = self.share(*self.loss(batch)) if rewards is None else self.self_critical(batch, rewards)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words), sync_dist=True)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:

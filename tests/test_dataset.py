@@ -271,15 +271,24 @@ def test_a_batch_has_captions_of_like_length():
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("batch_size", [8, 9, 1000])
 def test_processes_share_the_batches(world, batch_size):
+    """At each step, all of them together have the batch that one process alone would have."""
     lengths = dataset(many()).lengths
-    alone = [tuple(batch) for batch in BucketSampler(lengths, batch_size, 0)]
-    ranks = [[tuple(batch) for batch in BucketSampler(lengths, batch_size, 0, rank, world)] for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {len(BucketSampler(lengths, batch_size, 0, 0, world))}
-    dealt = [batch for rank in ranks for batch in rank]
-    assert set(dealt) == set(alone)
-    assert len(dealt) - len(alone) == -len(alone) % world  # filled up, but no more
-    whole = [batch for rank in ranks for batch in rank[: len(alone) // world]]
-    assert len(set(whole)) == len(whole)  # disjoint but for what fills up
+    alone = list(BucketSampler(lengths, batch_size, 0))
+    ranks = [list(BucketSampler(lengths, batch_size, 0, rank, world)) for rank in range(world)]
+    assert {len(BucketSampler(lengths, batch_size, 0, rank, world)) for rank in range(world)} == {len(alone)}
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert sorted(item for part in parts for item in part) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        words = [lengths[part].mean() for part in parts]
+        assert max(words) - min(words) <= np.ptp(lengths[whole])
+
+
+def test_a_batch_of_fewer_captions_than_processes_is_filled_up():
+    ranks = [list(BucketSampler(np.ones(9, dtype=int), 8, 0, rank, 4)) for rank in range(4)]
+    assert {len(rank) for rank in ranks} == {2}
+    (short,) = {place for place in range(2) if len({rank[place][0] for rank in ranks}) == 1}
+    assert [len(rank[short]) for rank in ranks] == [1] * 4
+    assert {rank[short][0] for rank in ranks} | {i for rank in ranks for i in rank[1 - short]} == set(range(9))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, "last"])

@@ -175,7 +175,7 @@ def test_an_unreadable_picture_is_a_row_of_nan(folder):
         return [block]
 
     write_features(folder, FINGERPRINT, NAMES, (4,), rows)
-    assert FeatureFile.open(folder, FINGERPRINT).unreadable().nonzero()[0].tolist() == [2, 7]
+    assert FeatureFile.open(folder, FINGERPRINT).unreadable.nonzero()[0].tolist() == [2, 7]
 
 
 @pytest.mark.parametrize(

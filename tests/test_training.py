@@ -350,9 +350,22 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(tiny, tmp_path):
 # ---- several processes
 
 
-def module_train(coco, out: Path, *options: str) -> subprocess.CompletedProcess:
+STOP = """
+from captioner import task
+begin = task.CaptionTask.on_train_batch_start
+def stop(self, batch, i):
+    if (self.current_epoch, i) == (1, 5):
+        sys.exit("stopped")
+    begin(self, batch, i)
+task.CaptionTask.on_train_batch_start = stop
+"""
+
+
+def module_train(coco, out: Path, *options: str, patch: str = "") -> subprocess.CompletedProcess:
     """``python -m captioner train``; what it starts ends with it, also where it hangs."""
-    command = [sys.executable, "-m", "captioner", *arguments(coco, out, *options)]
+    file = out.with_suffix(".py")  # a file, which Lightning can start again for the other processes
+    file.write_text(f"import sys\n{patch}\nfrom captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))")
+    command = [sys.executable, *([str(file)] if patch else ["-m", "captioner"]), *arguments(coco, out, *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
@@ -399,6 +412,66 @@ def pictures_of(data: CaptionData) -> torch.Tensor:
     """Features or pictures of the validation set, as the validation sees them."""
     (batch,) = data.val_dataloader()
     return data.val.table[batch.pictures] if batch.pictures.dim() == 1 else batch.pictures
+
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "5")
+ONE = ("--data.batch_size", "10")
+
+
+def still() -> list[str]:
+    """Options without anything random but the order, and with captions of unlike lengths in a batch."""
+    none = [word for name in NO_DROPOUT for word in (f"--model.{name}", "0")]
+    return [*none, "--trainer.precision", "32-true", "--train.patience", "0", "--train.lr", "0.01"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["0", "1"])
+@pytest.mark.parametrize("flip", ["false", "true"])
+def test_two_processes_learn_as_one_with_the_double_batch(tmp_path, trained, flip):
+    """Each step's loss and gradient are those of all words, though the processes have unequally many."""
+    coco = write_set(tmp_path / "set", train=13, val=3)
+    options = [
+        *still(),
+        "--model.trainable_layers",
+        trained,
+        "--data.horizontal_flip",
+        flip,
+        "--train.ema_decay",
+        "0.9",
+    ]
+    done = module_train(coco, tmp_path / "two", *options, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert train(coco, tmp_path / "one", *options, *ONE) == 0
+    for name in ("train_loss", "grad_norm", "val_loss", "val_cider"):
+        one, two = logged(tmp_path / "one", name), logged(tmp_path / "two", name)
+        assert len(one) >= 2
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [1, 2])
+def test_a_run_is_resumed_on_another_number_of_processes(tmp_path, begun):
+    """Stopped in mid-epoch: it goes on with the same batches, and ends where one that was not stopped does."""
+    coco = write_set(tmp_path / "set", train=12, val=3)
+    options = [*still(), "--data.batch_size", "2", "--train.epochs", "3"]
+    if begun == 1:
+        options = [*still(), "--data.batch_size", "4", "--train.epochs", "3"]
+    one, two = ["--trainer.devices", "1"], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    first, second = (one, two) if begun == 1 else (two, one)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = module_train(coco, whole, *options, *first)
+    assert done.returncode == 0, done.stderr
+    done = module_train(coco, stopped, *options, *first, "--train.checkpoint_minutes", "0.00001", patch=STOP)
+    assert done.returncode != 0
+    state = torch.load(stopped / "last.ckpt", weights_only=True)
+    assert state["CaptionData"] == {"together": 4}
+    assert 0 < state["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["delivered"] < 9
+    done = module_train(coco, stopped, *options, *second, "--resume")
+    assert done.returncode == 0, done.stderr
+    there, here = tensors(whole / "last.ckpt"), tensors(stopped / "last.ckpt")
+    for name, value in there.items():
+        assert torch.allclose(here[name].float(), value.float(), rtol=1e-3, atol=1e-4), name
+    assert logged(stopped, "val_loss")[-1] == pytest.approx(logged(whole, "val_loss")[-1], abs=1e-4)
 
 
 @pytest.mark.slow

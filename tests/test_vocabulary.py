@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import captioner.vocabulary
-from captioner.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary, tokenize
+from captioner.vocabulary import END, LEVELS, PAD, SPECIAL, START, UNK, Vocabulary, number, tokenize
 
 
 def test_examples_of_the_docstrings():
@@ -59,6 +59,22 @@ def test_characters_go_round_as_they_are_written(captions):
         assert all(i > UNK for i in ids)
         assert vocabulary.decode(ids) == caption
     assert Vocabulary(vocabulary.words[4:], "char").words == vocabulary.words
+
+
+letters = st.one_of(st.characters(), st.sampled_from("aBΣ.,'’-:/5 \n\t\x1c\u2028\xa0\0"))
+
+
+@given(st.lists(st.text(letters, max_size=20), max_size=10), st.sampled_from(sorted(LEVELS)), st.integers(1, 5))
+def test_many_captions_are_split_as_each_of_them(captions, level, most):
+    split = [LEVELS[level](caption) for caption in captions]
+    found = number(captions, level)
+    assert found.lengths.tolist() == [len(words) for words in split]
+    assert [found.words[i] for i in found.flat] == [word for words in split for word in words]
+    assert len(set(found.words)) == len(found.words)
+    vocabulary = Vocabulary.count(found, 2, level)
+    flat, lengths = vocabulary.encode_all(found, most)
+    assert lengths.tolist() == [len(words[:most]) for words in split]
+    assert flat.tolist() == [i for words in split for i in vocabulary.encode(words)[:most]]
 
 
 def test_another_level_is_refused():

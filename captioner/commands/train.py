@@ -72,6 +72,9 @@ def run(options: Any) -> int:
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
     )
+    if resumed:  # the number of steps depends on it, before Lightning gives it back
+        state = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
+        data.load_state_dict(state.get("CaptionData", {"together": None}))
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
     if trainer.is_global_zero:
