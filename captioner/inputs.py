@@ -14,6 +14,7 @@ from typing import Any
 
 from captioner.errors import UserError
 from captioner.images import SUFFIXES, ImageError, find_images
+from captioner.shards import Member, are_shards
 
 PARQUET = (".parquet", ".pq")
 ROWS = 64  # of a parquet file, decoded together
@@ -111,7 +112,10 @@ def _rows(file: str, column: str) -> _Rows:
     return _Rows(file, column)
 
 
-def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image") -> list[Path | Address | Row]:
+Item = Path | Member | Address | Row
+
+
+def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image") -> list[Item]:
     """The pictures that the arguments name, in their order, each once.
 
     Args:
@@ -123,9 +127,9 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
     Raises:
         UserError: nothing is there, or it cannot be opened.
     """
-    found: dict[Path | Address | Row, None] = {}
+    found: dict[Item, None] = {}
     for name in names:
-        pictures: Iterable[Path | Address | Row]
+        pictures: Iterable[Item]
         if os.path.isdir(name):
             pictures = find_images([name], clips)
         elif name.startswith("@") and not os.path.lexists(name):
@@ -133,7 +137,7 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
         elif name.lower().endswith(PARQUET):
             files = [name] if _is_address(name) or os.path.lexists(name) else sorted(glob.glob(name)) or [name]
             pictures = (picture for file in files for picture in _pictures(file, column))
-        elif _is_address(name):
+        elif _is_address(name) and not are_shards(name):
             pictures = _addresses(name)
         else:
             pictures = find_images([name], clips)
@@ -175,7 +179,7 @@ def _addresses(url: str) -> list[Address]:
     return [Address(system.unstrip_protocol(name)) for name in sorted(names)]
 
 
-def _pictures(name: str, column: str) -> Iterator[Path | Address | Row]:
+def _pictures(name: str, column: str) -> Iterator[Item]:
     """The rows of a parquet file."""
     with _reading(name):
         file = _parquet(name)
