@@ -35,7 +35,7 @@ from captioner.dataset import (
 from captioner.encoder import Encoder, feature_shape, weights_digest
 from captioner.errors import UserError
 from captioner.features import FeatureFile, feature_folder, write_features
-from captioner.formats import read
+from captioner.formats import read, undisturbed
 from captioner.mirror import mirrored
 from captioner.model import vocabulary_of
 from captioner.ptb import ptb_tokenize
@@ -130,22 +130,21 @@ class Split:
     def _use_features(self, annotations: str, data: DataConfig, model: ModelConfig) -> list[str]:
         paths = [example.path for example in self.examples]
         names = [example.name for example in self.examples]
-        pictures = hashlib.sha256()
+        pictures: list[str] = []
         for path, name in zip(paths, names, strict=True):
             if isinstance(path, Member):
                 sizes = [(name, path.size)]
             elif model.frames and path.is_dir():
                 sizes = [(os.path.join(name, inner.name), inner.stat().st_size) for inner in album(path)]
             else:
-                sizes = [(name, path.stat().st_size)]
-            for one, size in sizes:
-                pictures.update(f"{one}\0{size}\0".encode())
+                sizes = [(name, os.stat(path).st_size)]
+            pictures += [f"{one}\0{size}\0" for one, size in sizes]
         fingerprint: dict[str, str | int] = {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
             "transform": f"whole picture, bicubic, {model.image_size} px, second look {model.second_size} px",
             "dtype": "float16",
-            "pictures": pictures.hexdigest()[:16],
+            "pictures": hashlib.sha256("".join(pictures).encode()).hexdigest()[:16],
         }
         if model.grid:
             fingerprint["grid"] = model.grid
@@ -219,6 +218,7 @@ class CaptionData(pl.LightningDataModule):
 
     together: int | None = None
 
+    @undisturbed()
     def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
         super().__init__()
         self.data, self.model, self.seed = data, model, seed
@@ -243,6 +243,7 @@ class CaptionData(pl.LightningDataModule):
         self.train_set = self._dataset(self.train, by_picture, seed, numbered)
         self.val_set = self._dataset(self.val, by_picture=True)
 
+    @undisturbed()
     def references(self) -> list[list[list[str]]]:
         """The words of the captions of each validation picture, as the metrics see them."""
         return [[ptb_tokenize(caption) for caption in example.captions] for example in self.val.examples]

@@ -24,6 +24,7 @@ from captioner.layouts import (
     folder_of,
     has_sentences,
     metadata_of,
+    opened,
     read_flickr,
     read_karpathy,
     read_pairs,
@@ -53,7 +54,7 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """No search for garbage meanwhile: it would go through millions of new objects again and again, in vain."""
     was = gc.isenabled()
     gc.disable()
@@ -81,7 +82,7 @@ class Example:
     name: str = field(default="", compare=False)
 
 
-@_undisturbed()
+@undisturbed()
 def read_coco(
     annotations: Path,
     images: Path,
@@ -105,11 +106,11 @@ def read_coco(
     Raises:
         UserError: a problem as above, a file that is not COCO captions, or an id given twice (whatever skip_bad says).
     """
-    found, _ = _entries(os.fspath(annotations), "coco", images, "", None, albums)
+    found, _ = _entries(os.fspath(annotations), "coco", read_json(annotations), images, "", None, albums)
     return _look(annotations, images, found, skip_bad, option, albums)
 
 
-@_undisturbed()
+@undisturbed()
 def read(
     path: str | os.PathLike,
     images: str | os.PathLike | None = None,
@@ -138,20 +139,23 @@ def read(
     Raises:
         UserError: as in :func:`read_coco`; an unknown layout, a split that is not there, or `images` are needed.
     """
-    layout = recognise(path)
+    layout, data = opened(path)
     where = os.fspath(path)
     if layout in ("coco", "karpathy", "flickr") and images is None:
         needed = "--data.train_images, --data.val_images or --images"
         raise UserError(f"{where}: does not say where its pictures are; name their folder with {needed}")
-    found, folder = _entries(where, layout, images, split, columns, albums)
+    found, folder = _entries(where, layout, data, images, split, columns, albums)
     entries, problems = _only(found, listed)
     return _look(where, folder, (entries, problems), skip_bad, option, albums, layout == "webdataset")
 
 
 def _entries(
-    path: str, layout: str, images: str | os.PathLike | None, split: str, columns: str | None, albums: bool
+    path: str, layout: str, data: Any, images: str | os.PathLike | None, split: str, columns: str | None, albums: bool
 ) -> tuple[Listed, Path]:
-    """What a file says, and the folder that its names are relative to; no picture is looked at."""
+    """What a file says, and the folder that its names are relative to; no picture is looked at.
+
+    `data` is what :func:`captioner.layouts.opened` found in it.
+    """
     file = Path(path)
     if layout == "webdataset":
         here = path if is_remote(path) or not file.is_dir() else folder_of(file, split)
@@ -166,12 +170,12 @@ def _entries(
         return read_table(metadata_of(file), split, columns), folder
     folder = file.parent if images is None else Path(images)
     if layout == "karpathy":
-        return read_karpathy(file, read_json(file), split), folder
+        return read_karpathy(file, data, split), folder
     if layout == "flickr":
         return read_flickr(file, split, columns), folder
     if layout == "table":
         return read_table(file, split, columns), folder
-    pictures, captions = _coco(file, read_json(file))
+    pictures, captions = _coco(file, data)
     entries = []
     for image in pictures:
         where = f"{file}: image id {image['id']!r}"
@@ -228,23 +232,25 @@ def _look(
         folder, name = os.path.split(relative)
         return not leaves(relative) and name in names(folder)
 
+    below = Path(images)
     examples: list[Example] = []
     problems: list[tuple[str, str]] = []  # (kind, line)
     for entry in listed[0]:
         where, file_name = entry.where, entry.names[0]
         paths = [os.path.normpath(name) for name in entry.names]
-        relative = next((path for path in paths if not packed and is_there(path)), paths[0])
-        written = tuple(caption for caption in entry.captions if caption)
+        found = next((path for path in paths if not packed and is_there(path)), None)
+        relative = paths[0] if found is None else found
+        written = tuple(filter(None, entry.captions))
         if packed and entry.picture is None:
             problems.append(("missing image file", f"{where} has no picture"))
-        elif leaves(relative):
+        elif found is None and leaves(relative):
             problems.append(("file name outside the folder", f"{where}: file name {file_name!r} leaves {images}"))
-        elif not packed and not is_there(relative):
+        elif found is None and not packed:
             problems.append(("missing image file", f"{where}: no file {file_name!r} in {images}"))
         elif not written:
             problems.append(("image without a caption", f"{where} ({file_name!r}) has no caption"))
         else:
-            picture = Path(images, relative) if entry.picture is None else entry.picture
+            picture = below / relative if entry.picture is None else entry.picture
             examples.append(Example(entry.image_id, picture, written, relative))
             if len(written) < len(entry.captions):
                 problems.append(("image with a blank caption", f"{where} ({file_name!r}) has a blank caption"))
@@ -301,8 +307,8 @@ def read_named_references(
     """
     data = _read_captions(Path(path)) if listed is None and _is_json(path) else None
     if data is None or has_sentences(data):
-        layout = recognise(path) if data is None else "karpathy"
-        entries, _ = _only(_entries(os.fspath(path), layout, images, split, columns, albums=True)[0], listed)
+        layout, data = opened(path) if data is None else ("karpathy", data)
+        entries, _ = _only(_entries(os.fspath(path), layout, data, images, split, columns, albums=True)[0], listed)
         found: dict[ID, list[str]] = {entry.image_id: list(entry.captions) for entry in entries}
         names: dict[ID, str] = {entry.image_id: entry.names[0] for entry in entries}
     else:
@@ -493,10 +499,6 @@ def _coco(
 
     for position, image in enumerate(data["images"]):
         check(path, f"image {position}", image, fields or {"id": IDS, "file_name": str})
-    twice = _twice(image["id"] for image in data["images"])
-    if twice is not None:
-        raise UserError(f"{path}: image id {twice!r} comes twice, so its captions are ambiguous; remove one")
-
     annotations = data["annotations"]
     for position, entry in enumerate(annotations):
         # There are five times as many as images; this first look is for speed.
@@ -506,9 +508,6 @@ def _coco(
                 continue
         check(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
     numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
-    twice = _twice(numbers)
-    if twice is not None:
-        raise UserError(f"{path}: annotation id {twice!r} comes twice; remove one or number it anew")
     if len(numbers) < len(annotations):
         annotations = [{**entry, "id": position} for position, entry in enumerate(annotations)]
 
@@ -516,6 +515,13 @@ def _coco(
     coco.dataset = {"images": data["images"], "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
+    if len(coco.imgs) < len(data["images"]):
+        twice = _twice(image["id"] for image in data["images"])
+        raise UserError(f"{path}: image id {twice!r} comes twice, so its captions are ambiguous; remove one")
+    if len(coco.anns) < len(annotations) or len(numbers) < len(annotations):
+        twice = _twice(numbers)
+        if twice is not None:
+            raise UserError(f"{path}: annotation id {twice!r} comes twice; remove one or number it anew")
     captions = {key: [entry["caption"].strip() for entry in group] for key, group in coco.imgToAnns.items()}
     return data["images"], captions
 

@@ -67,7 +67,20 @@ def recognise(path: str | os.PathLike) -> str:
     Raises:
         UserError: none of them; the line says what was looked for.
     """
+    return opened(path)[0]
+
+
+def opened(path: str | os.PathLike) -> tuple[str, Any]:
+    """The layout, as :func:`recognise` finds it, and what is in a .json file, which had to be read for that."""
     text = os.fspath(path)
+    if os.path.isfile(text) and text.lower().endswith(".json"):
+        data = read_json(Path(text))
+        return of_json(Path(text), data), data
+    return _recognise(text), None
+
+
+def _recognise(text: str) -> str:
+    """The layout of what is not a .json file."""
     if shards.is_remote(text) or shards.are_shards(text):
         return "webdataset"
     if os.path.isdir(text):
@@ -86,8 +99,6 @@ def recognise(path: str | os.PathLike) -> str:
         raise UserError(f"{text}: no such file; check the path")
     if text.lower().endswith(LISTS):
         return "table"
-    if text.lower().endswith(".json"):
-        return of_json(Path(text), read_json(Path(text)))
     lines = [line for line in read_text(Path(text), "text").split("\n") if line.strip()]
     if TOKEN.fullmatch(lines[0]) or _dialect(lines[0], None) is not None:
         return "flickr"
