@@ -78,6 +78,7 @@ def read_split(
     images: Path | None = None,
     split: str = "train",
     columns: str | None = None,
+    listed: str | None = None,
     pictures: bool = True,
 ) -> Split:
     """Read a split, leaving out and noting what is bad.
@@ -86,7 +87,7 @@ def read_split(
         name: what to call it.
         path: annotations, folder or shards, as :func:`captioner.formats.read` takes them.
         images: the folder of pictures, where the layout needs one; a captions JSON can do without if not `pictures`.
-        split, columns: as in :func:`captioner.formats.read`.
+        split, columns, listed: as in :func:`captioner.formats.read`.
         pictures: the pictures must be there.
 
     Raises:
@@ -94,10 +95,10 @@ def read_split(
     """
     layout = recognise(path)
     if layout == "coco" and images is None and not pictures:
-        references, files = read_named_references(Path(path))
+        references, files = read_named_references(Path(path), listed=listed)
         named = [(image, str(files.get(image, image)), tuple(texts)) for image, texts in references.items()]
         return Split(name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {})
-    examples, skipped = read(path, images, split, columns=columns, skip_bad=True)
+    examples, skipped = read(path, images, split, columns=columns, listed=listed, skip_bad=True)
     return Split(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
 
 

@@ -249,6 +249,7 @@ def test_a_killed_run_is_completed_by_the_same_command(start, whole, tmp_path, e
     options = ("--engine", engine, "--devices", "1" if engine == "local" else "2")
     process = start(tmp_path / "parts", *options)
     wait_for_parts(process, tmp_path / "parts", 3)
+    process.send_signal(signal.SIGSTOP)  # it would be done before /proc is read
     children = descendants(process.pid)
     process.kill()
     process.communicate()

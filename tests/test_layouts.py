@@ -10,10 +10,13 @@ import torch
 import webdataset as wds
 from conftest import captions_of, draw, is_one_line, make_captioner
 
-from captioner.config import DataConfig, ModelConfig
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.datamodule import CaptionData
+from captioner.encoder import Encoder
 from captioner.errors import UserError
 from captioner.formats import read, recognise
+from captioner.model import Captioner
+from captioner.task import CaptionTask
 
 COUNTS = {"train": 6, "val": 4}
 LAYOUTS = {
@@ -145,15 +148,33 @@ def data_of(options, tmp_path, trained: int, layout: str) -> CaptionData:
 
 @pytest.mark.parametrize("trained", [0, 1])
 def test_every_layout_trains_on_the_same_batches(sets, tmp_path, trained):
-    """Same words, pictures (or features) and order, so the same loss whatever the model."""
+    """Same words, pictures (or features) and order, so the same loss."""
     known = None
     for layout in LAYOUTS if trained else ("coco", "webdataset", "jsonl"):
         data = data_of(sets[layout], tmp_path, trained, layout)
         batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-        found = (data.vocabulary.words, data.references(), batch)
+        torch.manual_seed(0)
+        model = Captioner(data.model, data.vocabulary, Encoder(data.model), "resnet18").train()
+        loss = float(CaptionTask(model, TrainConfig(), SearchConfig(), [], 1).loss(batch)[0].detach())
+        found = (data.vocabulary.words, data.references(), loss, batch)
         known = known or found
-        assert found[:2] == known[:2]
-        assert all(torch.equal(a, b) for a, b in zip(found[2], known[2], strict=True)), layout
+        assert found[:3] == known[:3], layout
+        assert all(torch.equal(a, b) for a, b in zip(found[3], known[3], strict=True)), layout
+
+
+def test_every_layout_is_inspected_the_same(sets, tmp_path, cli):
+    known = None
+    for layout in LAYOUTS:
+        one = sets[layout]["train"]
+        names = {"images": "--images", "columns": "--columns", "listed": "--list"}
+        files = [word for key, name in names.items() if one.get(key) is not None for word in (name, one[key])]
+        code, _, err = cli("data", "inspect", one["path"], *files, "--json", tmp_path / "found.json")
+        assert (code, err) == (0, ""), layout
+        found = json.loads((tmp_path / "found.json").read_text())["splits"][0]
+        assert found.pop("format") == LAYOUTS[layout]
+        del found["path"]
+        known = known or found
+        assert found == known, layout
 
 
 def test_every_layout_is_scored_the_same(sets, tmp_path, cli):

@@ -18,6 +18,7 @@ def configure(parser: Any) -> None:
         "--images", type=Path, help="folder that their file names are relative to, where the layout needs it"
     )
     parser.add_argument("--split", type=str, default="train", help="which one, where the layout has several")
+    parser.add_argument("--list", type=str, help="file with a picture's name in each line: only these")
     parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table")
     parser.add_argument("--to", type=Literal["coco", "webdataset"], required=True, help="the new layout")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
@@ -41,7 +42,7 @@ def run(options: Any) -> None:
 
     if options.shard_size < 1:
         raise UserError(f"--shard_size is {options.shard_size}: expected 1 or more")
-    how = {"columns": options.columns, "skip_bad": options.skip_bad, "option": "--skip_bad"}
+    how = {"columns": options.columns, "listed": options.list, "skip_bad": options.skip_bad, "option": "--skip_bad"}
     examples, skipped = read(options.path, options.images, options.split, **how)
     if options.skip_bad:
         examples, bad = openable(examples)

@@ -21,6 +21,8 @@ def configure(parser: Any) -> None:
     parser.add_argument("--test_images", type=Path, help="folder that their file names are relative to")
     for name in ("split", "val_split", "test_split"):
         parser.add_argument(f"--{name}", type=str, help="which one of it, where the layout has several")
+    for name in ("list", "val_list", "test_list"):
+        parser.add_argument(f"--{name}", type=str, help="file with a picture's name in each line: only these")
     parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table")
     parser.add_argument("--pictures", type=bool, default=True, help="false: look only at the captions")
     parser.add_argument("--distance", type=int, default=4, help="bits of 64 in which hashes of one picture may differ")
@@ -40,16 +42,18 @@ def run(options: Any) -> None:
 
     if not 0 <= options.distance <= 16:
         raise UserError(f"--distance is {options.distance}: expected 0 to 16")
-    named = [("train", options.path, options.images, options.split)]
+    named = [("train", options.path, options.images, options.split, options.list)]
     for name in ("val", "test"):
-        path, *others = [options[key] for key in (name, f"{name}_images", f"{name}_split")]
+        path, *others = [options[key] for key in (name, f"{name}_images", f"{name}_split", f"{name}_list")]
         if path:
             named.append((name, path, *others))
         elif any(others):
-            raise UserError(f"--{name}_images and --{name}_split need --{name}: name the annotations, too")
+            raise UserError(
+                f"--{name}_images, --{name}_split and --{name}_list need --{name}: name the annotations, too"
+            )
     splits = [
-        read_split(name, path, images, split or name, options.columns, options.pictures)
-        for name, path, images, split in named
+        read_split(name, path, images, split or name, options.columns, listed, options.pictures)
+        for name, path, images, split, listed in named
     ]
     report = inspect(splits, options.pictures, options.workers, options.distance)
     print(as_text(report))
