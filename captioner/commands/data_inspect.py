@@ -48,9 +48,7 @@ def run(options: Any) -> None:
         if path:
             named.append((name, path, *others))
         elif any(others):
-            raise UserError(
-                f"--{name}_images, --{name}_split and --{name}_list need --{name}: name the annotations, too"
-            )
+            raise UserError(f"--{name}_images, _split and _list need --{name}: name the annotations, too")
     splits = [
         read_split(name, path, images, split or name, options.columns, listed, options.pictures)
         for name, path, images, split, listed in named
