@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,6 +61,14 @@ class Predictor(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """In each process; Lightning then moves the model to the process's device."""
         self.model = load_job(self.job).eval()
+
+    def on_predict_start(self) -> None:
+        """SIGTERM ends the process at once: parts are whole or absent.
+
+        Lightning's handler would ask the other processes first, and fail in the middle of whatever goes on, such as
+        the reading of a picture, which would then be called broken.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def predict_dataloader(self) -> DataLoader:
         """This process's batches."""

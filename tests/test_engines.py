@@ -248,9 +248,9 @@ def test_the_same_captions_by_two_processes(start, whole, tmp_path, engine):
 def test_a_killed_run_is_completed_by_the_same_command(start, whole, tmp_path, engine):
     options = ("--engine", engine, "--devices", "1" if engine == "local" else "2")
     process = start(tmp_path / "parts", *options)
+    wait_for_parts(process, tmp_path / "parts", 1)
+    children = descendants(process.pid)  # takes its time, and must not after the kill
     wait_for_parts(process, tmp_path / "parts", 3)
-    process.send_signal(signal.SIGSTOP)  # it would be done before /proc is read
-    children = descendants(process.pid)
     process.kill()
     process.communicate()
     wait_until_gone(children)

@@ -402,7 +402,7 @@ def test_two_processes(tmp_path, trained):
     (batch,) = data.val_dataloader()
     task = CaptionTask(model, TrainConfig(), SearchConfig(), data.references(), steps=1).eval()
     loss, _ = task.loss(batch._replace(pictures=pictures_of(data)))  # of all words in one process
-    assert logged(out, "val_loss")[-1] == pytest.approx(loss.item(), abs=1e-4)
+    assert logged(out, "val_loss")[-1] == pytest.approx(loss.item(), abs=1e-3)  # bf16 on some CPUs
 
     again = module_train(coco, out, *options, "--resume")
     assert again.returncode == 0, again.stderr
