@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 import time
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+import torch
+from PIL import Image, ImageDraw
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from captioner.clips import look
 from captioner.config import TrainConfig
 from captioner.dataset import Batch
 from captioner.formats import Example
+from captioner.images import ImageError
+
+SIDE = 256  # pixels of the pictures in TensorBoard
 
 
 class Throughput(Callback):
@@ -36,10 +46,18 @@ class Throughput(Callback):
         self.before = now
 
 
+class Bar(TQDMProgressBar):
+    """Lightning's progress bar without the number of the logger's version."""
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        """What is shown behind the bar."""
+        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+
 class Samples(Callback):
     """After each validation: one line of scores, and the captions of a few pictures, always the same ones.
 
-    The captions go to TensorBoard and are appended to samples.md in the run's folder.
+    The captions are appended to samples.md in the run's folder, and go with their pictures to TensorBoard.
     """
 
     def __init__(self, folder: Path, examples: list[Example], number: int) -> None:
@@ -64,13 +82,34 @@ class Samples(Callback):
         )
         line = "  ".join(f"{name} {scores[name]:.4g}" for name in shown if name in scores)
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {line}", flush=True)
-        rows = [f"| {e.path.name} | {task.found[i]} | {e.captions[0]} |" for i, e in self.chosen.items()]
+        chosen = {i: example for i, example in self.chosen.items() if i in task.found}  # --check does not come to all
+        rows = [f"| {e.path.name} | {task.found[i]} | {e.captions[0]} |" for i, e in chosen.items()]
         table = "\n".join(["| picture | caption | a reference |", "|---|---|---|", *rows])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("captions", table, trainer.global_step)
+                for number, (i, example) in enumerate(chosen.items()):
+                    with suppress(ImageError):  # with cached features nobody needs the pictures any more
+                        picture = captioned(example.path, task.model.frames, task.found[i])
+                        logger.experiment.add_image(
+                            f"samples/{number}", picture, trainer.global_step, dataformats="HWC"
+                        )
         with open(self.folder / "samples.md", "a", encoding="utf-8") as file:
             file.write(f"## Epoch {trainer.current_epoch + 1}: {line}\n\n{table}\n\n")
+
+
+def captioned(path: Any, frames: int, caption: str) -> np.ndarray:
+    """What the model sees of a picture, or of the frames of a clip side by side, and its caption below.
+
+    (H, W, 3) uint8.
+    """
+    seen = look(path, SIDE, frames)  # (3, SIDE, SIDE) or (frames, 3, SIDE, SIDE)
+    pixels = torch.cat([*seen], dim=-1) if frames else seen
+    text = "\n".join(textwrap.wrap(caption, pixels.shape[-1] // 6))
+    page = Image.new("RGB", (pixels.shape[-1], SIDE + 16 * (text.count("\n") + 1) + 8), "white")
+    page.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    ImageDraw.Draw(page).text((4, SIDE + 4), text, fill="black")
+    return np.asarray(page)
 
 
 class Patience(EarlyStopping):
@@ -99,6 +138,7 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
     last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
     interval = timedelta(minutes=config.checkpoint_minutes)
     parts: list[Callback] = [
+        *([Bar()] if sys.stderr.isatty() else []),  # no bar in a log
         Throughput(),
         Samples(folder, examples, config.samples),
         ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False),

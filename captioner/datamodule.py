@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,13 @@ class Split:
             trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
         mirrored_rows: (examples,) the row of the mirrored picture; None unless such are trained on.
+        missing: rows of features that were not there, where a `sample` was taken: all pictures then share the features
+            of the few, of which each took so many `seconds` and `bytes`.
     """
 
-    def __init__(self, name: str, data: DataConfig, model: ModelConfig) -> None:
+    missing, seconds, bytes = 0, 0.0, 0
+
+    def __init__(self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False) -> None:
         annotations = getattr(data, name)
         if annotations is None:
             raise UserError(
@@ -109,10 +114,10 @@ class Split:
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
         self.mirrored_rows: np.ndarray | None = None
-        self.mirrors = name == "train" and data.horizontal_flip
+        self.mirrors, self.sample = name == "train" and data.horizontal_flip, sample
         if model.trainable_layers == 0:
             skipped += self._use_features(annotations, data, model)
-        elif data.skip_bad_images:
+        elif data.skip_bad_images and not sample:
             skipped += self._drop_unreadable(data, model)
         if skipped:
             rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
@@ -156,16 +161,14 @@ class Split:
         label = f"{Path(annotations).stem}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
 
+        device = best_device()
+        workers = choose_workers(data.workers, device)
+        options = (model.image_size, PICTURES, workers, data.skip_bad_images, model.frames)
+        if self.sample and not folder.exists():
+            return self._sample_features(paths, len(names), model, options)
+
         def rows_from(first: int) -> Iterator[np.ndarray]:
-            device = best_device()
             encoder = Encoder(model).to(device)
-            options = (
-                model.image_size,
-                PICTURES,
-                choose_workers(data.workers, device),
-                data.skip_bad_images,
-                model.frames,
-            )
             yield from extract_features(encoder, paths[first:], *options)
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
@@ -182,6 +185,25 @@ class Split:
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
+
+    def _sample_features(self, paths: Sequence[Any], rows: int, model: ModelConfig, options: Any) -> list[str]:
+        """The features of a few pictures stand for those of all; see `missing`."""
+        few = paths[:: -(-len(paths) // (3 * PICTURES))]
+        encoder = Encoder(model).to(best_device())
+        blocks, times = [], []
+        for block in extract_features(encoder, few, *options):
+            blocks.append(block)
+            times.append(time.perf_counter())
+        table = np.concatenate(blocks)
+        timed = max(1, len(table) - len(blocks[0]))  # the first block warms up
+        self.missing, self.seconds = rows, (times[-1] - times[0]) / timed
+        table = table[~np.isnan(table.reshape(len(table), -1)[:, 0])]
+        if not len(table):
+            raise UserError(f"{few[0]} and {len(few) - 1} more pictures cannot be read")
+        self.bytes = table[0].nbytes
+        self.table, self.rows = torch.from_numpy(table), np.arange(len(paths)) % len(table)
+        self.mirrored_rows = self.rows if self.mirrors else None
+        return []
 
     def _drop_unreadable(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Decode every picture once: with a trained encoder nothing else would find the bad ones before they stop."""
@@ -209,6 +231,7 @@ class CaptionData(pl.LightningDataModule):
         data, model: the options.
         seed: of the order of the batches and the augmentation.
         by_picture: batches are of pictures with all of their captions, also where captions alone would be faster.
+        sample: where features are missing, compute those of a few pictures for a first look; see :class:`Split`.
 
     Attributes:
         train, val: the splits.
@@ -219,10 +242,12 @@ class CaptionData(pl.LightningDataModule):
     together: int | None = None
 
     @undisturbed()
-    def __init__(self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False) -> None:
+    def __init__(
+        self, data: DataConfig, model: ModelConfig, seed: int = 0, by_picture: bool = False, sample: bool = False
+    ) -> None:
         super().__init__()
         self.data, self.model, self.seed = data, model, seed
-        self.train, self.val = Split("train", data, model), Split("val", data, model)
+        self.train, self.val = Split("train", data, model, sample), Split("val", data, model, sample)
         if data.fraction < 1:
             self.train.keep(data.fraction, seed)
         captions = (caption for example in self.train.examples for caption in example.captions)

@@ -86,7 +86,9 @@ class LanguageTask(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the global norm and log what it was."""
-        self.log("grad_norm", nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf))
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
+        self.log("grad_norm", norm, prog_bar=True)
+        self.log("lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; no decay for vectors and embeddings."""

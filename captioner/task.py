@@ -210,7 +210,8 @@ class CaptionTask(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the global norm and log what it was: exploding gradients show here first."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
-        self.log("grad_norm", norm, batch_size=1)
+        self.log("grad_norm", norm, prog_bar=True, batch_size=1)
+        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW, no decay for vectors and embeddings, the encoder's stages at their own rates; warm-up and cosine."""
@@ -272,7 +273,8 @@ class CaptionTask(pl.LightningModule):
         }
         # Every process has computed the same numbers from all captions; their mean over the processes is themselves.
         tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
-        self.log_dict(tensors, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log("val_cider", tensors.pop("val_cider"), prog_bar=True, batch_size=1, sync_dist=True)
+        self.log_dict(tensors, batch_size=1, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is enough: architecture, vocabulary and encoder identity go along."""

@@ -1,15 +1,12 @@
-"""Draws the pictures of the README: photographs with captions, where a model looked, the curve of a training run.
+"""Draws the pictures of the README: photographs with captions, where a model looked.
 
 python docs/pictures.py gallery docs/gallery.png data/photos/*.jpg
 python docs/pictures.py attention docs/attention.png data/photos/*.jpg --checkpoint runs/mine/captioner.safetensors
-python docs/pictures.py curve docs/training.png runs/flickr8k
 """
 
 import argparse
-import csv
 import math
 import textwrap
-from pathlib import Path
 
 import matplotlib
 
@@ -64,34 +61,12 @@ def lit(picture: Image.Image, weights) -> np.ndarray:
     return (np.asarray(picture) / 255 * (0.2 + 0.8 * light) + light * (0.12, 0.05, -0.08)).clip(0, 1)  # and warm
 
 
-def curve(target: str, runs: list[str], checkpoint: str | None) -> None:
-    """Loss, validation CIDEr-D and gradient norm of a run, from the metrics.csv files of its parts."""
-    (run,) = runs
-    rows = [row for part in sorted(Path(run).glob("logs/part_*/metrics.csv")) for row in csv.DictReader(part.open())]
-
-    def series(name: str) -> tuple[list[int], list[float]]:
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        return [step for step, _ in points], [value for _, value in points]
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    left.plot(*series("train_loss"), lw=0.8, alpha=0.7, label="training, label-smoothed, with dropout")
-    left.plot(*series("val_loss"), "o-", label="validation")
-    left.set(xlabel="step", ylabel="cross-entropy, nats a word", title="loss")
-    left.legend()
-    middle.plot(*series("val_cider"), "o-", color="tab:green", label="CIDEr-D")
-    middle.set(xlabel="step", ylabel="val_cider", title="validation, decoded with the beam")
-    middle.grid(alpha=0.3)
-    right.plot(*series("grad_norm"), lw=0.8, color="tab:red")
-    right.set(xlabel="step", ylabel="global norm before clipping", title="gradient norm", yscale="log")
-    figure.savefig(target, dpi=100)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", choices=("gallery", "attention", "curve"))
+    parser.add_argument("picture", choices=("gallery", "attention"))
     parser.add_argument("target")
-    parser.add_argument("sources", nargs="+", help="photographs; for curve the folder of a run")
+    parser.add_argument("sources", nargs="+", help="photographs")
     parser.add_argument("--checkpoint", help="without it, the shipped model")
     options = parser.parse_args()
-    draw = {"gallery": gallery, "attention": attention, "curve": curve}[options.picture]
+    draw = {"gallery": gallery, "attention": attention}[options.picture]
     draw(options.target, options.sources, options.checkpoint)

@@ -147,25 +147,11 @@ def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, grad
         assert trained["c"] == pytest.approx(untrained["c"], rel=1e-3)
 
 
-def test_a_run_is_drawn_from_its_logs(cli, run, tmp_path):
-    pytest.importorskip("matplotlib")
-    file, picture = tmp_path / "numbers.json", tmp_path / "picture.png"
-    code, out, err = cli("gradients", "--run", run, "--output", file, "--plot", picture)
-    assert (code, err) == (0, "")
-    (curve,) = json.loads(file.read_text())
-    assert curve["run"] == run.name
-    assert len(curve["step"]) == len(curve["grad_norm"]) == len(curve["train_loss"]) > 5
-    assert f"{len(curve['step'])} logged steps" in out
-    assert f"largest {max(curve['grad_norm']):.2g}" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--scale", "1", "0"], ["--scale", "above 0"]),
         (["--captions", "0"], ["--captions is 0"]),
-        (["--run", "somewhere"], ["--run", "--checkpoint", "one of the two"]),
     ],
 )
 def test_what_makes_no_sense_is_one_line(gradients, options, says):
@@ -178,9 +164,6 @@ def test_what_is_missing_is_one_line(cli, gradients, run, tmp_path, monkeypatch)
     code, _, err = cli("gradients", "--checkpoint", run / "best.ckpt")
     assert code == 2
     assert is_one_line(err, "--annotations", "--images")
-    code, _, err = cli("gradients", "--run", tmp_path)
-    assert code == 2
-    assert is_one_line(err, str(tmp_path), "metrics.csv")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = gradients("--plot", tmp_path / "picture.png")
     assert code == 2

@@ -1,6 +1,7 @@
 """Whole runs of ``captioner train``: what they leave behind, what they learn, and that a killed one is resumed."""
 
 import csv
+import io
 import os
 import re
 import signal
@@ -13,8 +14,10 @@ import pytest
 import torch
 import yaml
 from conftest import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
+from PIL import Image
 
 from captioner import clips, metrics
+from captioner.callbacks import SIDE
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.datamodule import CaptionData
 from captioner.encoder import Encoder
@@ -83,6 +86,34 @@ def test_what_a_run_logs(run):
     assert len(logged(run, "train_loss")) == len(logged(run, "grad_norm")) == 2 * 5  # 33 captions in batches of 8
     assert all(norm > 0 for norm in logged(run, "grad_norm"))
     assert logged(run, "captions_per_s")
+    assert len(set(logged(run, "lr"))) > 5
+
+
+def test_tensorboard_has_scalars_and_pictures_with_captions(run, tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "logs" / "part_0"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train_loss", "val_loss", "val_cider", "lr", "grad_norm", "captions_per_s"} <= set(tags["scalars"])
+    assert len(tags["images"]) == len(list(tiny.images("val").iterdir()))
+    for tag in tags["images"]:
+        pages = events.Images(tag)
+        assert len(pages) == 2  # epochs
+        page = Image.open(io.BytesIO(pages[-1].encoded_image_string))
+        assert page.width == SIDE < page.height
+        darkest, lightest = page.crop((0, SIDE, SIDE, page.height)).convert("L").getextrema()
+        assert darkest < 50 < lightest  # something stands there
+
+
+def test_the_bar_of_a_terminal(tiny, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = cli(*arguments(tiny, tmp_path / "run"))
+    assert code == 0
+    last = (out + err).replace("\n", "\r").split("val_cider=")[0].split("\r")[-1]
+    assert re.search(r"train_loss=.*grad_norm=.*captions_per_s=", last)
+    assert "v_num" not in out + err
+    assert "val_rouge=" not in out + err
 
 
 def test_samples_show_the_same_pictures_each_epoch(run, tiny):

@@ -1,15 +1,11 @@
-"""Measure and draw gradients: through time in trained models, or along the training of runs.
+"""Measure and draw gradients through time in trained models; captioner plot draws those along a training.
 
 Example: captioner gradients --checkpoint runs/rnn/best.ckpt --checkpoint runs/lstm/best.ckpt
 --annotations captions_val.json --images val --weights trained untrained --plot gradients.png
-
-Example: captioner gradients --run runs/clipped --run runs/unclipped --plot clipping.png
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -39,35 +35,22 @@ def configure(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights: that of train makes the same")
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
-    parser.add_argument("--run", action="append", type=str, help="folder of a run: draw what it logged while training")
     parser.add_argument("--output", type=str, help="write the numbers to this JSON")
     parser.add_argument("--plot", type=str, help="draw them to this PNG, SVG or PDF")
 
 
 def run(options: Any) -> None:
     """Measure, print, write and draw; see the module's docstring."""
+    from captioner.curves import pyplot
     from captioner.formats import write_json
 
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install 'captioner[plot]'")
-    if options.run and options.checkpoint:
-        raise UserError("--run draws what a run logged, --checkpoint measures a model: give one of the two")
-    if options.run:
-        curves = [_logged(Path(folder)) for folder in options.run]
-        draw = _draw_training
-    else:
-        curves = _measured(options)
-        draw = _draw_through_time
+    if options.plot is not None:
+        pyplot("--plot")  # missing, it is missed before the work
+    curves = _measured(options)
     if options.output is not None:
         write_json(Path(options.output), curves)
     if options.plot is not None:
-        try:
-            draw(curves, Path(options.plot))
-        except (OSError, ValueError) as error:  # a folder that is not there, an ending nobody knows
-            raise UserError(f"--plot {options.plot} cannot be written ({error})") from None
-
-
-# ---- through time
+        _draw(curves, Path(options.plot))
 
 
 def _measured(options: Any) -> list[Curve]:
@@ -156,10 +139,11 @@ def _name(file: Path) -> str:
     return file.resolve().parent.name if file.stem in ("best", "last", "captioner") else file.stem
 
 
-def _draw_through_time(curves: list[Curve], target: Path) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _draw(curves: list[Curve], target: Path) -> None:
+    from captioner.curves import pyplot, save
 
-    figure, (axis,) = _figure(1)
+    plt = pyplot("--plot")
+    figure, axis = plt.subplots(figsize=(8.5, 4.0), layout="constrained")
     colours: dict[Any, str] = {}  # one for each model and scale; trained and untrained, h and c share it
     for curve in curves:
         colour = colours.setdefault((curve["model"], curve["scale"]), f"C{len(colours)}")
@@ -171,47 +155,7 @@ def _draw_through_time(curves: list[Curve], target: Path) -> None:
                 label = f"{curve['model']}, {curve['weights']}{scaled}: {part}"
                 axis.plot(range(1, len(relative) + 1), relative, style, ms=5, lw=1, label=label)
     axis.axhline(1, color="grey", lw=0.5)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axis.set(yscale="log", xlabel="words between the state and the loss", ylabel="gradient norm, relative to one word")
     figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(target, dpi=75)
-
-
-# ---- along a training
-
-
-def _logged(folder: Path) -> Curve:
-    """grad_norm and train_loss of a run, by step, from the metrics.csv files of its parts."""
-    files = sorted(folder.glob("logs/part_*/metrics.csv"))
-    if not files:
-        raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --out of a captioner train")
-    lines = (row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-    rows = [row for row in lines if row.get("grad_norm")]
-    curve: Curve = {"run": folder.name}
-    for name in ("step", "grad_norm", "train_loss"):
-        curve[name] = [float(row[name]) for row in rows]
-    norms = sorted(curve["grad_norm"]) or [math.nan]
-    print(f"{folder}: {len(rows)} logged steps, grad_norm median {norms[len(norms) // 2]:.2g}, largest {norms[-1]:.2g}")
-    return curve
-
-
-def _draw_training(curves: list[Curve], target: Path) -> None:
-    figure, (left, right) = _figure(2)
-    for curve in curves:
-        left.plot(curve["step"], curve["grad_norm"], lw=1, label=curve["run"])
-        right.plot(curve["step"], curve["train_loss"], lw=1, label=curve["run"])
-    left.set(yscale="log", xlabel="step", ylabel="gradient norm before clipping")
-    right.set(xlabel="step", ylabel="training loss, nats a word")
-    left.legend(fontsize=8)
-    figure.savefig(target, dpi=75)
-
-
-def _figure(columns: int) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    size = (8.5, 4.0 if columns == 1 else 3.2)
-    figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
-    return figure, axes[0]
+    save(figure, target)

@@ -7,6 +7,8 @@ Example: captioner train --config configs/flickr8k.yaml --data.train captions_tr
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 import warnings
 from dataclasses import asdict
@@ -27,6 +29,9 @@ def configure(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="runs/captioner", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.ckpt")
     parser.add_argument(
+        "--check", action="store_true", help="only run a few batches of everything, and say what the training will take"
+    )
+    parser.add_argument(
         "--init_from", type=str, help="checkpoint whose weights, where they fit, the training begins with"
     )
     for name, config in GROUPS.items():
@@ -36,7 +41,23 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Train, or go on training; see the module's docstring."""
-    folder = Path(options.out)
+    if options.check and options.resume:
+        raise UserError("--check looks at a training before it begins: leave out --resume")
+    if not options.check:
+        return train(options, Path(options.out))
+    folder = Path(f"{Path(options.out)}.check")  # on the same disk
+    first = not os.environ.get("LOCAL_RANK", "0").strip("0")  # the others are started by it
+    try:
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+        return train(options, folder)
+    finally:
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def train(options: Any, folder: Path) -> int:
+    """Train in a folder; with --check stop soon and say what it would take."""
     settings: dict[str, Any] = {name: asdict(options[name]) for name in (*GROUPS, "trainer")}
     resumed = begin(folder, {**settings, "init_from": options.init_from}, options.resume)
 
@@ -45,6 +66,7 @@ def run(options: Any) -> int:
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
     from captioner.callbacks import callbacks
+    from captioner.check import Check
     from captioner.datamodule import CaptionData
     from captioner.encoder import Encoder, weights_digest
     from captioner.model import Captioner, read_checkpoint, save_slim
@@ -57,14 +79,19 @@ def run(options: Any) -> int:
     if trainer_options["precision"] == "auto":
         trainer_options["precision"] = choose_precision(trainer_options["accelerator"])
     critical = options.train.objective == "scst"
-    data = CaptionData(options.data, options.model, options.train.seed, by_picture=critical)
+    data = CaptionData(options.data, options.model, options.train.seed, by_picture=critical, sample=options.check)
     pl.seed_everything(options.train.seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has done its work
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
     version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
+    parts, every = callbacks(folder, options.train, data.val.examples), trainer_options["check_val_every_n_epoch"]
+    check = Check(max(2, trainer_options["accumulate_grad_batches"])) if options.check else None
+    if check:
+        parts = [*parts, check]
+        trainer_options |= {"limit_val_batches": 2, "check_val_every_n_epoch": 1}
     trainer = pl.Trainer(
         **trainer_options,
-        callbacks=callbacks(folder, options.train, data.val.examples),
+        callbacks=parts,
         max_epochs=options.train.epochs,
         logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
         num_sanity_val_steps=0,
@@ -99,6 +126,12 @@ def run(options: Any) -> int:
         slim = folder / "captioner.safetensors"
         header, weights = read_checkpoint(folder / "best.ckpt")
         save_slim(slim, header, weights)
+        if check:
+            Captioner.load(slim)
+            epochs = options.train.epochs
+            print(check.report(data, trainer.world_size, batches, epochs, epochs // every, folder))
+            print(f"checked: two batches and more of everything went well; {options.out} was not touched")
+            return 0
         print(
             f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use; "
             f"try: captioner predict PHOTO.jpg --checkpoint {slim}"
