@@ -8,9 +8,11 @@ import html
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
@@ -19,15 +21,83 @@ from captioner.captions import Caption
 from captioner.errors import UserError
 from captioner.images import open_image
 
-TEMPLATE = Path(__file__).with_suffix(".html")  # what is the same on every page, with {{about}} and {{cards}} in it
+if TYPE_CHECKING:
+    from typing import Self
+
+HERE = Path(__file__).parent
+SHARED = ("page.css", "maps.js")  # what the pages have in common
 SIDE, QUALITY = 384, 80  # of the pictures on the page: long side in pixels, JPEG quality
+STRIP = '<details class="strip"><summary>Word by word</summary></details>'
 FLAT = 4.0  # a map whose highest weight is below this many times the even one is drawn the paler
 
 
-class Gallery:
-    """A page that is written picture by picture: each with its captions, how sure every word is, and where it looked.
+class Page:
+    """A page that needs no other file, written piece by piece: aside, and renamed when whole.
 
-    It is written aside and renamed when whole: at the end of ``with Gallery(…) as page: page.add(…)``.
+    That is at the end of ``with Page(…) as page: page.write(…)``.
+
+    Args:
+        path: the file; its folder is made when missing.
+        template: name of the HTML file beside this one, with {{pieces}} where :meth:`write` goes on.
+        values: what stands for {{name}} above the pieces, as HTML.
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
+
+    def __init__(self, path: Path, template: str, **values: str) -> None:
+        self.path = Path(os.path.realpath(path))  # a link stays a link
+        self.aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        self.failures: list[str] = []
+        self.top, self.bottom = filled(read(template), {name: read(name) for name in SHARED}).split("{{pieces}}")
+        self.top = filled(self.top, values)
+
+    def __enter__(self) -> Self:
+        with self._writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                raise IsADirectoryError("it is a folder")
+            self.file = open(self.aside, "w", encoding="utf-8")
+            self.file.write(self.top)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._writing(), self.file:
+                if kind is None:
+                    self.file.write(filled(self.bottom, {"failures": self._failures(), **self.end()}))
+            if kind is None:
+                with self._writing():
+                    os.replace(self.aside, self.path)
+        finally:
+            self.aside.unlink(missing_ok=True)
+
+    def write(self, piece: str) -> None:
+        """Add some HTML."""
+        with self._writing():
+            self.file.write(piece)
+
+    def end(self) -> dict[str, str]:
+        """What stands for {{name}} below the pieces, as HTML."""
+        return {}
+
+    def _failures(self) -> str:
+        """Which pictures have no caption."""
+        if not self.failures:
+            return ""
+        items = "".join(f"<li>{text(failure)}</li>\n" for failure in self.failures)
+        return f'<section class="failures">\n<h2>Without a caption</h2>\n<ul>\n{items}</ul>\n</section>\n'
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error}); name another place or make room") from None
+
+
+class Gallery(Page):
+    """A page of captioned pictures: each with its captions, how sure every word is, and where it looked.
 
     Args:
         path: the file; its folder is made when missing.
@@ -39,29 +109,7 @@ class Gallery:
     """
 
     def __init__(self, path: Path, about: str, attention: bool = False) -> None:
-        self.path = Path(os.path.realpath(path))  # a link stays a link
-        self.aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        self.about, self.attention, self.failures = about, attention, list[str]()
-        self.top, self.bottom = TEMPLATE.read_text(encoding="utf-8").split("{{cards}}")
-
-    def __enter__(self) -> Gallery:
-        with self._writing():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.aside, "w", encoding="utf-8")
-            maps = "maps" if self.attention else "no-maps"
-            self.file.write(self.top.replace("{{about}}", text(self.about)).replace("{{maps}}", maps))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._writing(), self.file:
-                if kind is None:
-                    self._end()
-            if kind is None:
-                with self._writing():
-                    os.replace(self.aside, self.path)
-        finally:
-            self.aside.unlink(missing_ok=True)
+        super().__init__(path, "gallery.html", about=text(about), maps="maps" if attention else "no-maps")
 
     def add(self, path: str | os.PathLike, found: Sequence[Caption] | UserError) -> None:
         """The card of a picture: its captions, the best one first, or why it has none."""
@@ -73,50 +121,54 @@ class Gallery:
         except UserError as error:  # it could be read a moment ago
             self.failures.append(str(error))
             return
-        with self._writing():
-            self.file.write(card(os.fspath(path), picture, found))
+        self.write(card(os.fspath(path), picture, found))
 
-    def _end(self) -> None:
-        """The end of the page: which pictures have no caption."""
-        said = ""
-        if self.failures:
-            items = "".join(f"<li>{text(failure)}</li>\n" for failure in self.failures)
-            said = f'<section class="failures">\n<h2>Without a caption</h2>\n<ul>\n{items}</ul>\n</section>\n'
-        self.file.write(self.bottom.replace("{{failures}}", said))
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error}); name another place or make room") from None
+def read(name: str) -> str:
+    """A file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with the values for each {{name}}; what stands in a value is left alone."""
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda found: values.get(found[1], found[0]), template)
 
 
 def text(plain: str) -> str:
     """Plain text as HTML; what no page can hold, such as the broken Unicode of a file name, is a question mark."""
-    return html.escape("".join(c if c.isprintable() else "?" for c in plain))
+    return html.escape(printable(plain))
+
+
+def printable(plain: str) -> str:
+    """The text with a question mark for what no page can hold and for what would turn the direction of writing."""
+    return "".join(c if c.isprintable() else "?" for c in plain)
 
 
 def card(name: str, picture: Image.Image, captions: Sequence[Caption]) -> str:
     """A picture and its captions, one at least, as HTML."""
-    small = picture.copy()
-    small.thumbnail((SIDE, SIDE))
-    best = captions[0]
-    several = len(captions) > 1
+    best, several = captions[0], len(captions) > 1
     return "\n".join(
         [
             '<article class="card">',
-            f'<div class="view" style="--ratio: {small.width / small.height:.4f}">'
-            f'<img src="{data_uri(small)}" width="{small.width}" height="{small.height}" alt="{text(best.text)}"'
-            ' loading="lazy" decoding="async">',
-            '<output class="said"></output></div>',
+            view(picture, SIDE, QUALITY, best.text),
             '<ol class="captions">',
             *(f"<li>{line(caption, several)}</li>" for caption in captions),
             "</ol>",
-            *(['<details class="strip"><summary>Word by word</summary></details>'] if has_maps(best) else []),
-            f'<p class="name">{text(name)}</p>',
+            *([STRIP] if has_maps(best) else []),
+            f'<p class="name" dir="auto">{text(name)}</p>',
             "</article>\n",
         ]
+    )
+
+
+def view(picture: Image.Image, side: int, quality: int, said: str) -> str:
+    """The picture, at most `side` pixels long, with room for a map over it; `said` is read out in its place."""
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return (
+        f'<div class="view" style="--ratio: {small.width / small.height:.4f}">'
+        f'<img src="{data_uri(small, quality)}" width="{small.width}" height="{small.height}" alt="{text(said)}"'
+        ' loading="lazy" decoding="async"><output class="said"></output></div>'
     )
 
 
@@ -125,7 +177,10 @@ def line(caption: Caption, scored: bool) -> str:
 
     ``data-maps`` has the bytes of :func:`shades`, base64, word after word.
     """
-    words = [*caption.text.split(), *(["end"] if caption.ended else [])]
+    words = caption.text.split()
+    if len(words) != len(caption.word_log_probs) - caption.ended:
+        words = list(caption.text)  # of a model that writes characters
+    words += ["end"] if caption.ended else []
     maps: list[Tensor] = [] if caption.attention is None else list(caption.attention)
     parts = []
     for i, (word, term, weights) in enumerate(zip_longest(words, caption.word_log_probs, maps)):
@@ -141,12 +196,12 @@ def line(caption: Caption, scored: bool) -> str:
             f'<button type="button" class="{kind}" style="--p: {p:.2f}" tabindex="{-1 if i else 0}"'
             f' aria-pressed="false" title="{text(title)}">{text(word)}</button>'
         )
-    opening = '<div class="words">'
+    opening = '<div class="words" dir="auto">'
     if has_maps(caption):
         grid = maps[0].shape[-1]
         encoded = base64.b64encode(b"".join(map(shades, maps))).decode()
         opening = (
-            '<div class="words" role="toolbar" aria-label="Words of the caption"'
+            '<div class="words" dir="auto" role="toolbar" aria-label="Words of the caption"'
             f' data-grid="{grid}" data-maps="{encoded}">'
         )
     score = f' <span class="score" title="log-probability">{caption.log_prob:.2f}</span>' if scored else ""
@@ -164,8 +219,8 @@ def shades(weights: Tensor) -> bytes:
     return bytes((weights.flatten() * (255 / top)).round().int().tolist())
 
 
-def data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image, quality: int = QUALITY) -> str:
     """The picture as a JPEG inside an address."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    picture.save(file, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
