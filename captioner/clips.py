@@ -65,6 +65,17 @@ def look(
     return seen
 
 
+def thumbnail(source: Any, size: int) -> Image.Image:
+    """A picture, or the middle frame of three of a clip or album, to be shown; its short side is `size` or more.
+
+    Raises:
+        ImageError: something cannot be read.
+    """
+    is_clip = _is_video(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
+    frames = list(_pictures(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
+    return frames[len(frames) // 2]
+
+
 def _is_video(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith(VIDEOS)
 

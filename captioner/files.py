@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -73,6 +74,26 @@ def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file whole or not at all; see :func:`write_text`."""
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Find out before hours of work whether a file can be written there; nothing but its folder is made.
+
+    Raises:
+        UserError: it cannot, as :func:`write_text` would say later.
+    """
+    final = Path(os.path.realpath(path))
+    aside = final.with_name(f"{final.name}.{os.getpid()}.part")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        aside.touch()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; name another place or make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

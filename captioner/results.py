@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from captioner import external, metrics, significance
 from captioner.errors import UserError
+from captioner.files import check_writable
 from captioner.formats import ID, match, read_references, read_results, write_json, write_text
 from captioner.ptb import ptb_tokenize_all
 from captioner.vocabulary import tokenize
@@ -67,21 +68,74 @@ class ScoreOptions:
             raise UserError(f"--per_image is {self.per_image!r}: expected a name that ends in .json or .csv")
 
 
+class Others(NamedTuple):
+    """What the captions are to be compared with, opened."""
+
+    name: str | None = None
+    """What the other system is called."""
+    captions: Mapping[Any, str] = {}
+    """Its captions by image id."""
+    left_out: Mapping[str, int] = {}
+    """How many images and captions were left out, if any."""
+    training: Sequence[str] | None = None
+    """Captions of the training set."""
+
+
+class Scored(NamedTuple):
+    """Captions with their scores, those of each image, and the words that were scored; lists over the images."""
+
+    scores: dict[str, Any]
+    ids: list[Any]
+    images: metrics.PerImage
+    second: metrics.PerImage | None
+    """Of the other system, where there is one."""
+    words: list[list[str]]
+    second_words: list[list[str]]
+    references: list[list[list[str]]]
+
+
+def open_others(options: ScoreOptions, references: Mapping[Any, Any], names: Mapping[Any, str] | None = None) -> Others:
+    """Read the files that ``compare`` and ``training`` name, and find out whether the others can be written.
+
+    Whoever captions for an hour calls this before it; arguments and errors are those of :func:`score_images`.
+    """
+    for path in (options.metrics, options.per_image):
+        if path is not None:
+            check_writable(Path(path))
+    others = Others()
+    if options.compare is not None:
+        results = read_results(Path(options.compare))
+        found, left_out = _of_images(references, results, names, options.compare, options.partial)
+        others = Others(options.compare, found, left_out)
+    if options.training is not None:
+        training = read_references(Path(options.training))
+        others = others._replace(training=[caption for captions in training.values() for caption in captions])
+    return others
+
+
 def score_captions(
+    references: Mapping[Any, list[str]], captions: Mapping[Any, str], *more: Any, **named: Any
+) -> dict[str, Any]:
+    """The scores of captions alone; see :func:`score_images`."""
+    return score_images(references, captions, *more, **named).scores
+
+
+def score_images(
     references: Mapping[Any, list[str]],
     captions: Mapping[Any, str],
     options: ScoreOptions = ScoreOptions(),
     names: Mapping[Any, str] | None = None,
     pictures: Mapping[Any, str | os.PathLike] | None = None,
     where: str = "captions",
-) -> dict[str, Any]:
+    others: Others | None = None,
+) -> Scored:
     """Score captions of images and write the ``per_image`` file of the options.
 
-    What is here beside the numbers of :func:`captioner.metrics.score`: ``CIDEr-shuffled`` is the CIDEr-D of the same
-    captions dealt out to other images of the set (captions that come from the picture fall to a fraction, captions that
-    do not keep their score); ``intervals``; and, where there are any, ``missing`` and ``extra`` (how many images and
-    captions were left out), ``seen_in_training`` (per cent), ``compare``, ``METEOR``, ``SPICE`` and ``CLIPScore``. Of
-    the last three, one that cannot be had is left out with a line on stderr.
+    What is in the scores beside the numbers of :func:`captioner.metrics.score`: ``CIDEr-shuffled`` is the CIDEr-D of
+    the same captions dealt out to other images of the set (captions that come from the picture fall to a fraction,
+    captions that do not keep their score); ``intervals``; and, where there are any, ``missing`` and ``extra`` (how many
+    images and captions were left out), ``seen_in_training`` (per cent), ``compare``, ``METEOR``, ``SPICE`` and
+    ``CLIPScore``. Of the last three, one that cannot be had is left out with a line on stderr.
 
     Args:
         references: captions by image id.
@@ -90,20 +144,18 @@ def score_captions(
         names: file names by image id.
         pictures: files by image id, for CLIPScore.
         where: what to call the captions in a message, such as the file they come from.
+        others: what :func:`open_others` found, also for more images than these; without it, it is called here.
 
     Raises:
         UserError: as the readers of files and `match` do, images that are not the same unless ``partial`` is true, and
             no image left in any case.
     """
     found, left_out = _of_images(references, captions, names, where, options.partial)
-    other: dict[ID, str] = {}
-    if options.compare is not None:
-        results = read_results(Path(options.compare))
-        other, others_left_out = _of_images(references, results, names, options.compare, options.partial)
-        found = {image: caption for image, caption in found.items() if image in other}
+    others = others or open_others(options, references, names)
+    if others.name is not None:
+        found = {image: caption for image, caption in found.items() if image in others.captions}
         if not found:
-            raise UserError(f"{where} and {options.compare} have no image in common")
-    training = None if options.training is None else read_references(Path(options.training))
+            raise UserError(f"{where} and {others.name} have no image in common")
 
     words = TOKENIZERS[options.tokenizer]
     ids = list(found)
@@ -116,26 +168,33 @@ def score_captions(
     scores |= left_out
     if options.intervals:
         scores["intervals"] = significance.intervals(images, RESAMPLES)
-    if training is not None:
-        texts = words(caption for captions in training.values() for caption in captions)
-        scores["seen_in_training"] = 100 * metrics.seen_share(hypotheses, texts)
-    if options.compare is not None:
-        second = metrics.per_image(refs, words(other[image] for image in ids))
+    if others.training is not None:
+        scores["seen_in_training"] = 100 * metrics.seen_share(hypotheses, words(others.training))
+    second, second_words = None, list[list[str]]()
+    if others.name is not None:
+        second_words = words(others.captions[image] for image in ids)
+        second = metrics.per_image(refs, second_words)
         both = [metrics.from_sums(each.table().sum(axis=0), len(ids)).tolist() for each in (images, second)]
         tested = significance.compare(images, second, RESAMPLES, ROUNDS)
         scores["compare"] = {
             "first": where,
-            "second": options.compare,
+            "second": others.name,
             "test": TEST,
-            **others_left_out,
+            **others.left_out,
             **{
                 name: {"first": a, "second": b, **tested[name]} for name, a, b in zip(metrics.NAMES, *both, strict=True)
             },
         }
     _add_external(scores, options, refs, hypotheses, found, pictures or {})
     if options.per_image is not None:
-        _write_per_image(Path(options.per_image), found, images)
-    return scores
+        _write_per_image(Path(options.per_image), found, each_image(images))
+    return Scored(scores, ids, images, second, hypotheses, second_words, refs)
+
+
+def each_image(images: metrics.PerImage) -> list[dict[str, float]]:
+    """The scores of each image, × 100: BLEU-4 of this image alone, ROUGE-L, CIDEr."""
+    values = 100 * np.column_stack([metrics.bleu_from_counts(images.counts)[:, -1], images.rouge, images.cider])
+    return [dict(zip(("BLEU-4", "ROUGE-L", "CIDEr"), row, strict=True)) for row in values.tolist()]
 
 
 def show_scores(scores: Mapping[str, Any], file: str | None) -> None:
@@ -246,12 +305,11 @@ def _add_external(
         scores["signature"] += f" | CLIPScore:{options.clip_score}"
 
 
-def _write_per_image(path: Path, captions: Mapping[ID, str], images: metrics.PerImage) -> None:
-    """A row for each image: id, caption, BLEU-4 of this image alone, ROUGE-L, CIDEr."""
-    values = 100 * np.column_stack([metrics.bleu_from_counts(images.counts)[:, -1], images.rouge, images.cider])
+def _write_per_image(path: Path, captions: Mapping[ID, str], scores: Sequence[Mapping[str, float]]) -> None:
+    """A row for each image: id, caption, scores."""
     rows = [
-        {"image_id": image, "caption": caption, "BLEU-4": bleu, "ROUGE-L": rouge, "CIDEr": cider}
-        for (image, caption), (bleu, rouge, cider) in zip(captions.items(), values.tolist(), strict=True)
+        {"image_id": image, "caption": caption, **each}
+        for (image, caption), each in zip(captions.items(), scores, strict=True)
     ]
     if path.suffix == ".json":
         write_json(path, rows)
