@@ -281,7 +281,9 @@ def test_train_predict_evaluate(albums, run, cli, tmp_path):
     code, out, _ = cli("predict", albums.images("val") / "012", "--checkpoint", run, "--beam", 2)
     assert (code, len(out.splitlines())) == (0, 1)
     files = ("--annotations", albums.annotations("val"), "--images", albums.images("val"))
-    assert cli("evaluate", *files, "--checkpoint", run, "--beam", 2)[0] == 0
+    report = tmp_path / "report.html"
+    assert cli("evaluate", *files, "--checkpoint", run, "--beam", 2, "--report", report)[0] == 0
+    assert report.read_text().count('src="data:image/jpeg') == 6  # a frame of each
 
 
 def test_predict_a_video_beside_one_that_cannot_be_read(run, cli, tmp_path):

@@ -17,7 +17,7 @@ from captioner.errors import UserError
 from captioner.gallery import SIDE, Gallery, shades
 from captioner.images import ImageError
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -129,6 +129,13 @@ def test_the_share_of_the_sentinel_is_said(tmp_path, pictures):
     assert titles[1] == "dog: 61%, 50% of it from the picture"
 
 
+def test_characters(tmp_path, pictures):
+    """A model that writes characters is sure of each of them."""
+    found = Caption("a dog", -3.0, -3.0, True, (-0.5,) * 6)
+    words = page(tmp_path, (pictures[0], [found])).all("span", "word")[3:]  # after the legend
+    assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
+
+
 def test_shades():
     weights = torch.zeros(7, 7)
     weights[0, 1], weights[6, 6] = 0.75, 0.25
@@ -182,4 +189,5 @@ def test_the_template_is_installed(tmp_path):
     command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     installed = tmp_path / "lib" / "captioner"
-    assert (installed / "gallery.html").read_bytes() == (ROOT / "captioner" / "gallery.html").read_bytes()
+    for name in ("gallery.html", "evaluation.html", "page.css", "maps.js"):
+        assert (installed / name).read_bytes() == (ROOT / "captioner" / name).read_bytes()

@@ -1,6 +1,6 @@
 """Caption a validation set, each picture once, and score the captions.
 
-Example: captioner evaluate --annotations captions_val.json --images val --beam 5 --output results.json
+Example: captioner evaluate --annotations captions_val.json --images val --output results.json --report report.html
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.commands import config_of
-from captioner.commands.predict import add_model_arguments, load_model
+from captioner.commands.predict import about, add_model_arguments, load_model, model_name
 from captioner.config import SearchConfig
 
 
@@ -31,22 +31,36 @@ def configure(parser: Any) -> None:
     add_split_arguments(parser)
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
     parser.add_argument("--skip_bad_images", type=bool, default=False, help="leave out what cannot be read")
+    parser.add_argument("--compare_checkpoint", type=str, help="caption with this model, too, and compare the two")
+    parser.add_argument(
+        "--report",
+        type=str,
+        help="write an HTML page, too: the scores, and every picture with its captions, sorted by CIDEr",
+    )
     parser.add_class_arguments(ScoreOptions)
 
 
 def run(options: Any) -> None:
     """Caption and score; see the module's docstring."""
     import sys
+    from dataclasses import replace
+    from itertools import repeat
 
     from tqdm import tqdm
 
     from captioner.errors import UserError
+    from captioner.evaluation import N_BEST
+    from captioner.files import check_writable
     from captioner.formats import read, recognise, write_json
-    from captioner.results import ScoreOptions, score_captions, show_scores
+    from captioner.model import load
+    from captioner.results import ScoreOptions, open_others, score_images, show_scores
 
     skip = options.skip_bad_images
     wanted = config_of(ScoreOptions, options)
+    if wanted.compare and options.compare_checkpoint:
+        raise UserError("--compare and --compare_checkpoint both name the system to compare with: leave one out")
     model, workers = load_model(options)
+    second = load(options.compare_checkpoint, model.device) if options.compare_checkpoint else None
     examples, skipped = read(
         options.annotations,
         options.images,
@@ -57,29 +71,74 @@ def run(options: Any) -> None:
         option="--skip_bad_images",
         albums=model.frames > 0,
     )
-    found = model.caption_files(
-        [example.path for example in examples], config_of(SearchConfig, options), options.batch_size, workers
-    )
-    captions: dict[Any, str] = {}
-    bar = tqdm(found, total=len(examples), unit="image", desc="captions", disable=None)  # no bar in a log
-    for example, caption in zip(examples, bar, strict=True):
-        if not isinstance(caption, UserError):
-            captions[example.image_id] = caption[0].text
-        elif skip:
-            skipped.append(str(caption))
-        else:
-            raise UserError(f"{caption}: mend or remove it, or use --skip_bad_images true to skip such pictures")
-    if skipped:
-        print(f"{len(skipped)} pictures skipped, e.g. {skipped[0]}", file=sys.stderr)
-    known = {example.image_id: example for example in examples if example.image_id in captions}
+    references = {example.image_id: list(example.captions) for example in examples}
+    names = {example.image_id: example.name.replace(os.sep, "/") for example in examples}
+    # A results file that lacks the very pictures that are skipped here is as good as a whole one.
+    others = open_others(replace(wanted, partial=wanted.partial or skip), references, names)
     if options.output is not None:
-        numbered = recognise(options.annotations) in ("coco", "karpathy")  # elsewhere a picture is known by its name
-        results = [
-            {"image_id": i if numbered else known[i].name.replace(os.sep, "/"), "caption": text}
-            for i, text in captions.items()
-        ]
-        write_json(Path(options.output), results)
-    references = {image: list(example.captions) for image, example in known.items()}
-    names = {image: example.name.replace(os.sep, "/") for image, example in known.items()}
-    pictures = {image: example.path for image, example in known.items()}
-    show_scores(score_captions(references, captions, wanted, names, pictures), wanted.metrics)
+        check_writable(Path(options.output))
+
+    search = config_of(SearchConfig, options)
+    if options.report and not search.sample:  # the page shows what the beam has found anyway
+        search = replace(search, n_best=max(search.n_best, min(search.beam, N_BEST)))
+
+    def captioned(by: Any) -> Any:
+        maps = bool(options.report) and by.attends
+        return by.caption_files(paths, search, options.batch_size, workers, maps)
+
+    paths = [example.path for example in examples]
+    found, too = captioned(model), repeat(None, len(paths)) if second is None else captioned(second)
+    captions: dict[Any, str] = {}
+    seconds: dict[Any, str] = {}
+    with _page(options, [model, *([second] if second else [])], len(examples)) as page:
+        bar = tqdm(found, total=len(examples), unit="image", desc="captions", disable=None)  # no bar in a log
+        for example, caption, other in zip(examples, bar, too, strict=True):
+            bad = next((each for each in (caption, other) if isinstance(each, UserError)), None)
+            if bad is not None and not skip:
+                raise UserError(f"{bad}: mend or remove it, or use --skip_bad_images true to skip such pictures")
+            if bad is not None:
+                skipped.append(str(bad))
+                continue
+            image = example.image_id
+            captions[image] = caption[0].text
+            if other is not None:
+                seconds[image] = other[0].text
+            if page is not None:
+                shown = other if other is not None else others.captions.get(image)
+                page.add(image, example.path, names[image], references[image], caption, shown)
+        if skipped:
+            print(f"{len(skipped)} pictures skipped, e.g. {skipped[0]}", file=sys.stderr)
+        if options.output is not None:
+            numbered = recognise(options.annotations) in ("coco", "karpathy")  # elsewhere known by its name
+            results = [{"image_id": i if numbered else names[i], "caption": text} for i, text in captions.items()]
+            write_json(Path(options.output), results)
+        if second is not None:
+            others = others._replace(name=options.compare_checkpoint, captions=seconds)
+        known = {example.image_id: example for example in examples if example.image_id in captions}
+        scored = score_images(
+            {image: references[image] for image in known},
+            captions,
+            wanted,
+            {image: names[image] for image in known},
+            {image: example.path for image, example in known.items()},
+            model_name(options),
+            others,
+        )
+        if page is not None:
+            page.failures += skipped
+            page.finish(scored)
+    show_scores(scored.scores, wanted.metrics)
+
+
+def _page(options: Any, models: list[Any], count: int) -> Any:
+    """The page of ``--report``, to be opened by ``with``; None where nobody asks for it."""
+    from contextlib import nullcontext
+
+    from captioner.evaluation import Evaluation
+
+    if not options.report:
+        return nullcontext()
+    heading = f"{about(options, count)} · {options.annotations}"
+    against = options.compare_checkpoint or options.compare
+    names = [model_name(options), *([against] if against else [])]
+    return Evaluation(Path(options.report), heading, count, any(model.attends for model in models), names)

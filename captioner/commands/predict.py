@@ -130,7 +130,7 @@ def _stream(options: Any, search: SearchConfig, model: Any, workers: int, items:
 
     attention = options.report is not None and model.attends
     every = model.caption_files(items, search, options.batch_size, workers, attention)
-    page = Gallery(Path(options.report), _about(options, len(items)), attention) if options.report else nullcontext()
+    page = Gallery(Path(options.report), about(options, len(items)), attention) if options.report else nullcontext()
     failed = 0
     with _writer(options.output) as out, page as report:
         for item, found in zip(items, every, strict=True):
@@ -179,11 +179,15 @@ def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
     return False
 
 
-def _about(options: Any, pictures: int) -> str:
+def model_name(options: Any) -> str:
+    """What to call the model of ``--checkpoint``."""
+    return " + ".join(options.checkpoint or ["the shipped model"])
+
+
+def about(options: Any, pictures: int) -> str:
     """What the page of ``--report`` says of itself."""
-    model = " + ".join(options.checkpoint or ["the shipped model"])
     search = f"sampled, seed {options.seed}" if options.sample else f"beam {options.beam}"
-    return f"{pictures} {'picture' if pictures == 1 else 'pictures'} · {model} · {search}"
+    return f"{pictures} {'picture' if pictures == 1 else 'pictures'} · {model_name(options)} · {search}"
 
 
 @contextmanager
