@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "train the decoder as a language model, on text alone",
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
+    "serve": "caption pictures over HTTP",
     "score": "score captions that are there already",
     "plot": "draw the curves of training runs",
     "gradients": "measure and draw gradients through time",

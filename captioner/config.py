@@ -304,6 +304,41 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """The limits of captioner serve.
+
+    Args:
+        max_batch: pictures that are captioned together
+        max_wait_ms: milliseconds that an idle model waits for more pictures
+        queue: pictures that may wait; more are refused with 503
+        max_pictures: in a request
+        max_bytes: of a picture
+        max_request: bytes of a request
+        max_pixels: of a picture
+        timeout: seconds for a request, from its first byte to the answer
+        decoders: threads that decode pictures
+        allow_urls: also fetch pictures from public http and https addresses
+    """
+
+    max_batch: int = 32
+    max_wait_ms: float = 5.0
+    queue: int = 512
+    max_pictures: int = 16
+    max_bytes: int = 20_000_000
+    max_request: int = 64_000_000
+    max_pixels: int = 50_000_000
+    timeout: float = 60.0
+    decoders: int = 4
+    allow_urls: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "queue", "max_pictures", "max_bytes", "max_request", "max_pixels", "decoders"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.max_wait_ms >= 0, "max_wait_ms", self.max_wait_ms, "0 or more")
+        _require(self.timeout > 0, "timeout", self.timeout, "more than 0")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The optimisation.
 

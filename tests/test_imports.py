@@ -45,6 +45,7 @@ ROWS = [
         "ddp",
         "actors",
     ],
+    ["fetching", "server"],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}

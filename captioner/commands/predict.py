@@ -40,19 +40,27 @@ def add_model_arguments(parser: Any) -> None:
 
 def load_model(options: Any) -> tuple[Any, int]:
     """The model of ``--checkpoint`` on ``--device``, and how many processes should read pictures for it."""
-    import torch
-
-    from captioner.dataset import best_device, choose_workers
-    from captioner.model import load
+    from captioner.dataset import choose_workers
 
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
-    device = best_device() if options.device == "auto" else options.device
+    model = open_model(options.checkpoint, options.device)
+    return model, choose_workers(options.workers, model.device.type)
+
+
+def open_model(checkpoint: list[str] | None, device: str) -> Any:
+    """The model of ``--checkpoint`` on ``--device``."""
+    import torch
+
+    from captioner.dataset import best_device
+    from captioner.model import load
+
+    device = best_device() if device == "auto" else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return load(options.checkpoint, device), choose_workers(options.workers, device)
+    return load(checkpoint, device)
 
 
 def configure(parser: Any) -> None:
