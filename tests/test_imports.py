@@ -32,7 +32,19 @@ ROWS = [
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
     ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "check", "pretraining"],
-    ["external", "results", "gradients", "curves", "gallery", "inspection", "report", "engines", "ddp", "actors"],
+    [
+        "external",
+        "results",
+        "gradients",
+        "curves",
+        "gallery",
+        "inspection",
+        "report",
+        "demo",
+        "engines",
+        "ddp",
+        "actors",
+    ],
     ["commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
