@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model on COCO-style data",
     "pretrain": "train the decoder as a language model, on text alone",
     "predict": "caption pictures",
+    "demo": "caption pictures on a page in the browser",
     "evaluate": "caption a validation set and score the captions",
     "serve": "caption pictures over HTTP",
     "score": "score captions that are there already",

@@ -86,7 +86,7 @@ document.addEventListener("toggle", (e) => {
     const figure = document.createElement("figure"), view = document.createElement("div");
     const canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
     const copy = picture.cloneNode();
-    copy.alt = "";
+    copy.alt = `where it looked for ${word.textContent}`;
     view.className = "view";
     caption.textContent = word.textContent;
     view.append(copy, canvas);

@@ -41,6 +41,7 @@ ROWS = [
         "evaluation",
         "inspection",
         "report",
+        "demo",
         "engines",
         "ddp",
         "actors",

@@ -38,29 +38,33 @@ def add_model_arguments(parser: Any) -> None:
     parser.add_class_arguments(SearchConfig)
 
 
-def load_model(options: Any) -> tuple[Any, int]:
-    """The model of ``--checkpoint`` on ``--device``, and how many processes should read pictures for it."""
-    from captioner.dataset import choose_workers
+def usable_device(name: str) -> str:
+    """The device of ``--device``: with auto, the best one.
 
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
-    model = open_model(options.checkpoint, options.device)
-    return model, choose_workers(options.workers, model.device.type)
-
-
-def open_model(checkpoint: list[str] | None, device: str) -> Any:
-    """The model of ``--checkpoint`` on ``--device``."""
+    Raises:
+        UserError: it cannot be used.
+    """
     import torch
 
     from captioner.dataset import best_device
-    from captioner.model import load
 
-    device = best_device() if device == "auto" else device
+    device = best_device() if name == "auto" else name
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return load(checkpoint, device)
+    return device
+
+
+def load_model(options: Any) -> tuple[Any, int]:
+    """The model of ``--checkpoint`` on ``--device``, and how many processes should read pictures for it."""
+    from captioner.dataset import choose_workers
+    from captioner.model import load
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
+    device = usable_device(options.device)
+    return load(options.checkpoint, device), choose_workers(options.workers, device)
 
 
 def configure(parser: Any) -> None:

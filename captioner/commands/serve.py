@@ -35,10 +35,11 @@ def run(options: Any) -> None:
         raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
     import socket
 
-    from captioner.commands.predict import open_model
+    from captioner.commands.predict import usable_device
+    from captioner.model import load
 
     search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)
-    model = open_model(options.checkpoint, options.device)
+    model = load(options.checkpoint, usable_device(options.device))
     name = " + ".join(options.checkpoint or ["the shipped model"])
     app = make_app(model, search, config, name)
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
