@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "train the decoder as a language model, on text alone",
     "predict": "caption pictures",
     "evaluate": "caption a validation set and score the captions",
+    "export": "write a model as ONNX or torch.export graphs, or for the Hugging Face hub",
     "score": "score captions that are there already",
     "plot": "draw the curves of training runs",
     "gradients": "measure and draw gradients through time",
