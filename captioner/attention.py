@@ -100,10 +100,10 @@ class AttentionDecoder(nn.Module):
         Returns:
             (A · R, E) what is seen, and (A · R, P or, with the sentinel last, P + 1) the weights.
         """
-        query = self.query(h).unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, D)
+        query = self.query(h).unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, D)
         scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float()  # (A, R, P)
         if sentinel is not None:
-            own = sentinel.unflatten(0, (len(keys), -1)).unsqueeze(2)  # (A, R, 1, E)
+            own = sentinel.unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, E)
             scores = torch.cat([scores, self.score(torch.tanh(self.keys(own) + query)).squeeze(3).float()], dim=2)
         weights = scores.softmax(dim=2)
         seen = (weights[..., : cells.shape[1]].to(cells.dtype) @ cells).flatten(0, 1)
@@ -206,7 +206,7 @@ class AttentionDecoder(nn.Module):
                 (I, P, E).
         """
         image, keys, cells = self.look(features)
-        return self.zeros(len(features), features.device), (self.input(image), keys, cells)
+        return self.zeros(features.shape[0], features.device), (self.input(image), keys, cells)
 
     def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
         """One word further.
@@ -221,6 +221,6 @@ class AttentionDecoder(nn.Module):
         """
         image, keys, cells = context
         gates = nn.functional.linear(self.embedding(words), self.input.weight)
-        gates = (gates.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)
+        gates = (gates.unflatten(0, (image.shape[0], -1)) + image.unsqueeze(1)).flatten(0, 1)
         hidden, state, _ = self.advance(gates, state, keys, cells)
         return torch.log_softmax(self.output(hidden).float(), dim=-1), state

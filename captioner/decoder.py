@@ -157,11 +157,11 @@ class Decoder(nn.Module):
             context: (I, E) P v, or (I, 1) zeros where the image is in the state; never reordered.
         """
         image = self.image(features)
-        nothing = image.new_zeros(len(image), 1)
+        nothing = image.new_zeros(image.shape[0], 1)
         if self.image_as == "initial_state":
             state = image.unflatten(1, (self.rnn.parts, len(self.rnn.layers), self.rnn.hidden_size)).tanh()
             return state.unbind(1), (nothing,)
-        state = self.rnn.start(len(image), image)
+        state = self.rnn.start(image.shape[0], image)
         if self.image_as == "every_step":
             return state, (image,)
         return self.rnn(self.input_dropout(image).unsqueeze(1), state)[1], (nothing,)
@@ -178,6 +178,6 @@ class Decoder(nn.Module):
             (A · R, V) log-probabilities of the next word, and the state after `words`.
         """
         image = context[0].unsqueeze(1)  # (A, 1, E)
-        x = (self.embedding(words).unflatten(0, (len(image), -1)) + image).flatten(0, 1)  # (A · R, E)
+        x = (self.embedding(words).unflatten(0, (image.shape[0], -1)) + image).flatten(0, 1)  # (A · R, E)
         hidden, state = self.rnn(x.unsqueeze(1), state)
         return torch.log_softmax(self.output(hidden[:, 0]).float(), dim=-1), state

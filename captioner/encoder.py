@@ -230,4 +230,4 @@ class Encoder(nn.Module):
             # (B, C * P), channel by channel
             cells = maps.unflatten(1, (-1, *self.feature_shape[:-1], 1)).flatten(2).transpose(1, 2)  # (B, P, C)
             features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
-        return torch.cat(features, dim=2).view(len(pictures), *self.feature_shape)
+        return torch.cat(features, dim=2).view(pictures.shape[0], *self.feature_shape)

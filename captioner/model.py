@@ -25,6 +25,7 @@ from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
+FILES = ("model.safetensors", "captioner.safetensors")  # of a folder for the hub, of a run
 
 
 class Captioner(CaptionModel):
@@ -113,13 +114,14 @@ class Captioner(CaptionModel):
         """Open a checkpoint of any kind: captioner.safetensors, best.ckpt, last.ckpt; no other file is needed.
 
         Args:
-            path: the file; None is the model that ships with captioner.
+            path: the file, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name, maybe
+                with @revision, of the Hugging Face hub; None is the model that ships with captioner.
             device: where to put the model; a checkpoint made on a GPU opens on a CPU.
 
         Raises:
             UserError: the file is missing, or is not a captioner checkpoint, or belongs to other encoder weights.
         """
-        path = Path(path) if path is not None else SHIPPED
+        path = located(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
         if isinstance(header, dict) and header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
@@ -131,7 +133,7 @@ class Captioner(CaptionModel):
             digest = str(header["encoder_digest"])
         except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
-        own_encoder = config.trainable_layers > 0
+        own_encoder = config.trainable_layers > 0 or header.get("encoder_inside") is True
         if not own_encoder and weights_digest(config.encoder) != digest:
             raise UserError(
                 f"{path} was trained on other weights of {config.encoder} ({digest}) than those here "
@@ -196,6 +198,31 @@ class Ensemble(CaptionModel):
             if id(model.encoder) not in features:
                 features[id(model.encoder)] = model.features(pictures)
         return ensemble([model.begin(features[id(model.encoder)]) for model in members])
+
+
+def located(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint: itself, that in a folder, or that of a repository on the hub.
+
+    Raises:
+        UserError: huggingface_hub is missing, or has no such model.
+    """
+    name = os.fspath(path)
+    if name.startswith("hf://"):
+        repository, _, revision = name[len("hf://") :].partition("@")
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError:
+            raise UserError(f"{name} needs huggingface_hub: pip install 'captioner[hub]'") from None
+        try:
+            name = snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES))
+        except Exception as error:  # of the network, of the hub, of a name that is none
+            raise UserError(f"{name} cannot be fetched ({' '.join(str(error).split())[:200]})") from None
+    if os.path.isdir(name):
+        there = [Path(name, file) for file in FILES if os.path.isfile(os.path.join(name, file))]
+        if not there:
+            raise UserError(f"{path} has none of {', '.join(FILES)}: name a checkpoint")
+        return there[0]
+    return Path(name)
 
 
 def vocabulary_of(path: Path) -> Vocabulary:

@@ -37,6 +37,8 @@ ROWS = [
         "results",
         "gradients",
         "curves",
+        "export",
+        "runner",
         "gallery",
         "evaluation",
         "inspection",
