@@ -6,6 +6,7 @@ Whole processes take turns; the time of a further picture is the difference betw
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,9 +33,11 @@ def main() -> bool:
     parser.add_argument("--pictures", type=int, default=33, help="in the processes with many")
     options = parser.parse_args()
     photos = sorted((ROOT / "data" / "photos").glob("*.jpg"))
-    many = (photos * options.pictures)[: options.pictures]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "exported"
+        many = [Path(name) / f"{n}.jpg" for n in range(options.pictures)]
+        for n, copy in enumerate(many):
+            shutil.copy(photos[n % len(photos)], copy)
         seconds("captioner", "export", "--to", "onnx", "--output", folder)
         sides = {"onnx": ("captioner.runner", folder), "torch": ("captioner", "predict")}
         found: dict[tuple[str, int], list[float]] = {}
