@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE := $(CURDIR) $(shell cat setup.cfg constraints.txt | cksum)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test slow lint install install-test install-dev clean
+.PHONY: help demo test slow lint docs install install-test install-dev install-docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,13 +29,16 @@ lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install-docs  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 install:
 	@test "$$(cat .venv/whole 2>/dev/null)" = "$(STATE)" || { set -e; \
 	    rm -rf .venv; $(PYTHON) -m venv .venv; echo "installing into .venv"; \
 	    $(INSTALL) -e .; echo "$(STATE)" > .venv/whole; }
 
-install-test install-dev: install-%: install
+install-test install-dev install-docs: install-%: install
 	@test -e .venv/whole-$* || { $(INSTALL) -e '.[$*]' && touch .venv/whole-$*; }
 
 clean:  ## remove what is made: the venv, runs, features, the drawn data
-	rm -rf .venv runs features data/shapes data/moving
+	rm -rf .venv runs features data/shapes data/moving site
