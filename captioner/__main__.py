@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser
 
 from captioner import __version__
 from captioner.errors import UserError
+from captioner.parsing import COMMANDS, Parser
 
-COMMANDS = {
-    "train": "train a model on COCO-style data",
-    "pretrain": "train the decoder as a language model, on text alone",
-    "predict": "caption pictures",
-    "demo": "caption pictures on a page in the browser",
-    "serve": "caption pictures over HTTP",
-    "evaluate": "caption a validation set and score the captions",
-    "score": "score captions that are there already",
-    "plot": "draw the curves of training runs",
-    "gradients": "measure and draw gradients through time",
-    "average": "average the weights of several checkpoints into one model",
-    "export": "write a model as ONNX or torch.export graphs, or for the Hugging Face hub",
-    "data fetch": "download COCO, Karpathy's splits or Flickr8k, resumably",
-    "data inspect": "look at a data set: words, pictures, duplicates, splits that overlap",
-    "data convert": "write a data set as COCO JSON or as WebDataset shards",
-    "shapes": "draw the sample data of the demo",
-}
 OVERVIEW = "\n".join(
     [
         "usage: captioner COMMAND [options]",
@@ -38,26 +18,16 @@ OVERVIEW = "\n".join(
         "",
         *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
         "",
-        "captioner COMMAND --help shows the options of a command.",
+        "captioner COMMAND --help shows the main options of a command, --help all shows all.",
     ]
 )
-
-
-class Parser(ArgumentParser):
-    """An argument parser whose complaints are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One line on stderr, exit code 2."""
-        text = " ".join(message.split())
-        print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
-        sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 where some pictures could not be captioned, 2 for what the user can fix."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments.pop(0) if arguments else "--help"
-    if name in ("--help", "-h", "help"):
+    if name in ("--help", "-h", "help") or (name == "data" and arguments[:1] in (["--help"], ["-h"])):
         print(OVERVIEW)
         return 0
     if name == "--version":
@@ -68,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"captioner: error: there is no command {name!r}: one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command: Any = importlib.import_module(f"captioner.commands.{name.replace(' ', '_')}")
     try:
-        parser = Parser(prog=f"captioner {name}", description=command.__doc__)
-        command.configure(parser)
+        parser = Parser(name)
+        if "--help" in arguments or "-h" in arguments:
+            print(parser.page(whole=arguments[-1] == "all"), end="")
+            return 0
         options = parser.parse_args([_underscored(argument) for argument in arguments])
-        return command.run(parser.instantiate(options)) or 0
+        return parser.command.run(parser.instantiate(options)) or 0
     except UserError as error:
         print(f"captioner {name}: error: {error}", file=sys.stderr)
         return 2

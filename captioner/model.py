@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -288,5 +289,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
         return checkpoint["captioner"], state
     except Exception as error:  # safetensors, pickle, zip and JSON each have their own
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not a captioner checkpoint ({type(error).__name__}: {reason})") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
+            reason = "no file of weights, or one with code in it, which is not run"
+        raise UserError(f"{path} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None

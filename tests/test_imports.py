@@ -49,7 +49,7 @@ ROWS = [
         "actors",
     ],
     ["fetching", "server"],
-    ["commands", "__main__"],
+    ["parsing", "commands", "__main__"],
 ]
 LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
 PACKAGE = ROOT / "captioner"

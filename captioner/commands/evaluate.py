@@ -21,6 +21,12 @@ def add_split_arguments(parser: Any) -> None:
     parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table, where not the usual ones")
 
 
+MAIN = """
+checkpoint device annotations images split beam output report compare compare_checkpoint metrics
+skip_bad_images
+"""
+
+
 def configure(parser: Any) -> None:
     """Declare the options."""
     from captioner.results import ScoreOptions

@@ -23,6 +23,8 @@ from captioner.commands import config_of
 from captioner.config import PICTURES, SearchConfig
 from captioner.errors import UserError
 
+MAIN = "checkpoint device beam n_best max_length format output engine report"
+
 
 def add_model_arguments(parser: Any) -> None:
     """The options that predict and evaluate share."""

@@ -25,6 +25,11 @@ GROUPS: dict[str, tuple[type, tuple[str, ...]]] = {
     "trainer": (TrainerConfig, ("accelerator", "precision", "log_every_n_steps")),
 }
 
+MAIN = """
+config out resume data.text data.val_text data.level data.lines data.tbptt_steps model.cell model.layers
+model.hidden_size train.epochs train.lr
+"""
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

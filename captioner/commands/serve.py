@@ -12,6 +12,8 @@ from captioner.commands import config_of
 from captioner.config import SearchConfig, ServeConfig
 from captioner.errors import UserError
 
+MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_pictures timeout allow_urls"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

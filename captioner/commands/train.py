@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from captioner.errors import UserError
 GROUPS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
 # What may differ between a run and its resumption without changing what is computed.
 FREE = {"data.feature_cache", "data.feature_memory", "data.workers", "train.checkpoint_minutes", "train.samples"}
+
+MAIN = """
+config out resume check init_from data.train data.train_images data.val data.val_images model.encoder model.attention
+model.cell model.layers train.objective train.epochs train.lr
+"""
 
 
 def configure(parser: Any) -> None:
@@ -44,7 +50,17 @@ def run(options: Any) -> int:
     if options.check and options.resume:
         raise UserError("--check looks at a training before it begins: leave out --resume")
     if not options.check:
-        return train(options, Path(options.out))
+        folder = Path(options.out)
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            return train(options, folder)
+        except UserError:
+            if new and [path.name for path in folder.glob("*")] == ["config.yaml"]:  # nothing was begun
+                (folder / "config.yaml").unlink()
+                with suppress(OSError):  # somebody else's by now
+                    for path in new:
+                        path.rmdir()
+            raise
     folder = Path(f"{Path(options.out)}.check")  # on the same disk
     first = not os.environ.get("LOCAL_RANK", "0").strip("0")  # the others are started by it
     try:

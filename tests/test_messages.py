@@ -1,0 +1,141 @@
+"""What the command line says to mistakes: one line, what is wrong, where, what to do; exit code 2; nothing is made."""
+
+import json
+import os
+
+import pytest
+from conftest import is_one_line
+
+RUN = "--checkpoint RUN"
+TRAIN = (
+    "train --model.encoder resnet18 --data.train ANNOTATIONS --data.train_images IMAGES "
+    "--data.val ANNOTATIONS --data.val_images IMAGES"
+)
+VAL = "--annotations ANNOTATIONS --images IMAGES --checkpoint RUN"
+
+# The command, what the line has to say. ANNOTATIONS, IMAGES, RUN (a checkpoint) and BAD/… stand for files.
+MISTAKES = [
+    ("caption", ["no command 'caption'", "predict"]),
+    ("data", ["no command 'data'", "data fetch"]),
+    # what is typed
+    ("predict", ["IMAGE needed", "--help"]),
+    ("predict a.png --bean 3", ["--bean"]),
+    ("predict a.png --beam three", ["--beam is three: expected a whole number"]),
+    ("predict a.png --beam 0", ["beam is 0: expected 1 or more"]),
+    ("predict a.png --n-best 9", ["n_best is 9", "beam width (5)"]),
+    ("predict a.png --format xml", ["--format", "xml", "text", "jsonl"]),
+    ("predict a.png --sample maybe", ["--sample is maybe: expected true or false"]),
+    ("predict a.png --length_penalty -1", ["length_penalty"]),
+    ("predict a.png --temperature 2", ["temperature is 2.0", "unless sample is true"]),
+    ("predict a.png --groups 2", ["groups is 2", "divisor of the beam width (5)"]),
+    ("predict a.png --sample true --must dog", ["must", "sample"]),
+    ("predict a.png --batch_size 0", ["--batch_size is 0: expected 1 or more"]),
+    ("predict a.png --workers -5", ["--workers is -5"]),
+    ("predict a.png --devices 2", ["--devices is 2", "--engine local"]),
+    ("predict a.png --engine ddp", ["--engine ddp", "--output"]),
+    ("predict a.png --device abacus", ["--device abacus"]),
+    ("train --model.cell transformer", ["--model.cell is transformer: expected one of rnn, gru, lstm"]),
+    ("train --model.layers 6", ["model.layers is 6"]),
+    ("train --model.colour red", ["--model.colour"]),
+    ("train --train.lr nan", ["--train.lr is nan: expected a number"]),
+    ("train --train.epochs 0", ["train.epochs is 0: expected 1 or more"]),
+    ("train --check --resume", ["--check", "leave out --resume"]),
+    ("train", ["--data.train", "--data.train_images"]),
+    ("pretrain", ["--data.text", "needed"]),
+    ("evaluate --images somewhere", ["--annotations needed"]),
+    ("score", ["--annotations and --results needed"]),
+    ("gradients", ["--annotations", "--images", "needed"]),
+    ("average RUN", ["--output needed"]),
+    ("average RUN --output a.ckpt", ["two checkpoints or more"]),
+    ("export --output out", ["--to needed"]),
+    ("export --to onnx --output out --push me/mine", ["--push goes with --to hf"]),
+    ("serve --port 99999", ["99999", "another --port"]),
+    ("serve --timeout 0", ["timeout is 0.0: expected more than 0"]),
+    ("demo --port 0", ["--port is 0: expected 1 to 65535"]),
+    ("shapes --images 0", ["--images is 0: expected 1 to 1000000"]),
+    ("data fetch mnist", ["name is mnist: expected one of coco2014"]),
+    ("data fetch coco2017 --retries -1", ["--retries is -1: expected 0 to 1000"]),
+    ("data convert x --to coco --output out --shard_size 0", ["--shard_size is 0: expected 1 or more"]),
+    ("completion ksh", ["shell is ksh: expected one of bash, zsh, fish"]),
+    # what is not there
+    ("predict nowhere/*.png", ["nowhere/*.png"]),
+    ("predict @list.txt", ["@list.txt", "check the path"]),
+    ("predict a.png --checkpoint missing.ckpt", ["no checkpoint missing.ckpt", "captioner train"]),
+    ("train --config missing.yaml", ["missing.yaml"]),
+    (f"{TRAIN.replace('ANNOTATIONS', 'missing.json')}", ["missing.json: no such file; check the path"]),
+    ("evaluate --images x --annotations missing.json", ["missing.json: no such file; check the path"]),
+    ("score --annotations ANNOTATIONS --results missing.json", ["missing.json: no such file"]),
+    ("pretrain --data.text missing.txt", ["missing.txt: no such file; check the path"]),
+    ("plot missing", ["missing has no logs", "--out of a run"]),
+    ("data inspect missing", ["missing: no such file; check the path"]),
+    ("data convert missing --to coco --output out", ["missing: no such file; check the path"]),
+    # what is wrong in a file
+    ("train --config BAD/config.yaml", ["--config:", "line 2"]),
+    ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "no file of weights"]),
+    ("predict a.png --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
+    ("predict a.png --checkpoint BAD/cut.safetensors", ["cut.safetensors is not a captioner checkpoint"]),
+    ("average BAD/text.ckpt RUN --output soup.safetensors", ["text.ckpt is not a captioner checkpoint"]),
+    ("export --to onnx --output out --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint"]),
+    ("serve --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint"]),
+    ("evaluate --images x --annotations BAD/notes.txt", ["notes.txt", "no captions that are known"]),
+    ("evaluate --images IMAGES --annotations BAD/cut.json", ["cut.json", "JSON", "line 1"]),
+    ("score --annotations ANNOTATIONS --results BAD/cut.json", ["cut.json", "JSON"]),
+    ("data inspect BAD/cut.json", ["cut.json", "JSON"]),
+    ("pretrain --data.text BAD/empty.txt", ["empty.txt"]),
+    # what does not go together
+    (f"predict IMAGES {RUN} --must zyzzyva", ["must", "'zyzzyva'", "use another of its"]),
+    (f"predict IMAGES {RUN} --prefix zyzzyva", ["prefix", "'zyzzyva'"]),
+    (f"{TRAIN} --model.attention soft --out out", ["attention", "grid"]),
+    (f"evaluate {VAL} --compare a.json --compare_checkpoint RUN", ["--compare", "leave one out"]),
+    ("evaluate --checkpoint RUN --annotations ANNOTATIONS --images BAD", ["112", "BAD"]),
+    # what cannot be written
+    (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["--output", "empty.txt"]),
+    (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
+    (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
+    ("train --out BAD/empty.txt/run", ["empty.txt", "--out"]),
+    ("export --checkpoint RUN --to onnx --output BAD", ["BAD is there already", "--output"]),
+    ("data convert ANNOTATIONS --images IMAGES --to coco --output BAD", ["BAD", "--output"]),
+]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    """A folder of files that are not what they are named to be. Read only."""
+    import pickle
+
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "text.ckpt").write_text("# not a checkpoint")
+    (folder / "code.ckpt").write_bytes(pickle.dumps(os.getcwd))
+    (folder / "cut.safetensors").write_bytes((1 << 40).to_bytes(8, "little"))
+    (folder / "cut.json").write_text(json.dumps({"images": [{"id": 1}]})[:-5])
+    (folder / "notes.txt").write_text("these are\nnot captions")
+    (folder / "empty.txt").write_text("")
+    (folder / "config.yaml").write_text("train: [1, ")
+    return folder
+
+
+@pytest.mark.parametrize(("command", "says"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_mistakes_are_one_line(cli, run, tiny, bad, tmp_path, monkeypatch, command, says):
+    monkeypatch.chdir(tmp_path)
+    places = {
+        "ANNOTATIONS": str(tiny.annotations("val")),
+        "IMAGES": str(tiny.images("val")),
+        "RUN": str(run / "best.ckpt"),
+        "BAD": str(bad),
+    }
+
+    def put(text):
+        for name, place in places.items():
+            text = text.replace(name, place)
+        return text
+
+    before = {path: path.stat().st_mtime_ns for path in bad.rglob("*")}
+    words = command.split()
+    code, out, err = cli(*map(put, words))
+    assert (code, out) == (2, "")
+    name = " ".join(words[:2]) if words[0] == "data" and len(words) > 1 else words[0]
+    start = "captioner" if says[0].startswith("no command") else f"captioner {name}"
+    assert err.startswith(f"{start}: error: ")
+    assert is_one_line(err, *map(put, says)), err
+    assert not list(tmp_path.rglob("*"))  # nothing was made
+    assert {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == before
