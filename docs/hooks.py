@@ -1,8 +1,13 @@
-"""For mkdocs: links to files that are in the repository, but not on the site, become their names."""
+"""For mkdocs: what is written for readers of the repository, as the site shows it."""
 
 import re
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """``[text](../path)`` → text (`path`)."""
+    """A link to a file that is not on the site becomes its name: ``[text](../path)`` → text (`path`)."""
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """The roles of docstrings, such as :func:, are left out."""
+    return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)
