@@ -146,13 +146,13 @@ def _to_onnx(program: Any, inputs: Any, ins: list[str], outs: list[str], file: P
 def _quantize(file: Path) -> None:
     """Matrices of a graph in 8 bits, what they are multiplied with quantised as it comes."""
     try:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise UserError("--int8 needs onnxruntime: pip install 'captioner[export]'") from None
-    plain = file.with_suffix(".fp32.onnx")
-    os.replace(file, plain)
+    plain = onnx.load(file)
+    del plain.graph.value_info[:]  # shapes are inferred anew; onnxruntime 1.23 keeps those of matrices it has turned
     quantize_dynamic(plain, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-    plain.unlink()
 
 
 # ---- the hub
