@@ -65,6 +65,7 @@ MISTAKES = [
     (f"{TRAIN.replace('ANNOTATIONS', 'missing.json')}", ["missing.json: no such file; check the path"]),
     ("evaluate --images x --annotations missing.json", ["missing.json: no such file; check the path"]),
     ("score --annotations ANNOTATIONS --results missing.json", ["missing.json: no such file"]),
+    ("score --annotations missing.json --results a.json", ["missing.json: no such file"]),
     ("pretrain --data.text missing.txt", ["missing.txt: no such file; check the path"]),
     ("plot missing", ["missing has no logs", "--out of a run"]),
     ("data inspect missing", ["missing: no such file; check the path"]),
