@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
@@ -17,15 +18,47 @@ import torch
 from PIL import Image, ImageDraw
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from captioner.clips import look
 from captioner.config import TrainConfig
 from captioner.dataset import Batch
+from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import ImageError
 
 SIDE = 256  # pixels of the pictures in TensorBoard
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints are written beside their place and renamed, so a kill or a full disk leaves the one before.
+
+    Lightning's own go through the folder for temporary files, and from another disk they are copied, not renamed.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it.
+
+        Raises:
+            UserError: there is no room, or the folder cannot be written.
+        """
+        aside = Path(f"{path}.part")
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's own of a full disk
+            with suppress(OSError):
+                aside.unlink()
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path} cannot be written ({reason}): make room or give the right to; the one before stays, and "
+                "--resume goes on from last.ckpt"
+            ) from None
 
 
 class Throughput(Callback):
@@ -83,7 +116,7 @@ class Samples(Callback):
         line = "  ".join(f"{name} {scores[name]:.4g}" for name in shown if name in scores)
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {line}", flush=True)
         chosen = {i: example for i, example in self.chosen.items() if i in task.found}  # --check does not come to all
-        rows = [f"| {e.path.name} | {task.found[i]} | {e.captions[0]} |" for i, e in chosen.items()]
+        rows = [f"| {e.path.name} | {task.found[i]} | {' '.join(e.captions[0].split())} |" for i, e in chosen.items()]
         table = "\n".join(["| picture | caption | a reference |", "|---|---|---|", *rows])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -44,6 +44,7 @@ from captioner.rewards import Rewards
 from captioner.shards import Member
 from captioner.vocabulary import END, SPECIAL, Numbered, Vocabulary, number
 
+ALIKE = 0.95  # least cosine of a feature in the file and of the same picture now; other decoders of JPEG give 0.99
 VALIDATION_PICTURES = 64  # decoded together; times the beam width they fill a matrix product
 
 
@@ -175,6 +176,7 @@ class Split:
 
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
+        self.folder = folder
         file = FeatureFile.open(folder, fingerprint)
         bad = file.unreadable[: len(paths)]
         if bad.any() and not data.skip_bad_images:
@@ -185,6 +187,24 @@ class Split:
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
+
+    def check_features(self, model: ModelConfig) -> None:
+        """Compute the features of the first picture again, and compare them with those in the file.
+
+        Raises:
+            UserError: they are another network's, or another picture's.
+        """
+        if self.table is None or self.rows is None or self.sample:
+            return
+        example, row = self.examples[0], self.table[self.rows[0]]
+        again = next(extract_features(Encoder(model), [example.path], model.image_size, 1, 0, True, model.frames))[0]
+        there = row.cpu() if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
+        alike = float(torch.cosine_similarity(torch.from_numpy(again).flatten().float(), there.flatten().float(), 0))
+        if alike < ALIKE:  # of a picture that cannot be read any more it is not a number
+            raise UserError(
+                f"the features of {example.name} in {self.folder} are not those of {model.encoder} (cosine "
+                f"{alike:.2f}, expected {ALIKE} to 1): delete the folder to have them made again"
+            )
 
     def _sample_features(self, paths: Sequence[Any], rows: int, model: ModelConfig, options: Any) -> list[str]:
         """The features of a few pictures stand for those of all; see `missing`."""

@@ -15,7 +15,7 @@ from captioner.captions import Caption, CaptionModel, search_ids
 from captioner.config import SearchConfig
 from captioner.dataset import clips_together
 from captioner.errors import UserError
-from captioner.model import SHIPPED, load
+from captioner.model import SHIPPED, load, located
 from captioner.parts import Parts, Record, work
 
 ENGINES = {"local": "captioner.engines", "ddp": "captioner.ddp", "ray": "captioner.actors"}
@@ -45,7 +45,7 @@ class Job:
         """What captions depend on besides the pictures, for a manifest."""
         digests = []
         for name in self.checkpoints or [str(SHIPPED)]:
-            with open(name, "rb") as file:
+            with open(located(name), "rb") as file:
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)

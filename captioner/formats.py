@@ -9,6 +9,7 @@ import io
 import json
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from captioner.layouts import (
     texts_of,
 )
 from captioner.shards import Member, are_shards, is_remote
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # What others import from here.
 __all__ = [
@@ -240,7 +243,7 @@ def _look(
         paths = [os.path.normpath(name) for name in entry.names]
         found = next((path for path in paths if not packed and is_there(path)), None)
         relative = paths[0] if found is None else found
-        written = tuple(filter(None, entry.captions))
+        written = tuple(filter(None, map(clean, entry.captions)))
         if packed and entry.picture is None:
             problems.append(("missing image file", f"{where} has no picture"))
         elif found is None and leaves(relative):
@@ -265,6 +268,14 @@ def _look(
         why = f"all are bad, the first: {problems[0][1]}" if problems else "it lists none"
         raise UserError(f"{annotations}: no image to use: {why}")
     return examples, [line for _, line in problems]
+
+
+def clean(caption: str) -> str:
+    """A caption without what no file of UTF-8 can hold and no terminal should see.
+
+    Lone surrogates and control characters are spaces; line breaks and tabs stay.
+    """
+    return caption if caption.isprintable() else CONTROLS.sub(" ", caption).strip()
 
 
 def leaves(relative: str) -> bool:
@@ -313,7 +324,7 @@ def read_named_references(
         names: dict[ID, str] = {entry.image_id: entry.names[0] for entry in entries}
     else:
         found, names = _json_references(Path(path), data)
-    found = {image: [text for text in texts if text] for image, texts in found.items()}
+    found = {image: [text for text in map(clean, texts) if text] for image, texts in found.items()}
     found = {image: texts for image, texts in found.items() if texts}
     if not found:
         raise UserError(f"{path}: no image in it has a caption; name a captions file")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import unicodedata
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +29,7 @@ from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
 FILES = ("model.safetensors", "captioner.safetensors")  # of a folder for the hub, of a run
+NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's categories of controls, formats, surrogates and spaces
 
 
 class Captioner(CaptionModel):
@@ -124,37 +127,40 @@ class Captioner(CaptionModel):
         """
         path = located(path) if path is not None else SHIPPED
         header, state = read_checkpoint(path)
-        if isinstance(header, dict) and header.get("kind") == "language_model":
+        if header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
-        try:
-            if header["format"] != FORMAT:
-                raise ValueError(f"format {header['format']}, this one reads {FORMAT}")
-            config = ModelConfig(**header["model"])
-            vocabulary = Vocabulary(header["vocabulary"], header.get("level", "word"))
-            digest = str(header["encoder_digest"])
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
+        config, vocabulary = described(path, header)
+        digest = str(header.get("encoder_digest"))
         own_encoder = config.trainable_layers > 0 or header.get("encoder_inside") is True
         if not own_encoder and weights_digest(config.encoder) != digest:
             raise UserError(
                 f"{path} was trained on other weights of {config.encoder} ({digest}) than those here "
                 f"({weights_digest(config.encoder)}): put back the file they came from"
             )
-        model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
         try:
-            model.load_weights(state)
-        except (RuntimeError, KeyError) as error:
+            with torch.device("meta"):  # a description may ask for any amount of memory: look before it is taken
+                plan = cls(config, vocabulary, None, digest).weights()
+            state = fitting(state, plan)
+            model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
+            model.load_weights(state, own_encoder)
+        except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} does not fit its own description ({reason[:300]}): it is damaged") from None
         return model.to(device).eval()
 
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the tensors of :meth:`weights`; all of them must fit."""
+    def load_weights(self, state: Mapping[str, Tensor], own_encoder: bool | None = None) -> None:
+        """Take over the tensors of :meth:`weights`; all of them must fit, and be there.
+
+        Args:
+            state: the tensors.
+            own_encoder: whether the encoder's have to be among them; None: where it is trained.
+        """
+        own_encoder = self.config.trainable_layers > 0 if own_encoder is None else own_encoder
         state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         if self.config.tie_embeddings:
             state["decoder.output.weight"] = state["decoder.embedding.weight"]
         missing, unexpected = self.load_state_dict(state, strict=False)
-        if self.config.trainable_layers == 0:
+        if not own_encoder:
             missing = [name for name in missing if not name.startswith("encoder.")]
         if missing or unexpected:
             raise KeyError(f"missing {missing}, unexpected {unexpected}")
@@ -232,11 +238,70 @@ def vocabulary_of(path: Path) -> Vocabulary:
     Raises:
         UserError: it is no checkpoint of captioner.
     """
-    header, _ = read_checkpoint(path)
+    return described(path, read_checkpoint(path)[0])[1]
+
+
+def described(path: Path, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocabulary]:
+    """What the header of a checkpoint says, each value looked at, whoever wrote it.
+
+    Raises:
+        UserError: a value is missing, of another type or out of its range, or the words are no words.
+    """
     try:
-        return Vocabulary(header["vocabulary"], header.get("level", "word"))
-    except (KeyError, TypeError, ValueError) as error:
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}, this one reads {FORMAT}")
+        options, words, level = header["model"], header["vocabulary"], header.get("level", "word")
+        if not isinstance(options, dict) or not isinstance(words, list) or not isinstance(level, str):
+            raise ValueError("its model, vocabulary and level are not an object, a list and a string")
+        for name, value in options.items():
+            default = getattr(ModelConfig, name, None)
+            kinds = (int, float) if isinstance(default, float) else type(default)
+            if default is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+                raise ValueError(f"model.{name} is {str(value)[:60]!r}")
+        wrong = next((word for word in words if not is_word(word, level)), None)
+        if wrong is not None:
+            raise ValueError(f"{str(wrong)[:60]!r} is no {level}")
+        return ModelConfig(**options), Vocabulary(words, level)
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
+
+
+def is_word(word: Any, level: str) -> bool:
+    """Whether it may stand in a vocabulary: a word without spaces and control characters, or one character.
+
+    What a terminal would obey, or a line break in a file of lines, can then not come out of a model.
+    """
+    if not isinstance(word, str):
+        return False
+    if level == "char":
+        return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
+    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in NO_LETTERS for c in word))
+
+
+def fitting(state: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, once they are known to be finite, plain and shaped as the model's.
+
+    Args:
+        state: of the file.
+        plan: the model's, without an encoder, maybe without memory.
+
+    Raises:
+        ValueError: they are not; the message names the first.
+    """
+    own = {name for name in state if not name.startswith("encoder.")}
+    if own != plan.keys():
+        missing, more = sorted(plan.keys() - own), sorted(own - plan.keys())
+        raise ValueError(f"missing {missing}, unexpected {more}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+            raise ValueError(f"{name} is no plain tensor")
+        wanted = plan.get(name, value)
+        if value.shape != wanted.shape or value.is_floating_point() != wanted.is_floating_point():
+            was, expected = (f"{each.dtype} {list(each.shape)}" for each in (value, wanted))
+            raise ValueError(f"{name} is {was}, expected {expected}")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} has values that are no numbers; an earlier checkpoint may be whole")
+    return dict(state)
 
 
 def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: str | torch.device) -> CaptionModel:
@@ -280,11 +345,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["captioner"])
+                if not isinstance(header, dict):
+                    raise ValueError(f"its header is a {type(header).__name__}")
                 return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not zipfile.is_zipfile(path):  # nor was any that captioner wrote
+            raise pickle.UnpicklingError
+        with zipfile.ZipFile(path) as archive:  # torch never packs: so a file cannot unfold to more than its size
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is packed")
         with warnings.catch_warnings():  # of what else might be wrong with a file that is refused in one line
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(checkpoint, dict):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint["captioner"], dict):
             raise ValueError(f"it holds a {type(checkpoint).__name__}")
         state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
         return checkpoint["captioner"], state

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from captioner.config import TextConfig, TrainConfig
 from captioner.decoder import State
+from captioner.errors import UserError
 from captioner.language import LanguageModel
 from captioner.task import warmup_cosine
 from captioner.vocabulary import PAD
@@ -59,7 +60,7 @@ class LanguageTask(pl.LightningModule):
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Dropout depends on seed, epoch and batch alone, so a resumed run draws what the first one drew."""
         key = (self.config.seed, self.current_epoch, batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One chunk of all streams."""
@@ -85,8 +86,13 @@ class LanguageTask(pl.LightningModule):
         self.log_dict(scores)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global norm and log what it was."""
+        """Clip the global norm and log what it was; no step is taken with a gradient that is no number."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
+        if not norm.isfinite():
+            raise UserError(
+                f"the training went wrong at epoch {self.current_epoch + 1}, step {self.global_step + 1}: the norm of "
+                f"the gradient is {norm:.4g}; what was saved before is as it was: lower --train.lr ({self.config.lr:g})"
+            )
         self.log("grad_norm", norm, prog_bar=True)
         self.log("lr", optimizer.param_groups[0]["lr"])
 

@@ -18,11 +18,14 @@ from captioner import metrics
 from captioner.captions import search_ids
 from captioner.config import SearchConfig, TrainConfig
 from captioner.dataset import Batch
+from captioner.errors import UserError
 from captioner.model import Captioner
 from captioner.rewards import Rewards
 from captioner.rules import BAD_ENDINGS
 from captioner.search import search
 from captioner.vocabulary import END, PAD, START, UNK
+
+WATCHED = 50  # steps after which a GPU is asked whether all gradients were numbers: nothing waits for it before
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -88,6 +91,8 @@ class CaptionTask(pl.LightningModule):
         """The validation captions of this process, then of all, by number of the example."""
         self.nats: list[tuple[float, int]] = []
         """Mean loss and number of words of each validation batch of this process, then of all."""
+        self.watched: list[tuple[Tensor, Tensor, int, int, Tensor]] = []
+        """Of the steps since the last look: norm of the gradient, loss, epoch, batch and its examples."""
 
     # ---- training
 
@@ -198,18 +203,43 @@ class CaptionTask(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
         key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of captions, or of pictures for which captions are sampled."""
         rewards = self.rewards
         loss = self.share(*self.loss(batch)) if rewards is None else self.self_critical(batch, rewards)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words), sync_dist=True)
+        self.at = (loss.detach(), self.current_epoch, batch_idx, batch.examples)
         return loss
+
+    def look(self) -> None:
+        """See whether the gradients were numbers; on a CPU before each step, so that none is taken with others.
+
+        A step of 16-mixed may be passed over, which its scaler sees to; but not every one.
+
+        Raises:
+            UserError: they were not; the line says at which batch.
+        """
+        watched, self.watched = self.watched, []
+        finite = torch.stack([norm for norm, *_ in watched]).isfinite().tolist() if watched else []
+        if all(finite) or (self.trainer.precision == "16-mixed" and any(finite)):
+            return
+        norm, loss, epoch, batch, examples = watched[finite.index(False)]
+        pictures = self.trainer.datamodule.train.examples  # type: ignore[attr-defined]
+        names = [pictures[i % len(pictures)].name for i in examples[:3].tolist()]
+        raise UserError(
+            f"the training went wrong at epoch {epoch + 1}, batch {batch + 1} ({', '.join(names)} …): its loss is "
+            f"{loss:.4g} and the norm of its gradient {norm:.4g}; what was saved before is as it was: train with a "
+            f"lower --train.lr ({self.config.lr:g}), from --init-from best.ckpt if there is one"
+        )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the global norm and log what it was: exploding gradients show here first."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
+        self.watched.append((norm.detach(), *self.at))
+        if norm.device.type == "cpu" or len(self.watched) >= WATCHED:
+            self.look()
         self.log("grad_norm", norm, prog_bar=True, batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
@@ -277,5 +307,6 @@ class CaptionTask(pl.LightningModule):
         self.log_dict(tensors, batch_size=1, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is enough: architecture, vocabulary and encoder identity go along."""
+        """A checkpoint is enough: architecture, vocabulary and encoder identity go along. None of broken weights."""
+        self.look()
         checkpoint["captioner"] = self.model.header()

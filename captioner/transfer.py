@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from captioner.errors import UserError
-from captioner.model import Captioner, read_checkpoint
-from captioner.vocabulary import Vocabulary
+from captioner.model import Captioner, described, read_checkpoint
 
 # Their rows are the words of the vocabulary.
 BY_WORD = ("decoder.embedding.weight", "decoder.output.weight", "decoder.output.bias")
@@ -33,10 +32,8 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
         UserError: the file is no checkpoint, or nothing in it fits.
     """
     header, theirs = read_checkpoint(Path(path))
-    try:
-        options, words = dict(header["model"]), Vocabulary(header["vocabulary"], header.get("level", "word"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
+    words = described(Path(path), header)[1]
+    options = dict(header["model"])  # as they stand there: older ones lack newer options
     if words.level != model.vocabulary.level:
         levels = f"--data.level is {words.level} there and {model.vocabulary.level} here"
         raise UserError(f"nothing in {path} fits this model ({levels}): train with the level that it was made with")

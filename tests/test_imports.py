@@ -31,7 +31,7 @@ ROWS = [
     ],
     ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
     ["captions", "model", "transfer", "language", "soup"],
-    ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "check", "pretraining"],
+    ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "health", "check", "pretraining"],
     [
         "external",
         "results",

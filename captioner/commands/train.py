@@ -81,10 +81,11 @@ def train(options: Any, folder: Path) -> int:
     import torch
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-    from captioner.callbacks import callbacks
+    from captioner.callbacks import WholeCheckpoints, callbacks
     from captioner.check import Check
     from captioner.datamodule import CaptionData
     from captioner.encoder import Encoder, weights_digest
+    from captioner.health import Health
     from captioner.model import Captioner, read_checkpoint, save_slim
     from captioner.task import CaptionTask
     from captioner.transfer import init_from
@@ -101,6 +102,7 @@ def train(options: Any, folder: Path) -> int:
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
     version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
     parts, every = callbacks(folder, options.train, data.val.examples), trainer_options["check_val_every_n_epoch"]
+    parts.append(Health(data))
     check = Check(max(2, trainer_options["accumulate_grad_batches"])) if options.check else None
     if check:
         parts = [*parts, check]
@@ -108,6 +110,7 @@ def train(options: Any, folder: Path) -> int:
     trainer = pl.Trainer(
         **trainer_options,
         callbacks=parts,
+        plugins=[WholeCheckpoints()],
         max_epochs=options.train.epochs,
         logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
         num_sanity_val_steps=0,
@@ -116,8 +119,14 @@ def train(options: Any, folder: Path) -> int:
         enable_progress_bar=sys.stderr.isatty(),
     )
     if resumed:  # the number of steps depends on it, before Lightning gives it back
-        state = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
-        data.load_state_dict(state.get("CaptionData", {"together": None}))
+        try:
+            state = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
+            data.load_state_dict(state.get("CaptionData", {"together": None}))
+        except Exception as error:  # pickle and zip each have their own
+            raise UserError(
+                f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
+                f"with --init-from {folder / 'best.ckpt'}"
+            ) from None
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
     if trainer.is_global_zero:
@@ -137,6 +146,10 @@ def train(options: Any, folder: Path) -> int:
         trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
     except SystemExit:  # how Lightning passes on Ctrl-C
         raise KeyboardInterrupt from None
+    except OSError as error:  # of logs and samples
+        raise UserError(
+            f"{folder} cannot be written ({error}): make room or give the right to; --resume goes on from last.ckpt"
+        ) from None
 
     if trainer.is_global_zero:
         slim = folder / "captioner.safetensors"
@@ -194,11 +207,14 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     if last.exists() and not resume:
         raise UserError(f"{folder} has a run already: --resume goes on with it, another --out begins a new one")
     if last.exists():
-        stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+        try:
+            stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+            stored = {group: dict(stored[group]) for group in settings if group not in ("trainer", "init_from")}
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{config} is not the config of a run any more ({error}): put back a copy") from None
         conflicts = [
             f"{group}.{name} was {stored[group].get(name)} and is {value}"
-            for group in settings
-            if group not in ("trainer", "init_from")
+            for group in stored
             for name, value in settings[group].items()
             if f"{group}.{name}" not in FREE and stored[group].get(name, value) != value  # newer options have no past
         ]

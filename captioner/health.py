@@ -1,0 +1,119 @@
+"""What can be wrong with a training whose numbers look well: each told in a line, with its figure and the remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from captioner.datamodule import CaptionData
+from captioner.formats import Example
+from captioner.images import opened
+from captioner.vocabulary import UNK
+
+SAME = 0.5  # share of the validation pictures above which one caption is too many
+COVERED = 0.9  # share of the words of the validation captions below which a vocabulary is too small
+LOOKED_AT = 500  # validation pictures whose bytes are compared, where very many have the size of a training picture
+
+
+class Health(Callback):
+    """Prints warnings on standard error when they come up, and at the end once more those that still hold."""
+
+    def __init__(self, data: CaptionData) -> None:
+        self.data, self.lines, self.now = data, list[str](), list[str]()
+
+    def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
+        """What can be told of the data."""
+        self.data.train.check_features(self.data.model)
+        if trainer.is_global_zero:
+            self.lines = [*shared_pictures(self.data.train.examples, self.data.val.examples), *unknown_words(self.data)]
+            say(self.lines)
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
+        """What can be told of the captions. After one epoch of several they may all be the same."""
+        if trainer.is_global_zero and (trainer.current_epoch > 0 or trainer.max_epochs == 1):
+            self.now = same_caption(task.found.values())
+            say(self.now)
+
+    def on_train_end(self, trainer: pl.Trainer, task: Any) -> None:
+        """The end of a long log is what is read."""
+        say([f"still at the end: {line}" for line in (*self.lines, *self.now)])
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print them as warnings."""
+    for line in lines:
+        print(f"captioner train: warning: {line}", file=sys.stderr, flush=True)
+
+
+def same_caption(captions: Iterable[str]) -> list[str]:
+    """A line, where most pictures have the same caption."""
+    counts = Counter(captions)
+    total = counts.total()
+    caption, most = counts.most_common(1)[0] if counts else ("", 0)
+    if most < 3 or most <= SAME * total:
+        return []
+    return [
+        f"{100 * most / total:.0f} % of the {total:,} validation pictures have the caption {caption!r}: the model "
+        "does not look at them; train longer, with another --train.lr, and see data inspect for what is in the captions"
+    ]
+
+
+def unknown_words(data: CaptionData) -> list[str]:
+    """A line, where the vocabulary has too few of the words of the validation captions."""
+    flat = data.val_set.flat
+    share = float((flat != UNK).mean()) if len(flat) else 1.0
+    if share >= COVERED:
+        return []
+    return [
+        f"the vocabulary of {len(data.vocabulary):,} words has {100 * share:.1f} % of the words of the validation "
+        f"captions, and what it lacks is never said: lower --data.min_count ({data.data.min_count}), or train on "
+        "captions like those"
+    ]
+
+
+def shared_pictures(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
+    """A line, where files of validation pictures are, byte for byte, among the training pictures.
+
+    Only files of one size are read, and of at most LOOKED_AT validation pictures, evenly taken.
+    """
+    sizes: dict[int, list[Any]] = {}
+    for example in train:
+        sizes.setdefault(_size(example.path), []).append(example)
+    sizes.pop(0, None)
+    alike = [example for example in val if _size(example.path) in sizes]
+    alike = alike[:: max(1, -(-len(alike) // LOOKED_AT))]
+    digests: dict[Any, bytes] = {}
+
+    def digest(path: Any) -> bytes:
+        if path not in digests:
+            with opened(path) as file:
+                digests[path] = hashlib.blake2b(file.read(), digest_size=16).digest()
+        return digests[path]
+
+    same = []
+    for example in alike:
+        twin = next((t for t in sizes[_size(example.path)] if digest(t.path) == digest(example.path)), None)
+        if twin is not None:
+            same.append((example, twin))
+    if not same:
+        return []
+    of = f"of {len(val):,}" if len(alike) < LOOKED_AT else f"of {len(alike):,} that were looked at"
+    return [
+        f"{len(same):,} validation pictures {of} are training pictures, too ({same[0][0].name} is {same[0][1].name}), "
+        "so the scores are too good: take them out of one of the splits; data inspect lists them"
+    ]
+
+
+def _size(path: Any) -> int:
+    """Bytes of a file; 0 for an album, or what is no more there."""
+    try:
+        return getattr(path, "size", None) or (0 if os.path.isdir(path) else os.stat(path).st_size)
+    except OSError:
+        return 0
