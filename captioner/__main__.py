@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(parser.page(whole=arguments[-1] == "all"), end="")
             return 0
         options = parser.parse_args([_underscored(argument) for argument in arguments])
-        return parser.command.run(parser.instantiate(options)) or 0
+        code = parser.command.run(parser.instantiate(options)) or 0
+        sys.stdout.flush()  # here, where a full disk can still be said
+        return code
     except UserError as error:
         print(f"captioner {name}: error: {error}", file=sys.stderr)
         return 2
@@ -52,8 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"captioner {name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        _silence()
+        where = error.filename or "the output"
+        print(f"captioner {name}: error: {where} cannot be written ({error.strerror}): make room", file=sys.stderr)
+        return 2
+
+
+def _silence() -> None:
+    """What is still to be written to standard output goes nowhere, instead of failing once more at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _underscored(argument: str) -> str:

@@ -54,10 +54,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own of a full disk
             with suppress(OSError):
                 aside.unlink()
-            reason = str(error).splitlines()[0]
+            reason = "the disk is full" if isinstance(error, RuntimeError) else error.strerror
             raise UserError(
-                f"{path} cannot be written ({reason}): make room or give the right to; the one before stays, and "
-                "--resume goes on from last.ckpt"
+                f"{path} cannot be written ({reason}): make room, or give the right to write; what was saved before "
+                "stays, and --resume goes on from it"
             ) from None
 
 

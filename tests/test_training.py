@@ -306,6 +306,8 @@ task.CaptionTask.on_train_batch_start = slow
 @pytest.mark.parametrize(
     ("stop", "options"),  # in the second epoch, before this one of 17 or 6 batches
     [
+        (12, "--model.cell lstm --train.ema_decay 0.9 --trainer.precision bf16-mixed"),
+        (12, "--model.grid 2 --model.attention soft --train.ema_decay 0.9 --trainer.precision bf16-mixed"),
         (12, "--model.cell lstm --train.ema_decay 0.9"),
         (12, "--model.cell lstm"),
         (12, "--model.cell gru --model.layers 2 --train.ema_decay 0.9"),
