@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE := $(CURDIR) $(shell cat setup.cfg constraints.txt | cksum)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test slow lint docs install install-test install-dev install-docs clean
+.PHONY: help demo test slow lint docs faults lock oldest audit sbom install install-test install-dev install-docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,38 @@ lint: install-dev  ## ruff and mypy
 
 docs: install-docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
+
+faults: install-test  ## processes killed 200 times at random moments, and every reader fed with hostile bytes
+	$(BIN)/python tests/faults/kills.py --kills 200 --folder $$(mktemp -d)/kills
+	for reader in images annotations checkpoints shards requests; do \
+	    $(BIN)/python tests/faults/fuzz.py $$reader --seconds 120 || exit 1; done
+
+TOOL = $(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
+
+lock: install  ## constraints.txt anew: the newest versions of everything that the tests need, but torch as it stands there
+	$(TOOL) uv
+	grep -E '^(#|torch==|torchvision==|pytorch-lightning==)' constraints.txt > .venv/pins.txt
+	.venv/tools/bin/uv pip compile setup.cfg --extra test --universal --python-version 3.10 \
+	    --constraint .venv/pins.txt --no-header --no-annotate --quiet --output-file .venv/lock.txt
+	(grep '^#' .venv/pins.txt; cat .venv/lock.txt) > constraints.txt
+
+oldest: install  ## the tests with the oldest versions that setup.cfg allows (but for export, which needs a newer torch)
+	$(TOOL) uv
+	.venv/tools/bin/uv pip compile setup.cfg --extra test-oldest --resolution lowest-direct \
+	    --no-header --no-annotate --quiet --output-file .venv/oldest.txt
+	$(PYTHON) -m venv .venv/oldest
+	.venv/oldest/bin/pip install --quiet --disable-pip-version-check -r .venv/oldest.txt
+	.venv/oldest/bin/python -m pytest
+
+audit: install  ## known vulnerabilities of the versions in constraints.txt
+	$(TOOL) pip-audit
+	.venv/tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+sbom: install  ## what an installation consists of, as CycloneDX, in dist/captioner.cdx.json
+	$(TOOL) cyclonedx-bom
+	mkdir -p dist
+	.venv/tools/bin/cyclonedx-py environment $(BIN)/python --output-reproducible \
+	    --output-file dist/captioner.cdx.json
 
 install:
 	@test "$$(cat .venv/whole 2>/dev/null)" = "$(STATE)" || { set -e; \

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from captioner.errors import UserError
+from captioner.errors import UserError, printable
 from captioner.shards import Member, are_shards, expand, is_remote, samples
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def reading(source: object) -> Iterator[None]:
     except ImageError:
         raise
     except UserError as error:  # a shard that cannot be read
-        raise ImageError(_printable(str(error))) from error
+        raise ImageError(str(error)) from error
     except Exception as error:  # a decoder fed with damaged bytes raises just about anything
-        raise ImageError(_printable(f"{_name(source)}: {_reason(error)}")) from error
+        raise ImageError(f"{_name(source)}: {_reason(error)}") from error
 
 
 def open_image(
@@ -183,14 +183,9 @@ def _name(source: object) -> str:
     if isinstance(source, bytes):
         return f"picture of {len(source):,} bytes"
     if isinstance(source, (str, os.PathLike)):
-        return _printable(os.fsdecode(source))
+        return printable(os.fsdecode(source))
     name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return _printable(str(name)) if name else "picture"
-
-
-def _printable(text: str) -> str:
-    """One line that any terminal can show: a file name may hold line breaks, escapes and broken Unicode."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(str(name)) if name else "picture"
 
 
 def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
@@ -257,7 +252,7 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
         else:
             images = [Path(path)]
         if not images:
-            raise UserError(f"{_printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
+            raise UserError(f"{printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
         found.update(dict.fromkeys(images))
     return list(found)
 

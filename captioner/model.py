@@ -258,9 +258,9 @@ def described(path: Path, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocab
             kinds = (int, float) if isinstance(default, float) else type(default)
             if default is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
                 raise ValueError(f"model.{name} is {str(value)[:60]!r}")
-        wrong = next((word for word in words if not is_word(word, level)), None)
-        if wrong is not None:
-            raise ValueError(f"{str(wrong)[:60]!r} is no {level}")
+        for word in words:
+            if not is_word(word, level):
+                raise ValueError(f"{str(word)[:60]!r} is no {level}")
         return ModelConfig(**options), Vocabulary(words, level)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None

@@ -1,0 +1,338 @@
+"""Files made to do harm: each is opened, or refused in one line, with little memory; and what fuzzing has found."""
+
+import io
+import json
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, is_one_line, make_captioner
+from PIL import Image
+
+from captioner.errors import UserError
+from captioner.formats import read, read_named_references
+from captioner.images import open_image
+from captioner.model import Captioner, read_checkpoint, save_slim
+
+sys.path.append(str(ROOT / "tests" / "faults"))
+import fuzz
+
+
+def refused(call, *arguments, says=()) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert is_one_line(str(caught.value), *says), str(caught.value)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+# ---- checkpoints
+
+LIES = {
+    "a state of a terabyte": (lambda h, w: h["model"].update(hidden_size=10**9), "fit"),
+    "a state of gigabytes": (lambda h, w: h["model"].update(hidden_size=30_000), "expected torch.float32"),
+    "a size in letters": (lambda h, w: h["model"].update(hidden_size="16"), "hidden_size is '16'"),
+    "a size with a point": (lambda h, w: h["model"].update(hidden_size=16.0), "hidden_size is '16.0'"),
+    "a size that is true": (lambda h, w: h["model"].update(layers=True), "layers is 'True'"),
+    "an encoder elsewhere": (lambda h, w: h["model"].update(encoder="../../etc/passwd"), "expected resnet50_v1"),
+    "an encoder of a hub": (lambda h, w: h["model"].update(encoder="timm:hf_hub:evil/x"), "expected resnet50_v1"),
+    "an encoder that is not inside": (lambda h, w: h.update(encoder_inside=True), "missing ['encoder."),
+    "a digest of two lines": (lambda h, w: h.update(encoder_digest="a\nb"), "other weights of resnet18 (a?b)"),
+    "words that are numbers": (lambda h, w: h.update(vocabulary=list(range(9))), "'0' is no word"),
+    "a word that is none": (lambda h, w: h["vocabulary"].__setitem__(2, None), "'None' is no word"),
+    "an escape as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "\x1b[2J"), "is no word"),
+    "a line break in a word": (lambda h, w: h["vocabulary"].__setitem__(2, "a\nb"), "is no word"),
+    "a word from right to left": (lambda h, w: h["vocabulary"].__setitem__(2, "\u202egnp"), "is no word"),
+    "END as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "<end>"), "twice"),
+    "words in a string": (lambda h, w: h.update(vocabulary="abcdefghi"), "a list and a string"),
+    "a model that is a list": (lambda h, w: h.update(model=[1]), "are not an object"),
+    "weights that are no numbers": (lambda h, w: w.update({n: v * torch.nan for n, v in w.items()}), "no numbers"),
+    "one infinite weight": (lambda h, w: w["decoder.output.bias"].__setitem__(3, torch.inf), "no numbers"),
+    "whole numbers as weights": (lambda h, w: w.update({n: v.int() for n, v in w.items()}), "torch.int32"),
+    "a weight of another shape": (lambda h, w: w.update({"decoder.output.bias": torch.ones(2, 3)}), "[2, 3]"),
+}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_checkpoint_that_lies_is_refused_before_memory_is_taken(captioner, tmp_path, lie, kind):
+    change, says = LIES[lie]
+    header, weights = json.loads(json.dumps(captioner.header())), {n: v.clone() for n, v in captioner.weights().items()}
+    change(header, weights)
+    path = tmp_path / f"model.{kind}"
+    if kind == "safetensors":
+        save_slim(path, header, weights)
+    else:
+        path.write_bytes(fuzz.written(header, weights, tmp_path, slim=False))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(Captioner.load, path, says=[str(path), says])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+TENSORS = {
+    "four terabytes of one number": torch.ones(1).expand(10**6, 10**6),
+    "sparse": torch.sparse_coo_tensor(torch.zeros((2, 1), dtype=torch.long), torch.ones(1), (13, 16)),
+    "of no memory": torch.empty((13, 16), device="meta"),
+    "quantised": torch.quantize_per_tensor(torch.ones(13, 16), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_odd_tensors_are_refused(captioner, tmp_path, kind):
+    weights = {**captioner.weights(), "decoder.embedding.weight": TENSORS[kind]}
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(fuzz.written(captioner.header(), weights, tmp_path, slim=False))
+    refused(Captioner.load, path, says=[str(path)])
+
+
+def test_a_packed_checkpoint_is_refused_unread(captioner, tmp_path):
+    """torch would unpack it: a file of kilobytes may hold any amount of zeros."""
+    whole, path = tmp_path / "whole.ckpt", tmp_path / "packed.ckpt"
+    whole.write_bytes(fuzz.written(captioner.header(), captioner.weights(), tmp_path, slim=False))
+    Captioner.load(whole)
+    with zipfile.ZipFile(whole) as one, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in one.namelist():
+            other.writestr(name, one.read(name))
+    refused(Captioner.load, path, says=["packed"])
+
+
+def test_the_older_format_of_torch_is_not_opened(captioner, tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {}, "captioner": {}}, path, _use_new_zipfile_serialization=False)
+    refused(Captioner.load, path, says=["not run"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_a_header_that_claims_everything(tmp_path, name):
+    (tmp_path / name).write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    refused(read_checkpoint, tmp_path / name)
+
+
+def test_the_vocabulary_of_any_language_is_taken(tmp_path):
+    words = ["Mädchen", "собака", "犬", "कुत्ता", "كلب", "l’homme", "t-shirt", "10:30"]
+    captioner = make_captioner()
+    header = {**captioner.header(), "vocabulary": [*words, "x"][:9]}
+    save_slim(tmp_path / "model.safetensors", header, captioner.weights())
+    assert set(words) < set(Captioner.load(tmp_path / "model.safetensors").vocabulary.words)
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", "BMP", "AVIF"])
+def test_a_picture_cut_at_every_per_cent_is_whole_or_refused(kind):
+    buffer = io.BytesIO()
+    Image.effect_noise((48, 40), 90).convert("RGB").save(buffer, kind)
+    data = buffer.getvalue()
+    whole = open_image(data).tobytes()
+    for percent in range(100):
+        try:
+            opened = open_image(data[: len(data) * percent // 100])
+        except UserError as error:
+            fuzz.one_line(error)
+        else:
+            assert opened.tobytes() == whole  # what was lost was not of the pixels
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, body: bytes, *more: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packed = zlib.compress(body, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def test_odd_shapes_and_names(tmp_path, cli, captioner):
+    """1 × 1, 30,000 pixels wide, another ending, several frames, a folder called so: a caption or a line each."""
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
+    (tmp_path / "wide.png").write_bytes(png(30_000, 2, b"\0" * 2 * 30_001))
+    Image.new("RGB", (9, 9)).save(tmp_path / "gif.jpg", "GIF")
+    Image.new("RGB", (9, 9)).save(
+        tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")]
+    )
+    Image.new("CMYK", (9, 9)).save(tmp_path / "cmyk.jpg", icc_profile=b"\0" * 500)
+    Image.new("I;16", (9, 9), 40_000).save(tmp_path / "deep.png")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "vector.jpg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>")
+    (tmp_path / "bomb.png").write_bytes(png(60_000, 60_000, b"\0" * 100_000))
+    (tmp_path / "text.png").write_bytes(png(4, 4, b"\0" * 20, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))))
+    captioner.save(tmp_path / "model.safetensors")
+    code, out, err = cli("predict", tmp_path, "--checkpoint", tmp_path / "model.safetensors")
+    assert code == 1
+    captioned = {Path(line.split("\t")[0]).name for line in out.splitlines()}
+    assert captioned == {"one.png", "wide.png", "gif.jpg", "moving.gif", "cmyk.jpg", "deep.png"}
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 4  # vector, bomb, text; and how many
+    for name, says in {"vector.jpg": "not a picture", "bomb.png": "178,956,970 pixels", "text.png": ""}.items():
+        assert any(name in line and says in line for line in err.splitlines()), err
+
+
+@pytest.mark.parametrize("offset", [8, 10, 0, 2**31])
+def test_exif_that_points_at_itself(offset):
+    """The next directory of an EXIF block is the block itself, or lies nowhere."""
+    entry = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x8769, 4, 1, offset)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", offset)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=exif)
+    assert open_image(buffer.getvalue()).size in ((4, 8), (8, 4))
+
+
+@pytest.mark.slow
+def test_memory_of_the_largest_pictures():
+    """Stated in docs/reliability.md."""
+    code = """
+import io, resource, sys
+from PIL import Image
+from captioner.images import MAX_PIXELS, open_image
+side = int(MAX_PIXELS ** 0.5)
+buffer = io.BytesIO()
+Image.new(sys.argv[1], (side, side)).save(buffer, "PNG", compress_level=1)
+data = buffer.getvalue()
+del buffer
+open_image(data, 224)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    for mode in ("L", "RGB", "RGBA"):
+        done = subprocess.run([sys.executable, "-c", code, mode], cwd=ROOT, capture_output=True, text=True, check=True)
+        print(mode, done.stdout.strip(), "GiB")
+        assert float(done.stdout) < 3.5
+
+
+# ---- annotations
+
+
+def coco(folder, images=None, annotations=None, text=None) -> Path:
+    path = folder / "captions.json"
+    images = [{"id": 1, "file_name": "a.png"}] if images is None else images
+    annotations = [{"image_id": 1, "caption": "a dog"}] if annotations is None else annotations
+    path.write_text(text or json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    return tmp_path
+
+
+OUTSIDE = ["../secret.png", "../../etc/passwd", "/etc/passwd", "x/../../secret.png", "./../secret.png", "..", ".", "/"]
+OUTSIDE += ["a\0.png", "\ud800.png", "a.png/", "a.png/../../secret.png", "~/secret.png", "file:///etc/passwd", ""]
+
+
+@pytest.mark.parametrize("name", range(len(OUTSIDE)))
+def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
+    path = coco(folder, images=[{"id": 1, "file_name": OUTSIDE[name]}])
+    opened = []
+    monkeypatch.setattr("captioner.images.opened", lambda path: opened.append(path))
+    try:
+        examples, _ = read(path, folder / "images")
+    except UserError as error:
+        fuzz.one_line(error)
+    else:  # a slash at its end is the picture itself
+        assert [example.path for example in examples] == [folder / "images" / "a.png"]
+    assert not opened
+
+
+def test_the_same_of_a_table_and_of_shards(folder):
+    (folder / "t.csv").write_text("image,caption\n../secret.png,a dog\n")
+    refused(read, folder / "t.csv", folder / "images", says=["leaves"])
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        for name, data in (("../../x.png", (folder / "secret.png").read_bytes()), ("../../x.txt", b"a dog")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        link = tarfile.TarInfo("y.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(folder.rglob("*"))
+    refused(read, folder / "s.tar", says=["../../x", "leaves"])
+    assert sorted(folder.rglob("*")) == before  # nothing is ever unpacked
+
+
+def test_captions_that_no_terminal_should_see(folder):
+    texts = ["a\x1b[2Jdog", "\ud800", "x\0y", "a " * 500_000, "\u202eright to left", "two\nlines", "\x07", "é" * 10]
+    path = coco(folder, annotations=[{"image_id": 1, "caption": text} for text in texts])
+    (example,) = read(path, folder / "images", skip_bad=True)[0]
+    assert example.captions == (
+        "a [2Jdog",
+        "x y",
+        ("a " * 500_000).strip(),
+        "\u202eright to left",
+        "two\nlines",
+        "é" * 10,
+    )
+    references, _ = read_named_references(path)
+    assert references[1] == list(example.captions)
+
+
+def test_keys_that_come_twice_are_as_json_readers_take_them(folder):
+    """The last one counts, in every library; RFC 8259 leaves it open."""
+    text = '{"images": [], "images": [{"id": 9, "id": 1, "file_name": "b", "file_name": "a.png"}], "annotations": '
+    path = coco(folder, text=text + '[{"image_id": 1, "caption": "a dog"}]}')
+    assert [e.path.name for e in read(path, folder / "images")[0]] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"images": NaN}', '{"images": [{"id": Infinity, "file_name": "a.png"}], "annotations": []}']
+)
+def test_numbers_that_are_none(folder, text):
+    refused(read, coco(folder, text=text), folder / "images")
+
+
+def test_huge_ids(folder):
+    path = coco(folder, [{"id": 10**300, "file_name": "a.png"}], [{"image_id": 10**300, "caption": "a dog"}])
+    assert read(path, folder / "images")[0][0].image_id == 10**300
+
+
+# ---- all readers, damaged at random
+
+
+@pytest.mark.parametrize("reader", sorted(set(fuzz.TARGETS) - {"requests"}))
+def test_damaged_at_random(reader, tmp_path, capfd):
+    """A second or so of tests/faults/fuzz.py, the same each time."""
+    make_seeds, target = fuzz.TARGETS[reader]
+    seeds, chance = make_seeds(), random.Random(7)
+    (tmp_path / "images").mkdir()
+    for n, data in enumerate(fuzz.seeds_of_images()[:3]):
+        (tmp_path / "images" / f"{n}.png").write_bytes(data)
+    taken = refusals = 0
+    for _ in range(150):
+        try:
+            target(fuzz.next_try(chance.choice(seeds), tmp_path, chance), tmp_path)
+            taken += 1
+        except Exception as error:
+            fuzz.one_line(error)
+            refusals += 1
+    assert taken > 0
+    assert refusals > 0
+
+
+def test_the_watch_sees_what_must_not_be(tmp_path):
+    """The audit hook of the fuzzer, in a process of its own: it stays for good."""
+    code = f"""
+import os, pathlib, pickle, sys
+sys.path.append("tests/faults")
+import fuzz
+watch = fuzz.Watch(pathlib.Path({str(tmp_path)!r}))
+watch.on = True
+open({str(tmp_path / "inside")!r}, "w").close()
+assert not watch.broken, watch.broken
+os.system("true"); open("/etc/passwd").close(); open("/tmp/../tmp/outside-of-it", "w").close()
+watch.on = False
+os.unlink("/tmp/outside-of-it")
+print(len(watch.broken))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
