@@ -143,7 +143,7 @@ class Captioner(CaptionModel):
             state = fitting(state, plan)
             model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
             model.load_weights(state, own_encoder)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:  # TypeError: of a size beyond 64 bits
             reason = " ".join(str(error).split())
             raise UserError(f"{path} does not fit its own description ({reason[:300]}): it is damaged") from None
         return model.to(device).eval()

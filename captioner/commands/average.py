@@ -24,7 +24,7 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Average; see the module's docstring."""
     from captioner.errors import UserError
-    from captioner.model import read_checkpoint, save_slim
+    from captioner.model import described, read_checkpoint, save_slim
     from captioner.soup import average, check, greedy
 
     names = options.checkpoints
@@ -35,6 +35,8 @@ def run(options: Any) -> None:
     if options.annotations is None and options.images is not None:
         raise UserError("--images (folder) needs --annotations, whose captions choose, for a greedy soup")
     headers, states = zip(*(read_checkpoint(Path(name)) for name in names), strict=True)
+    for name, header in zip(names, headers, strict=True):
+        described(Path(name), header)
     check(headers, names)
     kept = list(range(len(names)))
     if options.annotations is not None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from captioner.commands.train import begin, choose_precision, quiet
+from captioner.commands.train import begin, choose_precision, fit, last_checkpoint, quiet
 from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
@@ -78,6 +78,7 @@ def run(options: Any) -> int:
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
     from torch.utils.data import DataLoader
 
+    from captioner.callbacks import WholeCheckpoints
     from captioner.language import LanguageModel, weights_of
     from captioner.model import read_checkpoint, save_slim
     from captioner.pretraining import LanguageTask, TextSamples
@@ -100,6 +101,7 @@ def run(options: Any) -> int:
             ModelCheckpoint(**last, filename="best", monitor="val_loss"),
             ModelCheckpoint(**last, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
         ],
+        plugins=[WholeCheckpoints()],
         max_epochs=options.train.epochs,
         logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
         num_sanity_val_steps=0,
@@ -114,11 +116,9 @@ def run(options: Any) -> int:
         f"on {trainer.strategy.root_device}"
     )
     task = LanguageTask(model, options.train, len(streams["train"]) * options.train.epochs)
-    last_file = folder / "last.ckpt" if resumed else None
-    try:
-        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last_file, weights_only=True)
-    except SystemExit:  # how Lightning passes on Ctrl-C
-        raise KeyboardInterrupt from None
+    if resumed:
+        last_checkpoint(folder)
+    fit(trainer, task, folder, resumed, loaders["train"], loaders["val"])
 
     slim = folder / "lm.safetensors"
     header, weights = read_checkpoint(folder / "best.ckpt")

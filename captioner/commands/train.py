@@ -119,14 +119,7 @@ def train(options: Any, folder: Path) -> int:
         enable_progress_bar=sys.stderr.isatty(),
     )
     if resumed:  # the number of steps depends on it, before Lightning gives it back
-        try:
-            state = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
-            data.load_state_dict(state.get("CaptionData", {"together": None}))
-        except Exception as error:  # pickle and zip each have their own
-            raise UserError(
-                f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
-                f"with --init-from {folder / 'best.ckpt'}"
-            ) from None
+        data.load_state_dict(last_checkpoint(folder).get("CaptionData", {"together": None}))
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * options.train.epochs
     if trainer.is_global_zero:
@@ -142,14 +135,7 @@ def train(options: Any, folder: Path) -> int:
             print(taken)
     rewards = data.rewards(options.train.bleu_weight) if critical else None
     task = CaptionTask(model, options.train, options.search, data.references(), steps, rewards)
-    try:
-        trainer.fit(task, data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
-    except SystemExit:  # how Lightning passes on Ctrl-C
-        raise KeyboardInterrupt from None
-    except OSError as error:  # of logs and samples
-        raise UserError(
-            f"{folder} cannot be written ({error}): make room or give the right to; --resume goes on from last.ckpt"
-        ) from None
+    fit(trainer, task, folder, resumed, data)
 
     if trainer.is_global_zero:
         slim = folder / "captioner.safetensors"
@@ -166,6 +152,40 @@ def train(options: Any, folder: Path) -> int:
             f"try: captioner predict PHOTO.jpg --checkpoint {slim}"
         )
     return 0
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    """What last.ckpt of a run holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    import torch
+
+    try:
+        return dict(torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True))
+    except Exception as error:  # pickle and zip each have their own
+        raise UserError(
+            f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
+            f"with --init-from {folder / 'best.ckpt'}"
+        ) from None
+
+
+def fit(trainer: Any, task: Any, folder: Path, resumed: bool, *data: Any) -> None:
+    """Lightning's fit of a run in a folder.
+
+    Raises:
+        UserError: logs or samples cannot be written any more.
+        KeyboardInterrupt: it was interrupted.
+    """
+    try:
+        trainer.fit(task, *data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+    except SystemExit:  # how Lightning passes on Ctrl-C
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error}): make room or give the right to; --resume goes on from last.ckpt"
+        ) from None
 
 
 def choose_precision(accelerator: str) -> str:
