@@ -213,8 +213,8 @@ class CaptionTask(pl.LightningModule):
         self.at = (loss.detach(), self.current_epoch, batch_idx, batch.examples)
         return loss
 
-    def look(self) -> None:
-        """See whether the gradients were numbers; on a CPU before each step, so that none is taken with others.
+    def check_gradients(self) -> None:
+        """See whether the gradients were numbers: on a CPU before each step, so that none is taken with others.
 
         A step of 16-mixed may be passed over, which its scaler sees to; but not every one.
 
@@ -239,7 +239,7 @@ class CaptionTask(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
         self.watched.append((norm.detach(), *self.at))
         if norm.device.type == "cpu" or len(self.watched) >= WATCHED:
-            self.look()
+            self.check_gradients()
         self.log("grad_norm", norm, prog_bar=True, batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
@@ -308,5 +308,5 @@ class CaptionTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is enough: architecture, vocabulary and encoder identity go along. None of broken weights."""
-        self.look()
+        self.check_gradients()
         checkpoint["captioner"] = self.model.header()

@@ -79,10 +79,10 @@ def test_a_step_of_fp16_may_be_passed_over_but_not_all(tiny):
     task._fabric, task._jit_is_scripting, task.config = None, False, SimpleNamespace(lr=1.0)
     good, bad = ((torch.tensor(x), torch.tensor(1.0), 0, 0, torch.tensor([0])) for x in (1.0, float("inf")))
     task.watched = [bad, good]
-    task.look()
+    task.check_gradients()
     task.watched = [bad, bad]
     with pytest.raises(UserError, match="norm of its gradient inf"):
-        task.look()
+        task.check_gradients()
 
 
 # ---- disks and folders
