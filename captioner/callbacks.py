@@ -51,10 +51,12 @@ class WholeCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
-        except (OSError, RuntimeError) as error:  # RuntimeError: torch's own of a full disk
+        except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 aside.unlink()
-            reason = "the disk is full" if isinstance(error, RuntimeError) else error.strerror
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            reason = "the disk is full" if isinstance(error, RuntimeError) else error.strerror  # torch's own word of it
             raise UserError(
                 f"{path} cannot be written ({reason}): make room, or give the right to write; what was saved before "
                 "stays, and --resume goes on from it"

@@ -20,6 +20,7 @@ from captioner.vocabulary import UNK
 SAME = 0.5  # share of the validation pictures above which one caption is too many
 COVERED = 0.9  # share of the words of the validation captions below which a vocabulary is too small
 LOOKED_AT = 500  # validation pictures whose bytes are compared, where very many have the size of a training picture
+OF_A_SIZE = 20  # training pictures that each of them is compared with; more have one size in few formats only
 
 
 class Health(Callback):
@@ -81,7 +82,7 @@ def unknown_words(data: CaptionData) -> list[str]:
 def shared_pictures(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
     """A line, where files of validation pictures are, byte for byte, among the training pictures.
 
-    Only files of one size are read, and of at most LOOKED_AT validation pictures, evenly taken.
+    Only files of one size are read: of at most LOOKED_AT validation pictures, evenly taken, and OF_A_SIZE others each.
     """
     sizes: dict[int, list[Any]] = {}
     for example in train:
@@ -99,7 +100,8 @@ def shared_pictures(train: Sequence[Example], val: Sequence[Example]) -> list[st
 
     same = []
     for example in alike:
-        twin = next((t for t in sizes[_size(example.path)] if digest(t.path) == digest(example.path)), None)
+        others = sizes[_size(example.path)][:OF_A_SIZE]
+        twin = next((other for other in others if digest(other.path) == digest(example.path)), None)
         if twin is not None:
             same.append((example, twin))
     if not same:
