@@ -40,14 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"captioner: error: there is no command {name!r}: one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        parser = Parser(name)
-        if "--help" in arguments or "-h" in arguments:
-            print(parser.page(whole=arguments[-1] == "all"), end="")
-            return 0
-        options = parser.parse_args([_underscored(argument) for argument in arguments])
-        code = parser.command.run(parser.instantiate(options)) or 0
-        sys.stdout.flush()  # here, where a full disk can still be said
-        return code
+        try:
+            return _run(name, arguments)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be said
     except UserError as error:
         print(f"captioner {name}: error: {error}", file=sys.stderr)
         return 2
@@ -64,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = error.filename or "the output"
         print(f"captioner {name}: error: {where} cannot be written ({error.strerror}): make room", file=sys.stderr)
         return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    parser = Parser(name)
+    if "--help" in arguments or "-h" in arguments:
+        print(parser.page(whole=arguments[-1] == "all"), end="")
+        return 0
+    options = parser.parse_args([_underscored(argument) for argument in arguments])
+    return parser.command.run(parser.instantiate(options)) or 0
 
 
 def _silence() -> None:

@@ -109,8 +109,9 @@ def test_room_for_all_features_is_taken_before_the_first(tmp_path, monkeypatch):
     assert is_one_line(str(caught.value), "No space left", "--data.feature_cache")
 
 
-def test_a_full_disk_behind_standard_output():
-    code = "import sys; from captioner.__main__ import main; sys.exit(main(['train', '--print_config']))"
+@pytest.mark.parametrize("arguments", [["train", "--print_config"], ["plot", "--help"]])
+def test_a_full_disk_behind_standard_output(arguments):
+    code = f"import sys; from captioner.__main__ import main; sys.exit(main({arguments}))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2
