@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,12 @@ def remember(bias: Tensor, hidden_size: int) -> None:
     """
     nn.init.zeros_(bias)
     nn.init.ones_(bias[hidden_size : 2 * hidden_size])
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies in bf16 on this CPU: AVX-512 or newer. torch asks it for a bf16 LSTM on others, too."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Layers(nn.Module):
@@ -59,6 +67,9 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(N, T, input size) and the state before it, as from `start` → (N, T, H), and the state after it."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bf16():
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(x.float(), tuple(part.float() for part in state))
         after = []
         for number, layer in enumerate(self.layers):
             h, *c = (part[:, number].unsqueeze(0).contiguous() for part in state)  # (1, N, H)

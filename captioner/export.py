@@ -152,7 +152,8 @@ def _quantize(file: Path) -> None:
         raise UserError("--int8 needs onnxruntime: pip install 'captioner[export]'") from None
     plain = onnx.load(file)
     del plain.graph.value_info[:]  # shapes are inferred anew; onnxruntime 1.23 keeps those of matrices it has turned
-    quantize_dynamic(plain, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    # Unsigned: products of signed weights overflow their 16 bits on CPUs without VNNI, and the words are others
+    quantize_dynamic(plain, file, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
 # ---- the hub

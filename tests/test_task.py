@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -79,13 +81,14 @@ def test_loss_in_bfloat16_is_close():
     assert loss.item() == pytest.approx(by_hand(task), rel=0.02)
 
 
-def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01) -> None:
+def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01, each: Callable[[], None] = lambda: None) -> None:
     optimizer = torch.optim.Adam(task.parameters(), rate)
     for step in range(steps):
         torch.manual_seed(step)
         optimizer.zero_grad()
         task.training_step(batch(), step).backward()
         optimizer.step()
+        each()
 
 
 @pytest.fixture
@@ -103,14 +106,13 @@ def critical(**options) -> CaptionTask:
     return task.train()
 
 
-@pytest.mark.parametrize(("baseline", "gain"), [("others", 1.5), ("greedy", 1.25)])
-def test_self_critical_training_finds_what_is_rewarded(logged, baseline, gain):
+@pytest.mark.parametrize("baseline", ["others", "greedy"])
+def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
     """From nothing but the rewards of sampled captions to captions that are worth much more."""
     task = critical(rollouts=10, bleu_weight=1.0, baseline=baseline)
-    task.training_step(batch(), 0)
-    before = logged["reward"]
-    teach(task)
-    assert logged["reward"] > gain * before
+    rewards = []
+    teach(task, each=lambda: rewards.append(logged["reward"]))
+    assert fmean(rewards[-20:]) > 1.25 * fmean(rewards[:20])  # 1.38 to 2.5 for other first weights
     found = task.model.eval().search(batch().pictures, SearchConfig(beam=1, max_length=5))
     words = [set(captions[0].text.split()) for captions in found]
     assert words[0] <= {"a", "b", "c"}
