@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from captioner import __version__
-from captioner.errors import UserError
+from captioner.errors import REFUSALS, UserError, printable
 from captioner.parsing import COMMANDS, Parser
 
 OVERVIEW = "\n".join(
@@ -41,9 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         try:
-            return _run(name, arguments)
-        finally:
-            sys.stdout.flush()  # here, where a full disk can still be said
+            code = _run(name, arguments)
+        except SystemExit:  # of --print_config
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where a full disk can still be said
+        return code
     except UserError as error:
         print(f"captioner {name}: error: {error}", file=sys.stderr)
         return 2
@@ -54,11 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if error.errno not in REFUSALS:
             raise
         _silence()
-        where = error.filename or "the output"
-        print(f"captioner {name}: error: {where} cannot be written ({error.strerror}): make room", file=sys.stderr)
+        where = printable(str(error.filename or "the output"))
+        remedy = "make room, give the right to, or name another place"
+        print(f"captioner {name}: error: {where} cannot be used ({error.strerror}): {remedy}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # of torch, wherever the program is at that moment
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        what = str(error).splitlines()[0].rstrip(". ")
+        remedy = "memory may be short, so use fewer of them (--workers or --data.workers)"
+        print(f"captioner {name}: error: a process that reads pictures died ({what}): {remedy}", file=sys.stderr)
         return 2
 
 
@@ -72,7 +82,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _silence() -> None:
-    """What is still to be written to standard output goes nowhere, instead of failing once more at the exit."""
+    """Drop what is left in the buffer of standard output: writing it would fail once more, at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -61,6 +62,15 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"{path} cannot be written ({reason}): make room, or give the right to write; what was saved before "
                 "stays, and --resume goes on from it"
             ) from None
+
+
+class Together(Callback):
+    """Where the first of several processes stops, the others are ended: they would wait for it, and then complain."""
+
+    def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
+        """Before the connection to them is cut; Lightning does so itself at Ctrl-C only."""
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 class Throughput(Callback):
@@ -174,6 +184,7 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
     interval = timedelta(minutes=config.checkpoint_minutes)
     parts: list[Callback] = [
         *([Bar()] if sys.stderr.isatty() else []),  # no bar in a log
+        Together(),
         Throughput(),
         Samples(folder, examples, config.samples),
         ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False),

@@ -89,6 +89,7 @@ class Split:
         table: (rows, F), (rows, P, F), (rows, S, F) … fp16 features, in memory or as a map; None where the encoder is
             trained.
         rows: (examples,) the row of each example in the table; None where the encoder is trained.
+        folder: of the features; None where there are none, or a `sample` of them.
         mirrored_rows: (examples,) the row of the mirrored picture; None unless such are trained on.
         missing: rows of features that were not there, where a `sample` was taken: all pictures then share the features
             of the few, of which each took so many `seconds` and `bytes`.
@@ -115,6 +116,7 @@ class Split:
         self.table: Tensor | np.ndarray | None = None
         self.rows: np.ndarray | None = None
         self.mirrored_rows: np.ndarray | None = None
+        self.folder: Path | None = None
         self.mirrors, self.sample = name == "train" and data.horizontal_flip, sample
         if model.trainable_layers == 0:
             skipped += self._use_features(annotations, data, model)
@@ -188,18 +190,18 @@ class Split:
             self.table = torch.from_numpy(np.array(file.rows))
         return self._drop(bad)
 
-    def check_features(self, model: ModelConfig) -> None:
+    def check_features(self, encoder: Encoder, model: ModelConfig) -> None:
         """Compute the features of the first picture again, and compare them with those in the file.
 
         Raises:
             UserError: they are another network's, or another picture's.
         """
-        if self.table is None or self.rows is None or self.sample:
+        if self.folder is None or self.table is None or self.rows is None:
             return
-        example, row = self.examples[0], self.table[self.rows[0]]
-        again = next(extract_features(Encoder(model), [example.path], model.image_size, 1, 0, True, model.frames))[0]
-        there = row.cpu() if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
-        alike = float(torch.cosine_similarity(torch.from_numpy(again).flatten().float(), there.flatten().float(), 0))
+        example, there = self.examples[0], self.table[self.rows[0]]
+        again = next(extract_features(encoder, [example.path], model.image_size, 1, 0, True, model.frames))
+        a, b = (np.asarray(each, np.float64).ravel() for each in (again, there))
+        alike = float(a @ b / np.sqrt(a @ a * (b @ b)))
         if alike < ALIKE:  # of a picture that cannot be read any more it is not a number
             raise UserError(
                 f"the features of {example.name} in {self.folder} are not those of {model.encoder} (cosine "
@@ -287,6 +289,17 @@ class CaptionData(pl.LightningDataModule):
         by_picture = by_picture or encoded or model.grid > 0 or model.frames > 0
         self.train_set = self._dataset(self.train, by_picture, seed, numbered)
         self.val_set = self._dataset(self.val, by_picture=True)
+
+    def check_features(self) -> None:
+        """See whether the features are those of the encoder, by the first picture of each split.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.train.folder is not None or self.val.folder is not None:
+            encoder = Encoder(self.model)
+            for split in (self.train, self.val):
+                split.check_features(encoder, self.model)
 
     @undisturbed()
     def references(self) -> list[list[list[str]]]:

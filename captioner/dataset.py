@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -228,24 +227,6 @@ def bad_picture(what: ImageError | str) -> UserError:
     return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images true to skip such pictures")
 
 
-@contextlib.contextmanager
-def readers() -> Iterator[None]:
-    """A process of a DataLoader that dies is an error of one line.
-
-    Raises:
-        UserError: it did.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that reads pictures died ({str(error).splitlines()[0].rstrip('. ')}): memory may be short, so "
-            "use fewer of them (--workers or --data.workers); what was finished is kept, and the same command goes on"
-        ) from None
-
-
 class CaptionLoader(DataLoader):
     """A DataLoader over the batches of a :class:`CaptionDataset`.
 
@@ -254,11 +235,10 @@ class CaptionLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        with readers():
-            for batch in super().__iter__():
-                if isinstance(batch, ImageError):
-                    raise bad_picture(batch)
-                yield batch
+        for batch in super().__iter__():
+            if isinstance(batch, ImageError):
+                raise bad_picture(batch)
+            yield batch
 
 
 class ResumableLoader(CaptionLoader):
@@ -314,9 +294,8 @@ def read_pictures(
         errors: one for each picture of the batch; None for those G.
     """
     dataset, together = ImageDataset(paths, size, frames), clips_together(batch_size, frames)
-    with readers():
-        for items in DataLoader(dataset, together, num_workers=workers, collate_fn=as_batch):
-            yield sifted(items, size)
+    for items in DataLoader(dataset, together, num_workers=workers, collate_fn=as_batch):
+        yield sifted(items, size)
 
 
 def clips_together(batch_size: int, frames: int) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 from captioner import metrics
 from captioner.captions import Caption
 from captioner.clips import thumbnail
-from captioner.errors import UserError
-from captioner.gallery import STRIP, Page, has_maps, line, printable, text, view
+from captioner.errors import UserError, printable
+from captioner.gallery import STRIP, Page, has_maps, line, text, view
 from captioner.results import RESAMPLES, Scored, each_image
 
 LARGE, SMALL = (320, 80), (192, 60)  # of the pictures on the page: long side in pixels, JPEG quality

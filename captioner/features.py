@@ -113,9 +113,13 @@ def write_features(
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
                 np.lib.format.open_memmap(part / "features.npy", mode="w+", dtype=np.float16, shape=shape).flush()
-                with open(part / "features.npy", "r+b") as file:
-                    if hasattr(os, "posix_fallocate"):  # a map that finds the disk full would kill the process
-                        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                try:
+                    with open(part / "features.npy", "r+b") as file:
+                        if hasattr(os, "posix_fallocate"):  # a map that finds the disk full would kill the process
+                            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                except OSError:
+                    shutil.rmtree(part, ignore_errors=True)  # it may have all the room there was
+                    raise
                 (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
                 done = 0
             rows = np.load(part / "features.npy", mmap_mode="r+")

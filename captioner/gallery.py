@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.captions import Caption
-from captioner.errors import UserError
+from captioner.errors import UserError, printable
 from captioner.images import open_image
 
 if TYPE_CHECKING:
@@ -137,11 +137,6 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 def text(plain: str) -> str:
     """Plain text as HTML; what no page can hold, such as the broken Unicode of a file name, is a question mark."""
     return html.escape(printable(plain))
-
-
-def printable(plain: str) -> str:
-    """The text with a question mark for what no page can hold and for what would turn the direction of writing."""
-    return "".join(c if c.isprintable() else "?" for c in plain)
 
 
 def card(name: str, picture: Image.Image, captions: Sequence[Caption]) -> str:

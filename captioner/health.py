@@ -7,20 +7,23 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from captioner.datamodule import CaptionData
+from captioner.errors import UserError
 from captioner.formats import Example
 from captioner.images import opened
+from captioner.shards import Member, is_remote
 from captioner.vocabulary import UNK
 
 SAME = 0.5  # share of the validation pictures above which one caption is too many
 COVERED = 0.9  # share of the words of the validation captions below which a vocabulary is too small
 LOOKED_AT = 500  # validation pictures whose bytes are compared, where very many have the size of a training picture
-OF_A_SIZE = 20  # training pictures that each of them is compared with; more have one size in few formats only
+OF_A_SIZE = 20  # training pictures each of them is compared with; in few formats more have the same size
 
 
 class Health(Callback):
@@ -31,14 +34,14 @@ class Health(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
         """What can be told of the data."""
-        self.data.train.check_features(self.data.model)
         if trainer.is_global_zero:
             self.lines = [*shared_pictures(self.data.train.examples, self.data.val.examples), *unknown_words(self.data)]
             say(self.lines)
 
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
-        """What can be told of the captions. After one epoch of several they may all be the same."""
-        if trainer.is_global_zero and (trainer.current_epoch > 0 or trainer.max_epochs == 1):
+        """What can be told of the captions, if all are there. After one epoch of several they may all be the same."""
+        whole = len(task.found) == len(self.data.val.examples)
+        if trainer.is_global_zero and whole and (trainer.current_epoch > 0 or trainer.max_epochs == 1):
             self.now = same_caption(task.found.values())
             say(self.now)
 
@@ -80,42 +83,46 @@ def unknown_words(data: CaptionData) -> list[str]:
 
 
 def shared_pictures(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
-    """A line, where files of validation pictures are, byte for byte, among the training pictures.
+    """A line, where validation pictures are training pictures: the same files, or others with the same bytes.
 
-    Only files of one size are read: of at most LOOKED_AT validation pictures, evenly taken, and OF_A_SIZE others each.
+    Files of one size are read, on this machine only: of LOOKED_AT validation pictures, evenly taken, and of OF_A_SIZE
+    training pictures for each, at most.
     """
     sizes: dict[int, list[Any]] = {}
     for example in train:
         sizes.setdefault(_size(example.path), []).append(example)
     sizes.pop(0, None)
-    alike = [example for example in val if _size(example.path) in sizes]
-    alike = alike[:: max(1, -(-len(alike) // LOOKED_AT))]
-    digests: dict[Any, bytes] = {}
+    files = {example.path: example for example in train}
+    twins = [(example, files[example.path]) for example in val if example.path in files]
+    alike = [example for example in val if example.path not in files and _size(example.path) in sizes]
+    looked_at = alike[:: max(1, -(-len(alike) // LOOKED_AT))]
+    digests: dict[Any, object] = {}
 
-    def digest(path: Any) -> bytes:
+    def digest(path: Any) -> object:
         if path not in digests:
-            with opened(path) as file:
+            digests[path] = object()  # equals no other, if the file has gone
+            with suppress(OSError, UserError), opened(path) as file:
                 digests[path] = hashlib.blake2b(file.read(), digest_size=16).digest()
         return digests[path]
 
-    same = []
-    for example in alike:
-        others = sizes[_size(example.path)][:OF_A_SIZE]
-        twin = next((other for other in others if digest(other.path) == digest(example.path)), None)
-        if twin is not None:
-            same.append((example, twin))
-    if not same:
+    for example in looked_at:
+        others = sizes[_size(example.path)]
+        twins += [(example, other) for other in others[:OF_A_SIZE] if digest(other.path) == digest(example.path)][:1]
+    if not twins:
         return []
-    of = f"of {len(val):,}" if len(alike) < LOOKED_AT else f"of {len(alike):,} that were looked at"
+    some = len(looked_at) < len(alike) or any(len(sizes[_size(each.path)]) > OF_A_SIZE for each in looked_at)
     return [
-        f"{len(same):,} validation pictures {of} are training pictures, too ({same[0][0].name} is {same[0][1].name}), "
-        "so the scores are too good: take them out of one of the splits; data inspect lists them"
+        f"{'at least ' if some else ''}{len(twins):,} of {len(val):,} validation pictures are training pictures, too "
+        f"({twins[0][0].name} is {twins[0][1].name}), so the scores are too good: take them out of one of the splits; "
+        "data inspect lists them"
     ]
 
 
 def _size(path: Any) -> int:
-    """Bytes of a file; 0 for an album, or what is no more there."""
+    """Bytes of a file; 0 for an album, for what is not there, and for what would have to be fetched."""
+    if isinstance(path, Member):
+        return 0 if is_remote(path.shard) else path.size
     try:
-        return getattr(path, "size", None) or (0 if os.path.isdir(path) else os.stat(path).st_size)
+        return 0 if os.path.isdir(path) else os.stat(path).st_size
     except OSError:
         return 0

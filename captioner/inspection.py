@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.config import DataConfig
-from captioner.dataset import as_batch, choose_workers, readers
+from captioner.dataset import as_batch, choose_workers
 from captioner.duplicates import groups
 from captioner.errors import UserError
 from captioner.files import read_json
@@ -212,7 +212,7 @@ def look_at(paths: Sequence[Any], workers: int = -1) -> list[Look | ImageError]:
     workers = choose_workers(workers, device="")  # nothing else needs the cores
     loader: Any = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=as_batch)
     found: list[Look | ImageError] = []
-    with readers(), tqdm(total=len(paths), unit=" pictures", disable=None) as bar:
+    with tqdm(total=len(paths), unit=" pictures", disable=None) as bar:
         for batch in loader:
             found += batch
             bar.update(len(batch))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import unicodedata
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,11 @@ from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.search import State, Step, ensemble
 from captioner.sequence import SequenceDecoder
-from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary
+from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary, is_word
 
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
 FILES = ("model.safetensors", "captioner.safetensors")  # of a folder for the hub, of a run
-NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's categories of controls, formats, surrogates and spaces
 
 
 class Captioner(CaptionModel):
@@ -130,7 +128,7 @@ class Captioner(CaptionModel):
         if header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
         config, vocabulary = described(path, header)
-        digest = str(header.get("encoder_digest"))
+        digest = header["encoder_digest"]
         own_encoder = config.trainable_layers > 0 or header.get("encoder_inside") is True
         if not own_encoder and weights_digest(config.encoder) != digest:
             raise UserError(
@@ -258,6 +256,8 @@ def described(path: Path, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocab
             kinds = (int, float) if isinstance(default, float) else type(default)
             if default is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
                 raise ValueError(f"model.{name} is {str(value)[:60]!r}")
+        if not isinstance(header.get("encoder_digest"), str) and header.get("kind") != "language_model":
+            raise ValueError(f"encoder_digest is {str(header.get('encoder_digest'))[:60]!r}")
         for word in words:
             if not is_word(word, level):
                 raise ValueError(f"{str(word)[:60]!r} is no {level}")
@@ -266,20 +266,8 @@ def described(path: Path, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocab
         raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
 
 
-def is_word(word: Any, level: str) -> bool:
-    """Whether it may stand in a vocabulary: a word without spaces and control characters, or one character.
-
-    What a terminal would obey, or a line break in a file of lines, can then not come out of a model.
-    """
-    if not isinstance(word, str):
-        return False
-    if level == "char":
-        return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
-    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in NO_LETTERS for c in word))
-
-
 def fitting(state: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, once they are known to be finite, plain and shaped as the model's.
+    """The tensors of a checkpoint, once they are known to be shaped as the model's.
 
     Args:
         state: of the file.
@@ -292,13 +280,27 @@ def fitting(state: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> dict[str
     if own != plan.keys():
         missing, more = sorted(plan.keys() - own), sorted(own - plan.keys())
         raise ValueError(f"missing {missing}, unexpected {more}")
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
-            raise ValueError(f"{name} is no plain tensor")
-        wanted = plan.get(name, value)
+    for name, wanted in plan.items():
+        value = state[name]
         if value.shape != wanted.shape or value.is_floating_point() != wanted.is_floating_point():
             was, expected = (f"{each.dtype} {list(each.shape)}" for each in (value, wanted))
             raise ValueError(f"{name} is {was}, expected {expected}")
+    return dict(state)
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, once each is known to be an array of finite numbers that has memory of its own.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name, value in state.items():
+        if (
+            not isinstance(value, Tensor)
+            or (value.layout, value.device.type, value.is_quantized) != (torch.strided, "cpu", False)
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()  # one number for all of them
+        ):
+            raise ValueError(f"{name} is no plain tensor")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} has values that are no numbers; an earlier checkpoint may be whole")
     return dict(state)
@@ -347,7 +349,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 header = json.loads((file.metadata() or {})["captioner"])
                 if not isinstance(header, dict):
                     raise ValueError(f"its header is a {type(header).__name__}")
-                return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return header, plain({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         if not zipfile.is_zipfile(path):  # nor was any that captioner wrote
             raise pickle.UnpicklingError
         with zipfile.ZipFile(path) as archive:  # torch never packs: so a file cannot unfold to more than its size
@@ -359,7 +361,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint["captioner"], dict):
             raise ValueError(f"it holds a {type(checkpoint).__name__}")
         state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-        return checkpoint["captioner"], state
+        return checkpoint["captioner"], plain(state)
     except Exception as error:  # safetensors, pickle, zip and JSON each have their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it

@@ -6,24 +6,22 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from captioner.config import TextConfig, TrainConfig
 from captioner.decoder import State
-from captioner.errors import UserError
 from captioner.language import LanguageModel
-from captioner.task import warmup_cosine
+from captioner.task import Task, warmup_cosine
 from captioner.vocabulary import PAD
 
 
-class LanguageTask(pl.LightningModule):
+class LanguageTask(Task):
     """Reads chunk after chunk of the streams of a text.
 
     The state after a chunk is the state before the next one, but no gradient flows back across the border: the loss
@@ -57,14 +55,11 @@ class LanguageTask(pl.LightningModule):
         """Read from the beginning."""
         self.state, self.sums["train"] = None, []
 
-    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Dropout depends on seed, epoch and batch alone, so a resumed run draws what the first one drew."""
-        key = (self.config.seed, self.current_epoch, batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One chunk of all streams."""
-        return self.loss(batch, "train")
+        loss = self.loss(batch, "train")
+        self.see(loss, batch_idx)
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """Read from the beginning."""
@@ -85,17 +80,6 @@ class LanguageTask(pl.LightningModule):
                 scores[f"{split}_bits"] = loss / math.log(2)
         self.log_dict(scores)
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global norm and log what it was; no step is taken with a gradient that is no number."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
-        if not norm.isfinite():
-            raise UserError(
-                f"the training went wrong at epoch {self.current_epoch + 1}, step {self.global_step + 1}: the norm of "
-                f"the gradient is {norm:.4g}; what was saved before is as it was: lower --train.lr ({self.config.lr:g})"
-            )
-        self.log("grad_norm", norm, prog_bar=True)
-        self.log("lr", optimizer.param_groups[0]["lr"])
-
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; no decay for vectors and embeddings."""
         parameters = list(self.model.parameters())
@@ -107,10 +91,6 @@ class LanguageTask(pl.LightningModule):
         optimizer = AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.steps, self.config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is enough: architecture and vocabulary go along."""
-        checkpoint["captioner"] = self.model.header()
 
 
 class TextSamples(Callback):

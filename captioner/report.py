@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from captioner.errors import printable
 from captioner.gallery import data_uri, text
 from captioner.images import ImageError, open_image
 from captioner.inspection import QUANTILES, Finding
@@ -68,15 +69,10 @@ def _lines(findings: Sequence[Finding], mark: str) -> list[str]:
     for finding in findings:
         lines += textwrap.wrap(f"{mark}{finding.heading}: {len(finding.lines):,}", WIDTH, subsequent_indent="  ")
         for line in finding.lines[:FEW]:
-            lines += textwrap.wrap(text_of(line), WIDTH, initial_indent="    ", subsequent_indent="      ")
+            lines += textwrap.wrap(printable(line), WIDTH, initial_indent="    ", subsequent_indent="      ")
         if len(finding.lines) > FEW:
             lines.append(f"    … and {len(finding.lines) - FEW:,} more (--json or --html)")
     return lines
-
-
-def text_of(line: str) -> str:
-    """A line that any terminal can print."""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def facts(split: Mapping[str, Any]) -> list[tuple[str, str]]:

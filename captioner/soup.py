@@ -27,8 +27,9 @@ def check(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
             for option, value in mine.items()
             if value != its[option] and "dropout" not in option
         ]
-        if first["encoder_digest"] != header["encoder_digest"]:
-            differ.append(f"the encoder's weights are {first['encoder_digest']} and {header['encoder_digest']}")
+        digests = [each.get("encoder_digest") for each in (first, header)]  # a language model has none
+        if digests[0] != digests[1]:
+            differ.append(f"the encoder's weights are {digests[0]} and {digests[1]}")
         if first["vocabulary"] != header["vocabulary"]:
             differ.append(f"the vocabularies differ ({len(first['vocabulary']):,} and {len(header['vocabulary']):,})")
         if differ:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,7 +25,7 @@ from captioner.rules import BAD_ENDINGS
 from captioner.search import search
 from captioner.vocabulary import END, PAD, START, UNK
 
-WATCHED = 50  # steps after which a GPU is asked whether all gradients were numbers: nothing waits for it before
+WATCHED = 50  # steps after which a GPU is asked whether their gradients were numbers, so that few steps wait for it
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -62,7 +62,96 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return result.mul_(gradient / rows), None, None
 
 
-class CaptionTask(pl.LightningModule):
+class Seen(NamedTuple):
+    """A batch of the step that is being made: its loss, its place, and the numbers of its examples."""
+
+    loss: Tensor
+    epoch: int
+    batch: int
+    examples: Tensor | None
+
+
+class Task(pl.LightningModule):
+    """What all trainings have in common: dropout that can be drawn again, clipping, and an eye on the gradients.
+
+    On a CPU no step is taken with a gradient that is no number. On a GPU some may be, WATCHED at most, before it is
+    told; no checkpoint is written and nothing is validated meanwhile. In 16-mixed the scaler takes no such step, and
+    lowers its scale; only when WATCHED steps in a row were passed over the training has gone wrong.
+    """
+
+    model: Any
+    config: TrainConfig
+    waits = False  # for the device at every step, anyway
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Seen] = []
+        """The batches since the last step."""
+        self.watched: list[tuple[Tensor, list[Seen]]] = []
+        """The norm of the gradient and the batches of the steps since the last look."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
+        key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
+
+    def see(self, loss: Tensor, batch_idx: int, examples: Tensor | None = None) -> None:
+        """Keep what there is to say of a batch, should its gradient be no number."""
+        self.seen.append(Seen(loss.detach(), self.current_epoch, batch_idx, examples))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the global norm and log what it was: exploding gradients show here first."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
+        self.watched.append((norm.detach(), self.seen))
+        self.seen = []
+        if len(self.watched) >= self.every:
+            self.check_gradients()
+        self.log("grad_norm", norm, prog_bar=True, batch_size=1)
+        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
+
+    @property
+    def every(self) -> int:
+        """Steps after which to look."""
+        return 1 if self.device.type == "cpu" or self.waits else WATCHED
+
+    def check_gradients(self) -> None:
+        """See whether the gradients of the steps since the last look were numbers.
+
+        Raises:
+            UserError: they were not; the line says at which batch.
+        """
+        scaled = self.trainer.precision == "16-mixed"
+        if not self.watched or (scaled and len(self.watched) < WATCHED):
+            return
+        watched, self.watched = self.watched, []
+        finite = torch.stack([norm for norm, _ in watched]).isfinite().tolist()
+        if all(finite) or (scaled and any(finite)):
+            return
+        norm, seen = watched[finite.index(False)]
+        bad = next((each for each in seen if not each.loss.isfinite()), None)
+        last = bad or seen[-1]
+        first = last if bad else seen[0]
+        place = f"batch {last.batch + 1}" if first is last else f"batches {first.batch + 1} to {last.batch + 1}"
+        if last.examples is not None and (bad or self.trainer.world_size == 1):  # else it is another process's
+            pictures = self.trainer.datamodule.train.examples  # type: ignore[attr-defined]
+            place += f" ({', '.join(pictures[i % len(pictures)].name for i in last.examples[:3].tolist())} …)"
+        raise UserError(
+            f"the training went wrong at epoch {last.epoch + 1}, {place}: its loss is {last.loss:.4g} and the norm of "
+            f"its gradient {norm:.4g}; what was saved before is as it was: train with a lower --train.lr "
+            f"({self.config.lr:g})"
+        )
+
+    def on_validation_start(self) -> None:
+        """Broken weights are not validated."""
+        self.check_gradients()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is enough: architecture, vocabulary and encoder identity go along. None of broken weights."""
+        self.check_gradients()
+        checkpoint["captioner"] = self.model.header()
+
+
+class CaptionTask(Task):
     """Teacher-forced training; validation by decoding and CIDEr-D.
 
     Args:
@@ -74,6 +163,8 @@ class CaptionTask(pl.LightningModule):
             the loaders before a resumed run has told them where it stopped.)
         rewards: of the training pictures, for self-critical training; None for cross-entropy.
     """
+
+    model: Captioner
 
     def __init__(
         self,
@@ -91,8 +182,7 @@ class CaptionTask(pl.LightningModule):
         """The validation captions of this process, then of all, by number of the example."""
         self.nats: list[tuple[float, int]] = []
         """Mean loss and number of words of each validation batch of this process, then of all."""
-        self.watched: list[tuple[Tensor, Tensor, int, int, Tensor]] = []
-        """Of the steps since the last look: norm of the gradient, loss, epoch, batch and its examples."""
+        self.waits = rewards is not None or train.scheduled_sampling > 0  # where words are drawn
 
     # ---- training
 
@@ -200,48 +290,13 @@ class CaptionTask(pl.LightningModule):
         torch.distributed.all_reduce(total)
         return mean * (torch.distributed.get_world_size() * number / total)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout depends on seed, epoch, batch and process alone, so a resumed run draws what the first one drew."""
-        key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of captions, or of pictures for which captions are sampled."""
         rewards = self.rewards
         loss = self.share(*self.loss(batch)) if rewards is None else self.self_critical(batch, rewards)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.words), sync_dist=True)
-        self.at = (loss.detach(), self.current_epoch, batch_idx, batch.examples)
+        self.see(loss, batch_idx, batch.examples)
         return loss
-
-    def check_gradients(self) -> None:
-        """See whether the gradients were numbers: on a CPU before each step, so that none is taken with others.
-
-        A step of 16-mixed may be passed over, which its scaler sees to; but not every one.
-
-        Raises:
-            UserError: they were not; the line says at which batch.
-        """
-        watched, self.watched = self.watched, []
-        finite = torch.stack([norm for norm, *_ in watched]).isfinite().tolist() if watched else []
-        if all(finite) or (self.trainer.precision == "16-mixed" and any(finite)):
-            return
-        norm, loss, epoch, batch, examples = watched[finite.index(False)]
-        pictures = self.trainer.datamodule.train.examples  # type: ignore[attr-defined]
-        names = [pictures[i % len(pictures)].name for i in examples[:3].tolist()]
-        raise UserError(
-            f"the training went wrong at epoch {epoch + 1}, batch {batch + 1} ({', '.join(names)} …): its loss is "
-            f"{loss:.4g} and the norm of its gradient {norm:.4g}; what was saved before is as it was: train with a "
-            f"lower --train.lr ({self.config.lr:g}), from --init-from best.ckpt if there is one"
-        )
-
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global norm and log what it was: exploding gradients show here first."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
-        self.watched.append((norm.detach(), *self.at))
-        if norm.device.type == "cpu" or len(self.watched) >= WATCHED:
-            self.check_gradients()
-        self.log("grad_norm", norm, prog_bar=True, batch_size=1)
-        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW, no decay for vectors and embeddings, the encoder's stages at their own rates; warm-up and cosine."""
@@ -305,8 +360,3 @@ class CaptionTask(pl.LightningModule):
         tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
         self.log("val_cider", tensors.pop("val_cider"), prog_bar=True, batch_size=1, sync_dist=True)
         self.log_dict(tensors, batch_size=1, sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is enough: architecture, vocabulary and encoder identity go along. None of broken weights."""
-        self.check_gradients()
-        checkpoint["captioner"] = self.model.header()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
@@ -22,6 +23,22 @@ def tokenize(text: str) -> list[str]:
     ['a', "man's", 't-shirt', 'size', '5.5']
     """
     return _WORD.findall(text.lower())
+
+
+# Unicode's categories of controls, formats, surrogates and spaces.
+_NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+
+
+def is_word(word: object, level: str = "word") -> bool:
+    """Whether it may stand in a vocabulary: a word without spaces and control characters, or one character.
+
+    What a terminal would obey, or a line break in a file of lines, can then not come out of a model.
+    """
+    if not isinstance(word, str):
+        return False
+    if level == "char":
+        return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
+    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in _NO_LETTERS for c in word))
 
 
 LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": list}
@@ -97,10 +114,10 @@ class Vocabulary:
 
     @classmethod
     def count(cls, captions: Numbered, min_count: int = 1, level: str = "word") -> Vocabulary:
-        """The same of captions that are split already."""
+        """The same of captions that are split already. What is no word, such as a control character, is left out."""
         counts = np.bincount(captions.flat, minlength=len(captions.words)).tolist()
         kept = [(-count, word) for word, count in zip(captions.words, counts, strict=True) if count >= min_count]
-        return cls([word for _, word in sorted(kept)], level)
+        return cls([word for _, word in sorted(kept) if is_word(word, level)], level)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -1,5 +1,7 @@
 """What goes wrong around a training: disks, folders, clocks, processes that die, numbers that are none."""
 
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +17,14 @@ import torch
 from conftest import ROOT, is_one_line, write_set
 from test_training import train
 
-from captioner import callbacks, dataset, features
+from captioner import callbacks, dataset, features, health
+from captioner.__main__ import main
 from captioner.callbacks import WholeCheckpoints
-from captioner.dataset import read_pictures
+from captioner.config import TrainConfig
 from captioner.errors import UserError
+from captioner.formats import read
 from captioner.health import same_caption, shared_pictures
+from captioner.task import WATCHED, CaptionTask, Seen, Task
 
 FULL = OSError(28, "No space left on device")
 
@@ -46,43 +52,73 @@ def test_a_gradient_that_is_no_number_stops_the_training_and_is_not_saved(tiny, 
     monkeypatch.setattr(callbacks.WeightAveraging, "on_train_batch_end", spoil)
     assert train(tiny, out, "--train.ema_decay", "0.5") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert is_one_line(error, "epoch 2, batch 3", ".png", "its loss is nan", "--train.lr (0.003)", "--init-from")
+    assert is_one_line(error, "epoch 2, batch 3", ".png", "its loss is nan", "--train.lr (0.003)")
     assert {path.name: path.read_bytes() for path in out.glob("*.ckpt")} == saved
     assert set(saved) == {"best.ckpt", "last.ckpt"}
     assert not (out / "captioner.safetensors").exists()
     assert torch.load(out / "last.ckpt", weights_only=True)["state_dict"]["model.decoder.output.bias"].isfinite().all()
 
 
+def spoil_loss(monkeypatch, call: int) -> None:
+    """The loss of this batch of the training, counted from 0, is no number; there are 5 an epoch."""
+    loss, calls = CaptionTask.loss, itertools.count()
+
+    def spoilt(self, batch):
+        mean, number = loss(self, batch)
+        return mean * torch.nan if self.training and next(calls) == call else mean, number
+
+    monkeypatch.setattr(CaptionTask, "loss", spoilt)
+
+
+def test_of_accumulated_batches_the_bad_one_is_named(tiny, tmp_path, capsys, monkeypatch):
+    spoil_loss(monkeypatch, 6)
+    assert train(tiny, tmp_path / "run", "--trainer.accumulate_grad_batches", "3") == 2
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 2, batch 2 (", "its loss is nan")
+
+
+def test_gradients_that_explode_are_told_with_all_batches_of_the_step(tiny, tmp_path, capsys, monkeypatch):
+    """Their losses are numbers."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    assert train(tiny, tmp_path / "run", "--trainer.accumulate_grad_batches", "3") == 2
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batches 1 to 3 (", "gradient inf")
+
+
 def test_of_steps_that_are_looked_at_together_the_first_bad_one_is_named(tiny, tmp_path, capsys, monkeypatch):
-    """As on a GPU, where nothing waits for the answer; no checkpoint is written before it is there."""
-    from captioner.task import CaptionTask
-
-    def later(self, optimizer, *_, **__):
-        number = float("nan") if self.trainer.global_step in (6, 8) else 1.0
-        self.watched.append((torch.tensor(number), *self.at))
-
-    monkeypatch.setattr(CaptionTask, "configure_gradient_clipping", later)
+    """As on a GPU, where few steps wait for the answer; nothing is validated or written before it is there."""
+    spoil_loss(monkeypatch, 6)
+    monkeypatch.setattr(Task, "every", WATCHED)
+    validated = []
+    begin = CaptionTask.on_validation_epoch_start
+    monkeypatch.setattr(
+        CaptionTask, "on_validation_epoch_start", lambda self: validated.append(self.current_epoch) or begin(self)
+    )
     assert train(tiny, tmp_path / "run") == 2
-    assert "epoch 2, batch 2 " in capsys.readouterr().err
+    assert "epoch 2, batch 2 (" in capsys.readouterr().err
+    assert validated == [0]
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
-def test_a_step_of_fp16_may_be_passed_over_but_not_all(tiny):
-    from types import SimpleNamespace
-
-    from captioner.task import CaptionTask
-
-    task = CaptionTask.__new__(CaptionTask)
-    torch.nn.Module.__init__(task)
-    pictures = SimpleNamespace(train=SimpleNamespace(examples=[SimpleNamespace(name="a.png")]))
-    task._trainer = SimpleNamespace(precision="16-mixed", datamodule=pictures)
-    task._fabric, task._jit_is_scripting, task.config = None, False, SimpleNamespace(lr=1.0)
-    good, bad = ((torch.tensor(x), torch.tensor(1.0), 0, 0, torch.tensor([0])) for x in (1.0, float("inf")))
-    task.watched = [bad, good]
-    task.check_gradients()
-    task.watched = [bad, bad]
+def test_a_step_of_fp16_may_be_passed_over_but_not_all():
+    good, bad = ((torch.tensor(norm), [Seen(torch.tensor(1.0), 0, 0, None)]) for norm in (1.0, torch.inf))
+    task = SimpleNamespace(
+        trainer=SimpleNamespace(precision="16-mixed", world_size=1), config=TrainConfig(), watched=[bad] * (WATCHED - 1)
+    )
+    Task.check_gradients(task)
+    assert len(task.watched) == WATCHED - 1  # more are waited for
+    task.watched.append(good)
+    Task.check_gradients(task)
+    assert task.watched == []
+    task.watched = [bad] * WATCHED
     with pytest.raises(UserError, match="norm of its gradient inf"):
-        task.check_gradients()
+        Task.check_gradients(task)
+
+
+def test_a_language_model_has_the_same_eye_on_its_gradients(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.txt").write_text("a dog runs after a ball\n" * 200)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
+    options = ["--data.text", tmp_path / "text.txt", "--out", tmp_path / "run", "--trainer.accelerator", "cpu"]
+    assert main(["pretrain", *map(str, options)]) == 2
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batch 1: its loss is", "gradient nan")
 
 
 # ---- disks and folders
@@ -115,7 +151,7 @@ def test_a_full_disk_behind_standard_output(arguments):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert is_one_line(done.stderr.strip(), "cannot be written (No space left on device)")
+    assert is_one_line(done.stderr.strip(), "the output cannot be used (No space left on device)")
 
 
 def test_logs_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch):
@@ -136,11 +172,40 @@ def test_a_damaged_run_is_not_gone_on_with(tiny, run, tmp_path, capsys, name):
 # ---- processes and clocks
 
 
-def test_a_process_that_reads_pictures_and_dies_is_one_line(tiny, monkeypatch):
+DIED = ("a process that reads pictures died", "memory", "--workers")
+
+
+def test_a_process_that_reads_pictures_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):
     monkeypatch.setattr(dataset, "look", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError) as caught:
-        list(read_pictures([tiny.images("val") / "012.png"], 32, 2, workers=1))
-    assert is_one_line(str(caught.value), "died", "memory", "--workers")
+    captioner.save(tmp_path / "model.safetensors")
+    code, out, err = cli(
+        *("predict", tiny.images("val"), "--checkpoint", tmp_path / "model.safetensors", "--workers", 1)
+    )
+    assert (code, out) == (2, "")
+    assert is_one_line(err.splitlines()[-1], *DIED)
+
+
+def test_a_process_that_dies_while_a_batch_is_computed(tiny, tmp_path, capsys, monkeypatch):
+    """torch then raises wherever the program is."""
+    step = CaptionTask.training_step
+
+    def kill(self, *arguments):
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(CaptionTask, "training_step", kill)
+    assert train(tiny, tmp_path / "run", "--model.trainable_layers", "1", "--data.workers", "1") == 2
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], *DIED)
+
+
+def test_another_mistake_in_such_a_process_keeps_its_traceback(tiny, tmp_path, captioner, monkeypatch):
+    monkeypatch.setattr(dataset, "look", lambda *_: torch.ones(2) @ torch.ones(3))
+    captioner.save(tmp_path / "model.safetensors")
+    options = ["--checkpoint", str(tmp_path / "model.safetensors"), "--workers", "1"]
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
+        main(["predict", str(tiny.images("val")), *options])
 
 
 def test_a_clock_that_goes_back(tiny, tmp_path, monkeypatch, run):
@@ -167,17 +232,27 @@ def test_the_same_caption_for_most_pictures_is_told():
     assert is_one_line(line, "60 % of the 5 validation pictures", "'a dog'", "--train.lr")
 
 
-def test_validation_pictures_among_the_training_pictures_are_told(tmp_path):
-    from captioner.formats import read
-
+def test_validation_pictures_among_the_training_pictures_are_told(tmp_path, monkeypatch):
     coco = write_set(tmp_path / "set", train=6, val=4)
     (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
     assert shared_pictures(train, val) == []
     shutil.copy(train[2].path, val[1].path)
     (line,) = shared_pictures(train, val)
-    assert is_one_line(line, "1 validation pictures of 4", "007.png is 002.png", "data inspect")
+    assert is_one_line(line, "1 of 4 validation pictures", "007.png is 002.png", "data inspect")
     val[1].path.unlink()
     assert shared_pictures(train, val) == []  # features may be all that is left
+    monkeypatch.setattr(health, "OF_A_SIZE", 0)
+    assert shared_pictures(train, train)[0].startswith("6 of 6 validation pictures")  # the same files are not read
+
+
+def test_of_many_shared_pictures_some_are_counted(tmp_path, monkeypatch):
+    coco = write_set(tmp_path / "set", train=6, val=6)
+    (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
+    for one, other in zip(train, val, strict=True):
+        shutil.copy(one.path, other.path)
+    assert shared_pictures(train, val)[0].startswith("6 of 6 validation pictures")
+    monkeypatch.setattr(health, "LOOKED_AT", 3)
+    assert shared_pictures(train, val)[0].startswith("at least 3 of 6 validation pictures")
 
 
 def test_too_small_a_vocabulary_is_told_at_the_beginning_and_at_the_end(tmp_path, capsys):
@@ -197,6 +272,7 @@ def test_features_that_are_not_the_encoders_stop_the_training(fresh, tmp_path, c
     assert train(fresh, tmp_path / "again") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert is_one_line(error, "000.png", "not those of resnet18", "cosine", "delete the folder")
+    assert not (tmp_path / "again").exists()
 
 
 # ---- killed at random moments

@@ -21,6 +21,7 @@ from captioner.errors import UserError
 from captioner.formats import read, read_named_references
 from captioner.images import open_image
 from captioner.model import Captioner, read_checkpoint, save_slim
+from captioner.transfer import init_from
 
 sys.path.append(str(ROOT / "tests" / "faults"))
 import fuzz
@@ -46,7 +47,8 @@ LIES = {
     "an encoder elsewhere": (lambda h, w: h["model"].update(encoder="../../etc/passwd"), "expected resnet50_v1"),
     "an encoder of a hub": (lambda h, w: h["model"].update(encoder="timm:hf_hub:evil/x"), "expected resnet50_v1"),
     "an encoder that is not inside": (lambda h, w: h.update(encoder_inside=True), "missing ['encoder."),
-    "a digest of two lines": (lambda h, w: h.update(encoder_digest="a\nb"), "other weights of resnet18 (a?b)"),
+    "a digest of two lines": (lambda h, w: h.update(encoder_digest="a\nb"), "other weights of resnet18 (a b)"),
+    "a digest that is none": (lambda h, w: h.pop("encoder_digest"), "encoder_digest is 'None'"),
     "words that are numbers": (lambda h, w: h.update(vocabulary=list(range(9))), "'0' is no word"),
     "a word that is none": (lambda h, w: h["vocabulary"].__setitem__(2, None), "'None' is no word"),
     "an escape as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "\x1b[2J"), "is no word"),
@@ -80,6 +82,7 @@ def test_a_checkpoint_that_lies_is_refused_before_memory_is_taken(captioner, tmp
 
 TENSORS = {
     "four terabytes of one number": torch.ones(1).expand(10**6, 10**6),
+    "overlapping": torch.ones(100).as_strided((13, 16), (7, 1)),
     "sparse": torch.sparse_coo_tensor(torch.zeros((2, 1), dtype=torch.long), torch.ones(1), (13, 16)),
     "of no memory": torch.empty((13, 16), device="meta"),
     "quantised": torch.quantize_per_tensor(torch.ones(13, 16), 0.1, 0, torch.qint8),
@@ -88,10 +91,21 @@ TENSORS = {
 
 @pytest.mark.parametrize("kind", TENSORS)
 def test_odd_tensors_are_refused(captioner, tmp_path, kind):
-    weights = {**captioner.weights(), "decoder.embedding.weight": TENSORS[kind]}
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(fuzz.written(captioner.header(), weights, tmp_path, slim=False))
-    refused(Captioner.load, path, says=[str(path)])
+    for name in ("decoder.embedding.weight", "encoder.more"):
+        weights = {**captioner.weights(), name: TENSORS[kind]}
+        path = tmp_path / "model.ckpt"
+        path.write_bytes(fuzz.written(captioner.header(), weights, tmp_path, slim=False))
+        refused(Captioner.load, path, says=[f"{path} is not a captioner checkpoint (ValueError: {name} is no plain"])
+
+
+def test_weights_that_are_no_numbers_are_neither_averaged_nor_begun_with(captioner, tmp_path, cli):
+    path = tmp_path / "model.safetensors"
+    save_slim(path, captioner.header(), {name: value * torch.nan for name, value in captioner.weights().items()})
+    code, _, err = cli("average", path, path, "--output", tmp_path / "mean.safetensors")
+    assert code == 2
+    assert is_one_line(err.strip(), "values that are no numbers")
+    assert not (tmp_path / "mean.safetensors").exists()
+    refused(init_from, captioner, path, says=["values that are no numbers"])
 
 
 def test_a_packed_checkpoint_is_refused_unread(captioner, tmp_path):

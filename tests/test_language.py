@@ -182,9 +182,9 @@ class Watched(LanguageTask):
     """Notes the state that each chunk begins with."""
 
     def loss(self, batch, split):
-        if not hasattr(self, "seen"):
-            self.seen = []
-        self.seen.append((split, self.state))
+        if not hasattr(self, "began"):
+            self.began = []
+        self.began.append((split, self.state))
         return super().loss(batch, split)
 
 
@@ -200,8 +200,8 @@ def test_each_epoch_and_each_validation_begins_anew():
     streams = Streams(some(31), 2, 5)
     task = Watched(make(), TrainConfig(), steps=6)
     fit(task, streams, epochs=2)
-    assert [split for split, _ in task.seen] == (["train"] * 3 + ["val"] * 3) * 2
-    assert [state is None for _, state in task.seen] == [True, False, False] * 4
+    assert [split for split, _ in task.began] == (["train"] * 3 + ["val"] * 3) * 2
+    assert [state is None for _, state in task.began] == [True, False, False] * 4
 
 
 # ---- perplexity

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
-from captioner.errors import UserError
+from captioner.errors import REFUSALS, UserError
 
 GROUPS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
 # What may differ between a run and its resumption without changing what is computed.
@@ -80,6 +80,7 @@ def train(options: Any, folder: Path) -> int:
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from captioner.callbacks import WholeCheckpoints, callbacks
     from captioner.check import Check
@@ -97,6 +98,7 @@ def train(options: Any, folder: Path) -> int:
         trainer_options["precision"] = choose_precision(trainer_options["accelerator"])
     critical = options.train.objective == "scst"
     data = CaptionData(options.data, options.model, options.train.seed, by_picture=critical, sample=options.check)
+    rank_zero_only(data.check_features)()
     pl.seed_everything(options.train.seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has done its work
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
@@ -175,7 +177,7 @@ def fit(trainer: Any, task: Any, folder: Path, resumed: bool, *data: Any) -> Non
     """Lightning's fit of a run in a folder.
 
     Raises:
-        UserError: logs or samples cannot be written any more.
+        UserError: the folder cannot be written any more.
         KeyboardInterrupt: it was interrupted.
     """
     try:
@@ -183,6 +185,8 @@ def fit(trainer: Any, task: Any, folder: Path, resumed: bool, *data: Any) -> Non
     except SystemExit:  # how Lightning passes on Ctrl-C
         raise KeyboardInterrupt from None
     except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
         raise UserError(
             f"{folder} cannot be written ({error}): make room or give the right to; --resume goes on from last.ckpt"
         ) from None
