@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE := $(CURDIR) $(shell cat setup.cfg constraints.txt | cksum)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test slow lint docs faults lock oldest audit sbom install install-test install-dev install-docs clean
+.PHONY: help demo test slow lint docs faults lock oldest newest audit sbom install install-test install-dev install-docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,30 +38,38 @@ faults: install-test  ## processes killed 200 times at random moments, and every
 	    $(BIN)/python tests/faults/fuzz.py $$reader --seconds 120 || exit 1; done
 
 TOOL = $(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
+RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --no-header --no-annotate --quiet
+# A venv of its own with the requirements in a file, and the tests in it.
+TRY = $(PYTHON) -m venv --clear .venv/$@ && \
+    .venv/$@/bin/pip install --quiet --disable-pip-version-check -r .venv/$@.txt && .venv/$@/bin/python -m pytest
 
-lock: install  ## constraints.txt anew: the newest versions of everything that the tests need, but torch as it stands there
+lock:  ## constraints.txt anew: the newest versions of everything that is used here, but torch as it stands there
 	$(TOOL) uv
 	grep -E '^(#|torch==|torchvision==|pytorch-lightning==)' constraints.txt > .venv/pins.txt
-	.venv/tools/bin/uv pip compile setup.cfg --extra test --universal --python-version 3.10 \
-	    --constraint .venv/pins.txt --no-header --no-annotate --quiet --output-file .venv/lock.txt
+	$(RESOLVE) --extra test --extra dev --extra docs --universal --python-version 3.10 \
+	    --constraint .venv/pins.txt --output-file .venv/lock.txt
 	(grep '^#' .venv/pins.txt; cat .venv/lock.txt) > constraints.txt
 
-oldest: install  ## the tests with the oldest versions that setup.cfg allows (but for export, which needs a newer torch)
+oldest:  ## the tests with the oldest versions that setup.cfg allows (but for export, which needs a newer torch)
 	$(TOOL) uv
-	.venv/tools/bin/uv pip compile setup.cfg --extra test-oldest --resolution lowest-direct \
-	    --no-header --no-annotate --quiet --output-file .venv/oldest.txt
-	$(PYTHON) -m venv .venv/oldest
-	.venv/oldest/bin/pip install --quiet --disable-pip-version-check -r .venv/oldest.txt
-	.venv/oldest/bin/python -m pytest
+	$(RESOLVE) --extra test-oldest --resolution lowest-direct --output-file .venv/$@.txt
+	$(TRY)
 
-audit: install  ## known vulnerabilities of the versions in constraints.txt
+newest:  ## the tests with the newest versions there are
+	$(TOOL) uv
+	$(RESOLVE) --extra test --upgrade --output-file .venv/$@.txt
+	$(TRY)
+
+audit:  ## known vulnerabilities of the versions in constraints.txt
 	$(TOOL) pip-audit
 	.venv/tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
-sbom: install  ## what an installation consists of, as CycloneDX, in dist/captioner.cdx.json
+sbom:  ## what an installation consists of, as CycloneDX, in dist/captioner.cdx.json
 	$(TOOL) cyclonedx-bom
+	$(PYTHON) -m venv --clear .venv/plain
+	.venv/plain/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
 	mkdir -p dist
-	.venv/tools/bin/cyclonedx-py environment $(BIN)/python --output-reproducible \
+	.venv/tools/bin/cyclonedx-py environment .venv/plain/bin/python --output-reproducible \
 	    --output-file dist/captioner.cdx.json
 
 install:
@@ -73,4 +81,4 @@ install-test install-dev install-docs: install-%: install
 	@test -e .venv/whole-$* || { $(INSTALL) -e '.[$*]' && touch .venv/whole-$*; }
 
 clean:  ## remove what is made: the venv, runs, features, the drawn data
-	rm -rf .venv runs features data/shapes data/moving site
+	rm -rf .venv runs features data/shapes data/moving site dist

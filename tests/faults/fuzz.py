@@ -38,24 +38,17 @@ HOSTILE: list[Any] = [
     *("../../etc/passwd", "/etc/passwd", "..\\..\\etc", "a\0b", "\ud800", "\u202etxt.gpj", "\x1b[31mred\x1b[0m", "\n"),
     *("a" * 100_000, "a " * 50_000, "א ב ג", "é" * 1000, "%s%n{0}", "<script>", "'; --", "a.png/../../b", "~", "."),
 ]
-WATCHED = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pty.spawn", "socket.connect", "os.fork"}
+WATCHED = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pty.spawn"}
+WATCHED |= {"socket.connect", "socket.getaddrinfo", "socket.sendto", "ctypes.dlopen"}
+CHANGED = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 
 
 class Watch:
     """An audit hook: what the code under test must not do."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.on, self.broken = str(folder), False, list[str]()
-        self.read = (
-            str(ROOT),
-            sys.prefix,
-            sys.base_prefix,
-            os.path.realpath(sys.prefix),
-            "/usr",
-            "/proc",
-            "/sys",
-            "/dev",
-        )
+        self.folder, self.on, self.broken = f"{folder}{os.sep}", False, list[str]()
+        self.read = (str(ROOT), sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), "/usr", "/proc", "/sys")
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -64,10 +57,14 @@ class Watch:
             return
         if event in WATCHED:
             self.broken.append(f"{event} {arguments!r:.200}")
+        if event in CHANGED:
+            paths = [os.path.realpath(os.fsdecode(each)) for each in arguments if isinstance(each, (str, bytes))]
+            if not all(path.startswith(self.folder) for path in paths):
+                self.broken.append(f"{event} {arguments!r:.200}")
         if event == "open" and isinstance(arguments[0], (str, bytes)):
             path, mode, flags = os.path.realpath(os.fsdecode(arguments[0])), arguments[1], arguments[2]
             writes = any(c in (mode or "") for c in "wax+") or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
-            inside = path.startswith((self.folder, "/dev/"))
+            inside = path.startswith(self.folder) or path in ("/dev/null", "/dev/urandom")
             if not inside and (writes or not path.startswith(self.read)):
                 self.broken.append(f"open {path} {mode} {flags}")
 

@@ -11,6 +11,7 @@ forked from one that has imported torch, so that the moments fall into the work 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -65,12 +66,13 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    """The tensors of the checkpoints of a run: of those that are written while it goes, that they open."""
+    """What the checkpoints of a run hold: of those that are written while it goes, that they open."""
+    kept = "state_dict current_model_state averaging_state optimizer_states lr_schedulers epoch global_step".split()
     found: dict[str, Any] = {}
     for name in ("best.ckpt", "last.ckpt"):
         if (folder / "run" / name).exists():
             state = torch.load(folder / "run" / name, weights_only=True)
-            found[name] = [state["state_dict"], state["optimizer_states"], state["global_step"]]
+            found[name] = [state[key] for key in kept]
     slim = folder / "run" / "captioner.safetensors"
     if slim.exists():
         found[slim.name] = load_file(slim)
@@ -200,11 +202,12 @@ def disturb(name: str, job: Job, kills: int, folder: Path, random: random.Random
     takes, wanted = time.monotonic() - began, job.outputs(whole)
     assert wanted
     tally: Counter[str] = Counter()
+    signals = itertools.cycle((signal.SIGKILL, signal.SIGTERM))
     while tally["SIGKILL"] + tally["SIGTERM"] < kills:
         pid = start(job.arguments(place), log)
         code = ended(pid, random.uniform(0.0, takes))
         if code is None:
-            sign = (signal.SIGKILL, signal.SIGTERM)[sum(tally.values()) % 2]
+            sign = next(signals)
             os.kill(pid, sign)
             code = ended(pid, 60)
             if code is None:
