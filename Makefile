@@ -38,7 +38,7 @@ faults: install-test  ## processes killed 200 times at random moments, and every
 	    $(BIN)/python tests/faults/fuzz.py $$reader --seconds 120 || exit 1; done
 
 TOOL = $(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
-RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --no-header --no-annotate --quiet
+RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --python .venv/tools/bin/python --no-header --no-annotate --quiet
 # A venv of its own with the requirements in a file, and the tests in it.
 TRY = $(PYTHON) -m venv --clear .venv/$@ && \
     .venv/$@/bin/pip install --quiet --disable-pip-version-check -r .venv/$@.txt && .venv/$@/bin/python -m pytest

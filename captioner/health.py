@@ -111,6 +111,7 @@ def shared_pictures(train: Sequence[Example], val: Sequence[Example]) -> list[st
     if not twins:
         return []
     some = len(looked_at) < len(alike) or any(len(sizes[_size(each.path)]) > OF_A_SIZE for each in looked_at)
+    some = some and len(twins) < len(val)
     return [
         f"{'at least ' if some else ''}{len(twins):,} of {len(val):,} validation pictures are training pictures, too "
         f"({twins[0][0].name} is {twins[0][1].name}), so the scores are too good: take them out of one of the splits; "

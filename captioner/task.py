@@ -120,8 +120,10 @@ class Task(pl.LightningModule):
         Raises:
             UserError: they were not; the line says at which batch.
         """
+        if not self.watched:
+            return
         scaled = self.trainer.precision == "16-mixed"
-        if not self.watched or (scaled and len(self.watched) < WATCHED):
+        if scaled and len(self.watched) < WATCHED:
             return
         watched, self.watched = self.watched, []
         finite = torch.stack([norm for norm, _ in watched]).isfinite().tolist()

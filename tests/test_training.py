@@ -354,7 +354,7 @@ def test_a_run_killed_while_it_computes_features_goes_on(tmp_path, monkeypatch):
     opened, open_image = [], clips.open_image
     monkeypatch.setattr(clips, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
     assert train(coco, out, *options) == 0
-    assert len(opened) == 100 - 2 * 32 + 3 + 1  # the first one once more, to compare its features
+    assert len(opened) == 100 - 2 * 32 + 3 + 2  # the first of each once more, to compare its features
     monkeypatch.undo()
     model = ModelConfig("resnet18", 32, 0)
     data = {**coco.data(), "min_count": 1}
