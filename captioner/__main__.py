@@ -77,8 +77,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(parser.page(whole=arguments[-1] == "all"), end="")
         return 0
-    options = parser.parse_args([_underscored(argument) for argument in arguments])
-    return parser.command.run(parser.instantiate(options)) or 0
+    return parser.command.run(parser.parse([_underscored(argument) for argument in arguments])) or 0
 
 
 def _silence() -> None:

@@ -83,7 +83,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         like = _encoders_like(self.encoder)
         _require(like is None, "model.encoder", self.encoder, like or "")
-        _require(32 <= self.image_size <= 4096, "model.image_size", self.image_size, "32 to 4096 pixels")
+        _require(32 <= self.image_size <= 1024, "model.image_size", self.image_size, "32 to 1024 pixels")
         smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
         expected = f"0, or 32 to below image_size ({self.image_size})"
         _require(smaller, "model.second_size", self.second_size, expected)

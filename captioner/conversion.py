@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.files import write_json
+from captioner.files import leaves, write_json
 from captioner.formats import Example
 from captioner.images import ImageError, opened, reading
 from captioner.shards import Member
@@ -132,10 +132,16 @@ def openable(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
 
 
 def _names(examples: Sequence[Example]) -> list[str]:
-    """A file name for each, with slashes: the one it has in its folder or shard; unique, for there may be shards."""
+    """A file name for each, with slashes: the one it has in its folder or shard; unique, for there may be shards.
+
+    Raises:
+        UserError: a name leads out of the folder that is written.
+    """
     names, taken = [], set()
     for example in examples:
         name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
+        if leaves(name):
+            raise UserError(f"{example.path}: its name leaves the folder; give it another")
         (stem, suffix), again = os.path.splitext(name), 1
         while name in taken:
             again += 1

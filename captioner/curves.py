@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
+from captioner.files import read_text
 
 Curve = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
 LINES = {  # a panel each, where a run has one of them: its title, what is drawn as a line and what as dots and line
@@ -31,17 +32,24 @@ def read(folder: Path) -> Curve:
     Raises:
         UserError: it is no run, or nothing is logged yet.
     """
-    files = sorted(folder.glob("logs/part_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
+    parts = {
+        int(each.name[5:]): each / "metrics.csv" for each in folder.glob("logs/part_*") if each.name[5:].isdecimal()
+    }
+    files = [parts[number] for number in sorted(parts) if parts[number].is_file()]
     if not files:
         raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --out of a run that has begun to train")
     curve: Curve = {}
     for file in files:
         points: Curve = {}
-        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+        try:
+            rows = list(csv.DictReader(read_text(file, "text").splitlines()))
+        except csv.Error as error:
+            raise UserError(f"{file}: is damaged ({error}); put back a copy") from None
+        for row in rows:
             for name, text in row.items():
                 try:
-                    point = [int(row["step"]), float(text)]
-                except (TypeError, ValueError):  # nothing of that name at that step, or a line that was cut short
+                    point = [float(int(row["step"])), float(text)]
+                except (KeyError, TypeError, ValueError, OverflowError):  # nothing of that name, or a line cut short
                     continue
                 points.setdefault(name, []).append(point)
         first = min((point[0] for one in points.values() for point in one), default=math.inf)
@@ -73,8 +81,11 @@ def draw(curves: Mapping[str, Curve], target: Path) -> None:
         UserError: matplotlib is not there, or the file cannot be written.
     """
     plt = pyplot("captioner plot")
+    plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
     logged = {name for curve in curves.values() for name in curve}
     panels = {title: (lines, dots) for title, (lines, dots) in LINES.items() if logged & {*lines, *dots}}
+    if not panels:
+        raise UserError(f"{', '.join(curves)}: nothing is logged that is drawn ({', '.join(LINES)})")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), layout="constrained", squeeze=False)

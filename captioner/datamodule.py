@@ -179,7 +179,7 @@ class Split:
         shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         self.folder = folder
-        file = FeatureFile.open(folder, fingerprint)
+        file = FeatureFile.open(folder, fingerprint, shape)
         bad = file.unreadable[: len(paths)]
         if bad.any() and not data.skip_bad_images:
             raise bad_picture(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more pictures cannot be read")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
+import zipfile
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -104,6 +106,18 @@ def weights_digest(name: str) -> str:
     return _digest(str(file), status.st_size, status.st_mtime_ns)
 
 
+def check_unpacked(file: Path) -> None:
+    """torch never packs what it writes, so that a file of weights cannot unfold to more than its size.
+
+    Raises:
+        ValueError: this one is packed.
+    """
+    if zipfile.is_zipfile(file):  # older ones are not
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is packed")
+
+
 def _fold_batchnorm(module: nn.Module) -> None:
     """Put each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU.
 
@@ -184,6 +198,7 @@ class Encoder(nn.Module):
 
                 state = load_file(file)
             else:
+                check_unpacked(file)
                 state = torch.load(file, weights_only=True)
             # The files of the DenseNets are older than the names of their layers.
             state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
@@ -199,6 +214,8 @@ class Encoder(nn.Module):
             self.resnet.load_state_dict(state, assign=True)
         except Exception as error:  # safetensors, pickle and zip each have their own
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
+                reason = "no file of weights, or one with code in it, which is not run"
             raise UserError(f"{file} does not hold the weights of that network ({reason}): fetch it again") from None
 
     def train(self, mode: bool = True) -> Encoder:

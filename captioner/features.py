@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -16,6 +18,8 @@ from tqdm import tqdm
 from captioner.errors import UserError
 from captioner.formats import write_text
 
+# What comes of reading a damaged file: of the disk, of JSON, of numpy and of the tokenizer that it reads headers with.
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError, TokenError)
 Fingerprint = Mapping[str, str | int]
 
 
@@ -35,20 +39,25 @@ class FeatureFile:
         self.folder, self.rows, self.names, self.unreadable = folder, rows, names, unreadable
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: Fingerprint) -> FeatureFile:
-        """Open a whole file.
+    def open(cls, folder: Path, fingerprint: Fingerprint, shape: tuple[int, ...]) -> FeatureFile:
+        """Open a whole file; `shape` is that of the features of one picture.
 
         Raises:
             UserError: it is missing or damaged, or made by another encoder or transform: the message says what
                 differs.
         """
         try:
-            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-            names, stored = index["names"], index["fingerprint"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            index, rows = _read(folder)
+            names, stored = list(index["names"]), dict(index["fingerprint"])
+            unreadable = np.zeros(len(rows), dtype=bool)
+            if "unreadable" in index:
+                unreadable[np.array(index["unreadable"], dtype=np.uint64).astype(np.int64)] = True
+            else:  # a file of an older version
+                unreadable = _unreadable(rows)
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{folder} is not a whole feature file ({error}): delete it to have it made again"
+                f"{folder} is not a whole feature file ({reason}): delete it to have it made again"
             ) from None
         keys = sorted({*fingerprint, *stored})
         differing = [
@@ -58,13 +67,25 @@ class FeatureFile:
         ]
         if differing:
             raise UserError(f"{folder} holds other features ({'; '.join(differing)}): delete it or name another folder")
-        if len(rows) != len(names):
-            raise UserError(f"{folder} has {len(rows)} rows for {len(names)} pictures: delete it to have it made again")
-        if "unreadable" not in index:  # a file of an older version
-            return cls(folder, rows, names, _unreadable(rows))
-        unreadable = np.zeros(len(rows), dtype=bool)
-        unreadable[index["unreadable"]] = True
+        if rows.shape != (len(names), *shape):
+            raise UserError(
+                f"{folder} has rows of the shape {rows.shape}, expected {(len(names), *shape)}: delete it to have it "
+                "made again"
+            )
         return cls(folder, rows, names, unreadable)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """What stands in the index, and the rows.
+
+    Raises:
+        one of DAMAGE: they are none.
+    """
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
+    if not isinstance(index, dict) or not isinstance(rows, np.ndarray) or rows.dtype != np.float16 or rows.ndim < 2:
+        raise ValueError("not an index, or no rows in float16")
+    return index, rows
 
 
 def _unreadable(rows: np.ndarray) -> np.ndarray:
@@ -149,12 +170,11 @@ def write_features(
 def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
     """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
     try:
-        there = json.loads((part / "index.json").read_text(encoding="utf-8"))
+        there, rows = _read(part)
         if {key: there.get(key) for key in index} != index:
             return None
-        rows = np.load(part / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
         progress = part / "progress"
         done = int(progress.read_text()) if progress.exists() else 0
-        return done if rows.shape == shape and rows.dtype == np.float16 and 0 <= done <= len(rows) else None
-    except (OSError, EOFError, ValueError):
+        return done if rows.shape == shape and 0 <= done <= len(rows) else None
+    except DAMAGE:
         return None

@@ -14,6 +14,8 @@ import httpcore
 
 REDIRECTS = 3
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What older Pythons call global: protocol assignments, where clouds have their metadata; site-local addresses.
+PRIVATE = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("fec0::/10"))
 
 
 class Refused(Exception):
@@ -31,7 +33,7 @@ def is_public(address: str) -> bool:
             return False
         if ip.ipv4_mapped:
             return True
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in PRIVATE))
 
 
 class _Guarded(httpcore.AsyncNetworkBackend):
@@ -100,5 +102,5 @@ async def fetch(url: str, most: int, timeout: float) -> bytes:
         httpcore.UnsupportedProtocol,
     ) as error:
         raise Refused(f"{url[:200]}: cannot be fetched ({type(error).__name__})") from None
-    except ValueError:  # an address that is none: a port of letters, brackets that do not close
+    except (ValueError, TypeError):  # an address that is none: letters as a port, brackets that do not close, no ASCII
         raise Refused(f"{url[:200]}: is not an address") from None

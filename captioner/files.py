@@ -6,13 +6,35 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from captioner.errors import UserError
 
 ID = int | str  # what names an image
 IDS = (int, str)
+
+
+def leaves(name: str) -> bool:
+    """Whether a file name points outside of the folder it should be relative to."""
+    drive, rest = os.path.splitdrive(os.path.normpath(name))
+    return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read. What is none, such as a pipe that never ends, is not waited for.
+
+    Raises:
+        OSError: it is not there, is no plain file, or cannot be read.
+    """
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return open(number, "rb")
+    os.close(number)
+    directory = stat.S_ISDIR(mode)
+    raise OSError(errno.EISDIR if directory else errno.EINVAL, "a folder" if directory else "a pipe or a device", path)
 
 
 def check(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.files import ID, IDS, check, kind, parse_json, read_json, read_text, write_json, write_text
+from captioner.files import ID, IDS, check, kind, leaves, parse_json, read_json, read_text, write_json, write_text
 from captioner.layouts import (
     Entry,
     Listed,
@@ -36,6 +36,7 @@ from captioner.layouts import (
 )
 from captioner.shards import Member, are_shards, is_remote
 
+MOST = 10_000  # characters of a caption; tokens take a time that grows with the square of those
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # What others import from here.
@@ -271,17 +272,12 @@ def _look(
 
 
 def clean(caption: str) -> str:
-    """A caption without what no file of UTF-8 can hold and no terminal should see.
+    """A caption without what no file of UTF-8 can hold and no terminal should see, and not of more than MOST letters.
 
     Lone surrogates and control characters are spaces; line breaks and tabs stay.
     """
+    caption = caption[:MOST]
     return caption if caption.isprintable() else CONTROLS.sub(" ", caption).strip()
-
-
-def leaves(relative: str) -> bool:
-    """Whether a normalised file name points outside the folder it should be relative to."""
-    drive, rest = os.path.splitdrive(relative)
-    return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir
 
 
 # What programs call the image, the caption and the list. An "id" may be no more than the number of the row: it is last.
@@ -374,9 +370,10 @@ def read_results(path: Path) -> dict[ID, str]:
     what = 'COCO results: expected a list of {"image_id", "caption"}, {"id": "caption"}'
     results: dict[ID, str] = {}
     for image, texts, _ in _rows(path, _read_captions(path), "result", what, [CAPTION]):
-        if results.setdefault(image, texts[0]) != texts[0]:
+        text = clean(texts[0])
+        if results.setdefault(image, text) != text:
             raise UserError(
-                f"{path}: image {image!r} comes twice, as {results[image]!r} and as {texts[0]!r}; keep one caption"
+                f"{path}: image {image!r} comes twice, as {results[image]!r} and as {text!r}; keep one caption"
             )
     return results
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from captioner.errors import UserError, printable
+from captioner.files import open_regular
 from captioner.shards import Member, are_shards, expand, is_remote, samples
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # The most pixels a picture may have: twice Pillow's own warning limit, where Pillow begins to refuse.
 MAX_PIXELS = 178_956_970
+
+MAX_SCANS = 100  # of a JPEG: progressive ones have about ten
 
 # Formats of photographs whose decoders are part of Pillow. EPS (which starts Ghostscript) and the like stay shut.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -94,7 +97,7 @@ def open_image(
 
 def opened(path: str | os.PathLike) -> BinaryIO:
     """The file of a path, or of a shard, to read."""
-    return path.open() if isinstance(path, Member) else open(path, "rb")
+    return path.open() if isinstance(path, Member) else open_regular(path)
 
 
 def _read(file: BinaryIO, source: object, size_hint: int | None, frame: int) -> Image.Image:
@@ -102,6 +105,8 @@ def _read(file: BinaryIO, source: object, size_hint: int | None, frame: int) -> 
         raise ImageError(f"{_name(source)}: is empty (0 bytes); fetch it again")
     image = Image.open(file, formats=_formats())  # the header only; Pillow seeks to the start itself
     _check_size(image, source)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(file, source)
     if frame:
         image.seek(frame)
     if size_hint:
@@ -121,6 +126,16 @@ def _check_size(image: Image.Image, source: object) -> None:
         raise ImageError(f"{_name(source)}: {_too_large()}")
     if image.width * image.height == 0:
         raise ImageError(f"{_name(source)}: has no pixels")
+
+
+def _check_scans(file: BinaryIO, source: object) -> None:
+    """Each scan of a JPEG may be a few bytes, and is decoded over all of the picture."""
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > MAX_SCANS:
+        raise ImageError(f"{_name(source)}: has {scans:,} scans, at most {MAX_SCANS} are decoded; save it anew")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -148,15 +163,21 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     16-bit files span 0..65535. Elsewhere the file does not say, so the smallest of 0..1, 0..255 and 0..65535 that
     holds every value is taken, and the values' own range where none does. NaN and infinity become 0.
     """
-    values = np.asarray(image).astype(np.float64)  # (H, W); single precision would overflow on odd float files
-    values[~np.isfinite(values)] = 0
-    low, high = float(values.min()), float(values.max())
+    values = np.asarray(image)  # (H, W)
+    rows = [values[first : first + 256] for first in range(0, len(values), 256)]  # a few at a time, to spare memory
+    low, high = min(_finite(each).min() for each in rows), max(_finite(each).max() for each in rows)
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # older Pillows open these as mode I
         low, high = 0, 65535
     elif low >= 0 and high <= 65535:
         low, high = 0, next(top for top in (1, 255, 65535) if high <= top)
     scale = 255 / (high - low) if high > low else 0
-    return Image.fromarray(((values - low) * scale).round().clip(0, 255).astype(np.uint8))
+    eight = [((_finite(each) - low) * scale).round().clip(0, 255).astype(np.uint8) for each in rows]
+    return Image.fromarray(np.concatenate(eight))
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """In float64, since single precision would overflow on odd files; 0 for what is no number."""
+    return np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
 
 
 def _reason(error: Exception) -> str:
@@ -243,7 +264,9 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
     found: dict[Path | Member, None] = {}
     for path in paths:
         images: Sequence[Path | Member]
-        if is_remote(path) or are_shards(path):
+        if len(path) > 4096 or "\0" in path:  # no file is called so, and patterns are not looked for so
+            images = [Path(path)]
+        elif is_remote(path) or are_shards(path):
             images = [file for file in _packed(path) if _is_image(file.name)]
         elif os.path.isdir(path):
             images = [Path(path)] if clips else sorted(_walk(path))

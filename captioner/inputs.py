@@ -133,7 +133,10 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
         if os.path.isdir(name):
             pictures = find_images([name], clips)
         elif name.startswith("@") and not os.path.lexists(name):
-            pictures = find_inputs(_lines(name[1:]), clips, column)
+            lines = _lines(name[1:])
+            if any(line.startswith("@") for line in lines):
+                raise UserError(f"{name} names other lists (@…), which may only be arguments: write them all into one")
+            pictures = find_inputs(lines, clips, column)
         elif name.lower().endswith(PARQUET):
             files = [name] if _is_address(name) or os.path.lexists(name) else sorted(glob.glob(name)) or [name]
             pictures = (picture for file in files for picture in _pictures(file, column))

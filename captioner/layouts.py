@@ -460,7 +460,7 @@ def read_pairs(folder: Path, pictures: Path) -> Listed:
     texts: dict[str, Path] = {}
     for text in sorted(folder.rglob("*.txt")):
         relative = text.relative_to(folder)
-        if not any(part.startswith(".") for part in relative.parts):
+        if text.is_file() and not any(part.startswith(".") for part in relative.parts):
             texts[relative.with_suffix("").as_posix()] = text
     entries: list[Entry] = []
     problems: list[Problem] = []
@@ -518,7 +518,9 @@ def _sample_id(texts: dict[str, bytes], number: int) -> ID:
     """The `image_id` of a sample's .json, as data convert writes it, or its number."""
     for ending, data in texts.items():
         if ending.endswith("json"):
-            with contextlib.suppress(ValueError):  # its captions may be in a .txt; if not, they will say so
+            with contextlib.suppress(
+                ValueError, RecursionError
+            ):  # its captions may be in a .txt; if not, they will say so
                 found = json.loads(data)
                 image_id = found.get("image_id") if isinstance(found, dict) else None
                 if isinstance(image_id, IDS) and not isinstance(image_id, bool):
@@ -537,7 +539,7 @@ def _sample_captions(where: str, texts: dict[str, bytes]) -> tuple[str, ...]:
         if ending.endswith("json"):
             try:
                 found = json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: its .{ending} is broken JSON: {str(error).splitlines()[0]}") from None
             key = next((key for key in CAPTIONS if isinstance(found, dict) and key in found), None)
             if key is not None:

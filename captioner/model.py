@@ -19,7 +19,7 @@ from captioner.attention import AttentionDecoder
 from captioner.captions import CaptionModel
 from captioner.config import ModelConfig
 from captioner.decoder import Decoder
-from captioner.encoder import CHECKPOINTS, Encoder, feature_size, weights_digest
+from captioner.encoder import CHECKPOINTS, Encoder, check_unpacked, feature_size, weights_digest
 from captioner.errors import UserError
 from captioner.search import State, Step, ensemble
 from captioner.sequence import SequenceDecoder
@@ -129,21 +129,15 @@ class Captioner(CaptionModel):
             raise UserError(f"{path} is a language model, which sees no picture: captioner train --init-from {path}")
         config, vocabulary = described(path, header)
         digest = header["encoder_digest"]
-        own_encoder = config.trainable_layers > 0 or header.get("encoder_inside") is True
+        own_encoder = brings_encoder(config, header)
         if not own_encoder and weights_digest(config.encoder) != digest:
             raise UserError(
                 f"{path} was trained on other weights of {config.encoder} ({digest}) than those here "
                 f"({weights_digest(config.encoder)}): put back the file they came from"
             )
-        try:
-            with torch.device("meta"):  # a description may ask for any amount of memory: look before it is taken
-                plan = cls(config, vocabulary, None, digest).weights()
-            state = fitting(state, plan)
-            model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
-            model.load_weights(state, own_encoder)
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:  # TypeError: of a size beyond 64 bits
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} does not fit its own description ({reason[:300]}): it is damaged") from None
+        check_fits(path, state, config, vocabulary, own_encoder)
+        model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
+        model.load_weights(state, own_encoder)
         return model.to(device).eval()
 
     def load_weights(self, state: Mapping[str, Tensor], own_encoder: bool | None = None) -> None:
@@ -266,26 +260,36 @@ def described(path: Path, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocab
         raise UserError(f"{path} is not a checkpoint this captioner understands ({error})") from None
 
 
-def fitting(state: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, once they are known to be shaped as the model's.
+def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
+    """Whether the tensors of an encoder are in a checkpoint: where it was trained, and in exported ones."""
+    return config.trainable_layers > 0 or header.get("encoder_inside") is True
 
-    Args:
-        state: of the file.
-        plan: the model's, without an encoder, maybe without memory.
+
+def check_fits(
+    path: Path, state: Mapping[str, Tensor], config: ModelConfig, vocabulary: Vocabulary, own_encoder: bool
+) -> None:
+    """Compare the tensors of a checkpoint with those of the model it describes, before memory is taken for that.
 
     Raises:
-        ValueError: they are not; the message names the first.
+        UserError: they are others; the message names the first.
     """
-    own = {name for name in state if not name.startswith("encoder.")}
-    if own != plan.keys():
-        missing, more = sorted(plan.keys() - own), sorted(own - plan.keys())
-        raise ValueError(f"missing {missing}, unexpected {more}")
-    for name, wanted in plan.items():
-        value = state[name]
-        if value.shape != wanted.shape or value.is_floating_point() != wanted.is_floating_point():
-            was, expected = (f"{each.dtype} {list(each.shape)}" for each in (value, wanted))
-            raise ValueError(f"{name} is {was}, expected {expected}")
-    return dict(state)
+    try:
+        with torch.device("meta"):  # a description may ask for any amount of memory
+            plan = Captioner(config, vocabulary, Encoder(config, weights=False) if own_encoder else None, "")
+        wanted = plan.state_dict()
+        if config.tie_embeddings:
+            del wanted["decoder.output.weight"]
+        if state.keys() != wanted.keys():
+            missing, more = sorted(wanted.keys() - state), sorted(state.keys() - wanted)
+            raise ValueError(f"missing {missing}, unexpected {more}")
+        for name, value in wanted.items():
+            its = state[name]
+            if its.shape != value.shape or its.is_floating_point() != value.is_floating_point():
+                was, expected = (f"{each.dtype} {list(each.shape)}" for each in (its, value))
+                raise ValueError(f"{name} is {was}, expected {expected}")
+    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: of a size beyond 64 bits
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} does not fit its own description ({reason[:300]}): it is damaged") from None
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -352,9 +356,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 return header, plain({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         if not zipfile.is_zipfile(path):  # nor was any that captioner wrote
             raise pickle.UnpicklingError
-        with zipfile.ZipFile(path) as archive:  # torch never packs: so a file cannot unfold to more than its size
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is packed")
+        check_unpacked(path)
         with warnings.catch_warnings():  # of what else might be wrong with a file that is refused in one line
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

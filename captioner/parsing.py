@@ -8,9 +8,15 @@ import shutil
 import sys
 import textwrap
 from argparse import ONE_OR_MORE, SUPPRESS, Action
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from captioner.errors import UserError, printable
+from captioner.files import read_text
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
@@ -30,6 +36,9 @@ COMMANDS = {
     "shapes": "draw the sample data of the demo",
     "completion": "write a script by which a shell completes all this",
 }
+
+
+LONGEST = 600  # characters of a complaint, which may quote a whole file
 
 
 class Help(DefaultHelpFormatter):
@@ -64,6 +73,35 @@ class Parser(ArgumentParser):
         super().__init__(prog=f"captioner {name}", description=self.command.__doc__, formatter_class=Help)
         self.command.configure(self)
 
+    def parse(self, arguments: list[str]) -> Any:
+        """The options, instantiated.
+
+        Raises:
+            SystemExit: they are none, or --help or the like was asked for.
+        """
+        for option, value in pairwise([*arguments, ""]):
+            name, equals, path = option.partition("=")
+            if name == "--config":
+                self._look_at(Path(path if equals else value))
+        return self.instantiate(self.parse_args(arguments))
+
+    def _look_at(self, config: Path) -> None:
+        """Refuse a file of options whose reading would not end, or end in a traceback; the rest is looked at later."""
+        if not config.is_file():
+            return
+        try:
+            text = read_text(config, "YAML")
+            for event in yaml.parse(text):
+                if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for any number of values
+                    raise UserError(
+                        f"{config}: line {event.start_mark.line + 1}: *{event.anchor}: write the value itself"
+                    )
+            yaml.safe_load(text)
+        except yaml.YAMLError:  # which the parser of options tells in its own words
+            pass
+        except (UserError, ValueError, RecursionError) as error:
+            self.error(f"--config: {error}")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line on stderr, exit code 2; what was wrong in the words of the command line, not of Python."""
         text = " ".join(message.split())
@@ -72,6 +110,7 @@ class Parser(ArgumentParser):
             text = f"{self._shown(key)} is {value}: expected {_kind(kind)}"
         elif found := re.match(r"the following arguments are required: (.+)", text):
             text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
+        text = printable(text if len(text) < LONGEST else f"{text[:LONGEST]} …")
         text = text.replace("Problems parsing config:", "--config:").replace(' in "<unicode string>",', " in")
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)

@@ -69,9 +69,9 @@ class Parts:
 
     def _compare(self, file: Path) -> None:
         try:
-            there = json.loads(file.read_text(**ENCODING))
+            there = dict(json.loads(file.read_text(**ENCODING)))
             keys = sorted({*self.manifest, *there})
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UserError(f"{file} is not a manifest of captioner: name another --output") from None
         here = json.loads(json.dumps(self.manifest))
         differing = [f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
@@ -108,9 +108,13 @@ class Parts:
             file = self.folder / _name(number)
             try:
                 found = [json.loads(line) for line in file.read_text(**ENCODING).split("\n")[:-1]]
-                if len(found) != len(self.chunk(number)):
-                    raise ValueError(f"{len(found)} lines for {len(self.chunk(number))} pictures")
-            except (OSError, ValueError) as error:
+                items = self.chunk(number)
+                if len(found) != len(items):
+                    raise ValueError(f"{len(found)} lines for {len(items)} pictures")
+                for record, item in zip(found, items, strict=True):
+                    if not isinstance(record, dict) or not isinstance(record.get("error", record.get("caption")), str):
+                        raise ValueError(f"a line has neither a caption nor an error of {item}")
+            except (OSError, ValueError, RecursionError) as error:
                 raise UserError(f"{file} is damaged ({error}): delete it and run the same command again") from None
             yield from found
 

@@ -262,7 +262,8 @@ def ptb_tokenize(text: str, rest: str = STARTS) -> list[str]:
     held: list[str] = []
     for chunk in chunks:
         held.append(chunk)
-        part = _chunk(" ".join(held))
+        joined = " ".join(held)
+        part = (_chunk if len(joined) < 100 else _chunk.__wrapped__)(joined)  # long ones do not come again
         if part is not None:
             words += part
             held = []

@@ -17,6 +17,7 @@ from PIL import Image
 
 from captioner.errors import UserError
 from captioner.images import ImageError, open_image
+from captioner.vocabulary import is_word
 
 PAD, START, END, UNK = range(4)
 State = tuple[np.ndarray, ...]
@@ -82,6 +83,27 @@ def beam(
     return done[:best]
 
 
+def check(config: dict[str, Any]) -> None:
+    """Look at what a config.json says, whoever wrote it.
+
+    Raises:
+        ValueError, KeyError, TypeError: a value is missing, of another type or out of its range.
+    """
+    search, words = config["search"], config["words"]
+    whole = {name: config[name] for name in ("image_size", "state", "context")}
+    whole |= {name: search[name] for name in ("beam", "n_best", "max_length", "min_length")}
+    for name, value in whole.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < (name not in ("context", "min_length")):
+            raise ValueError(f"{name} is {str(value)[:60]!r}")
+    if not isinstance(search["length_penalty"], (int, float)) or search["length_norm"] not in ("gnmt", "average"):
+        raise ValueError("its search has another length_penalty or length_norm")
+    if config["level"] not in ("word", "char") or not isinstance(words, list):
+        raise ValueError("its words are no list of words or characters")
+    for word in words[UNK + 1 :]:
+        if not is_word(word, config["level"]):
+            raise ValueError(f"{str(word)[:60]!r} is no {config['level']}")
+
+
 class Runner:
     """An exported model.
 
@@ -101,6 +123,7 @@ class Runner:
             self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if self.config["format"] != 1:
                 raise UserError(f"{folder} has the format {self.config['format']}, this one reads 1")
+            check(self.config)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             providers = onnxruntime.get_available_providers()
@@ -108,6 +131,9 @@ class Runner:
                 onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers)
                 for name in ("encoder", "step")
             )
+            size = self.config["image_size"]
+            if self.encoder.get_inputs()[0].shape[1:] != [3, size, size]:
+                raise ValueError(f"image_size is {size}, but the graph is of another")
         except UserError:
             raise
         except Exception as error:  # onnxruntime has many

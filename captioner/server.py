@@ -26,7 +26,7 @@ from torch import Tensor
 from captioner import __version__
 from captioner.captions import NO_CAPTION, Caption, CaptionModel, search_ids
 from captioner.config import SearchConfig, ServeConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, printable
 from captioner.fetching import Refused, fetch
 from captioner.images import ImageError, eval_transform, open_image, reading
 
@@ -223,7 +223,10 @@ async def read(request: Request, config: ServeConfig) -> list[tuple[str, bytes |
         body += chunk
         if len(body) > min(most, config.max_request) + FORM:
             raise HTTPException(413, f"the request has more than {min(most, config.max_request):,} bytes")
-    sources = _json(bytes(body), config) if kind == "application/json" else await _form(request, bytes(body), config)
+    if kind == "application/json":
+        sources = await asyncio.to_thread(_json, bytes(body), config)  # it may take a second
+    else:
+        sources = await _form(request, bytes(body), config)
     if not sources:
         raise HTTPException(422, "no picture: send files, images or urls")
     if len(sources) > config.max_pictures:
@@ -254,7 +257,7 @@ async def _form(request: Request, body: bytes, config: ServeConfig) -> list[tupl
     for field, value in form.multi_items():
         if isinstance(value, str):
             raise HTTPException(422, f"the field {field!r} is text: send pictures as files")
-        sources.append((value.filename or field, await value.read()))
+        sources.append((printable(value.filename or field), await value.read()))
     return sources
 
 
@@ -267,12 +270,14 @@ def _json(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
     if not isinstance(content, dict) or len(content) != 1 or not {"images", "urls"} >= content.keys():
         raise HTTPException(422, 'expected {"images": ["<base64>", …]} or {"urls": ["https://…", …]}')
     (kind, values), *_ = content.items()
+    if isinstance(values, list) and len(values) > config.max_pictures:
+        raise HTTPException(413, f"{len(values):,} pictures: at most {config.max_pictures} in a request")
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HTTPException(422, f"{kind!r} has to be a list of strings")
     if kind == "urls":
         if not config.allow_urls:
             raise HTTPException(422, "this server fetches no addresses (--allow_urls true): send the pictures")
-        return [(url, url) for url in values]
+        return [(printable(url), url) for url in values]
     return [(f"image {number}", _unpacked(number, value)) for number, value in enumerate(values)]
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.errors import UserError
+from captioner.files import leaves, open_regular
 
 BLOCK = 4 * 2**20  # bytes of a remote shard that are fetched together when it is indexed
+TEXT = 2**24  # bytes of captions of a sample
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # folders and name up to the first dot; WebDataset's rule
 
 
@@ -59,7 +61,7 @@ class Member(os.PathLike):
                 files, path = _file_system(self.shard)
                 data = files.cat_file(path, start=self.offset, end=self.offset + self.size)
             else:
-                with open(self.shard, "rb") as file:
+                with open_regular(self.shard) as file:
                     file.seek(self.offset)
                     data = file.read(self.size)
         if len(data) != self.size:
@@ -162,7 +164,13 @@ def _members(shard: str, texts: tuple[str, ...]) -> Iterator[tuple[Member, bytes
         for info in tar:
             if info.isreg():
                 last = Member(shard, info.name.removeprefix("./"), info.offset_data, info.size)
+                if leaves(last.file):
+                    raise UserError(f"{shard}: {last.file!r} leaves the folder it would be unpacked in; name it anew")
+                if info.issparse():
+                    raise UserError(f"{last}: is a sparse file, whose size is not that of its bytes; write it anew")
                 content = tar.extractfile(info) if info.name.lower().endswith(texts) else None
+                if content is not None and info.size > TEXT:
+                    raise UserError(f"{last}: has {info.size:,} bytes of captions, at most {TEXT:,} are read")
                 data = None if content is None else content.read()
                 yield last, data
         file.seek(tar.offset)  # a damaged header ends the loop as the zeros at the end do
@@ -193,7 +201,7 @@ def _opened(shard: str) -> Iterator[Any]:
         with files.open(path, "rb", block_size=BLOCK, cache_type="readahead") as file:
             yield file
     else:
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             yield file
 
 

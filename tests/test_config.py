@@ -32,7 +32,7 @@ def test_frozen(config):
     ("config", "name", "bad", "good"),
     [
         (ModelConfig, "model.encoder", ["vgg", ""], ["resnet18", "resnet50_v1"]),
-        (ModelConfig, "model.image_size", [31, 4097], [300, 4096]),
+        (ModelConfig, "model.image_size", [31, 1025], [300, 1024]),
         (ModelConfig, "model.second_size", [31, 5000], [0, 32]),
         (ModelConfig, "model.trainable_layers", [-1, 6], [0, 5]),
         (ModelConfig, "model.cell", ["LSTM", "transformer"], ["rnn", "gru", "lstm"]),

@@ -51,7 +51,7 @@ def interrupted(folder: Path, blocks: int = 2) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    file = FeatureFile.open(folder, FINGERPRINT)
+    file = FeatureFile.open(folder, FINGERPRINT, (4,))
     assert isinstance(file.rows, np.memmap)
     assert file.rows.dtype == np.float16
     assert not part_of(folder).exists()
@@ -139,7 +139,7 @@ def test_the_part_of_other_pictures_is_not_gone_on_with(folder, names):
     write_features(
         folder, FINGERPRINT, names, (4,), lambda first: [VALUES[: len(names)]] if first == 0 else never(first)
     )
-    assert FeatureFile.open(folder, FINGERPRINT).names == names
+    assert FeatureFile.open(folder, FINGERPRINT, (4,)).names == names
 
 
 def truncated(file: Path) -> None:
@@ -175,7 +175,7 @@ def test_an_unreadable_picture_is_a_row_of_nan(folder):
         return [block]
 
     write_features(folder, FINGERPRINT, NAMES, (4,), rows)
-    assert FeatureFile.open(folder, FINGERPRINT).unreadable.nonzero()[0].tolist() == [2, 7]
+    assert FeatureFile.open(folder, FINGERPRINT, (4,)).unreadable.nonzero()[0].tolist() == [2, 7]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_unreadable_picture_is_a_row_of_nan(folder):
 def test_features_of_another_encoder_are_refused(folder, other, says):
     write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     with pytest.raises(UserError) as caught:
-        FeatureFile.open(folder, {**FINGERPRINT, **other})
+        FeatureFile.open(folder, {**FINGERPRINT, **other}, (4,))
     assert is_one_line(str(caught.value), str(folder), *says)
     same = [key for key in FINGERPRINT if key not in other]
     assert not any(f"{key} {FINGERPRINT[key]} there" in str(caught.value) for key in same)
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_refused(folder, damage):
     write_features(folder, FINGERPRINT, NAMES, (4,), rows_from)
     WHOLE_DAMAGE[damage](folder)
     with pytest.raises(UserError) as caught:
-        FeatureFile.open(folder, FINGERPRINT)
+        FeatureFile.open(folder, FINGERPRINT, (4,))
     assert is_one_line(str(caught.value), str(folder), "delete it to have it made again")
 
 

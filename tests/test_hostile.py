@@ -18,7 +18,7 @@ from conftest import ROOT, is_one_line, make_captioner
 from PIL import Image
 
 from captioner.errors import UserError
-from captioner.formats import read, read_named_references
+from captioner.formats import MOST, read, read_named_references
 from captioner.images import open_image
 from captioner.model import Captioner, read_checkpoint, save_slim
 from captioner.transfer import init_from
@@ -283,7 +283,7 @@ def test_captions_that_no_terminal_should_see(folder):
     assert example.captions == (
         "a [2Jdog",
         "x y",
-        ("a " * 500_000).strip(),
+        ("a " * 500_000)[:MOST],
         "\u202eright to left",
         "two\nlines",
         "é" * 10,

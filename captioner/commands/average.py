@@ -24,7 +24,7 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Average; see the module's docstring."""
     from captioner.errors import UserError
-    from captioner.model import described, read_checkpoint, save_slim
+    from captioner.model import brings_encoder, check_fits, described, read_checkpoint, save_slim
     from captioner.soup import average, check, greedy
 
     names = options.checkpoints
@@ -35,8 +35,10 @@ def run(options: Any) -> None:
     if options.annotations is None and options.images is not None:
         raise UserError("--images (folder) needs --annotations, whose captions choose, for a greedy soup")
     headers, states = zip(*(read_checkpoint(Path(name)) for name in names), strict=True)
-    for name, header in zip(names, headers, strict=True):
-        described(Path(name), header)
+    for name, header, state in zip(names, headers, states, strict=True):
+        config, vocabulary = described(Path(name), header)
+        if header.get("kind") != "language_model":
+            check_fits(Path(name), state, config, vocabulary, brings_encoder(config, header))
     check(headers, names)
     kept = list(range(len(names)))
     if options.annotations is not None:

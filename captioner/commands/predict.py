@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from captioner.commands import config_of
 from captioner.config import PICTURES, SearchConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, printable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
@@ -179,7 +179,7 @@ def _in_parts(options: Any, search: SearchConfig, model: Any, workers: int, item
 def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
     """Write a picture's captions to `out`, if any, or to standard error why it has none; whether it has none."""
     if "error" in record:
-        print(f"captioner predict: {record['error']}", file=sys.stderr)
+        print(f"captioner predict: {printable(record['error'])}", file=sys.stderr)
         return True
     if out is None:
         pass

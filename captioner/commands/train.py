@@ -22,6 +22,15 @@ from captioner.errors import REFUSALS, UserError
 GROUPS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
 # What may differ between a run and its resumption without changing what is computed.
 FREE = {"data.feature_cache", "data.feature_memory", "data.workers", "train.checkpoint_minutes", "train.samples"}
+# What Lightning goes on from.
+LAST: dict[str, type] = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+}
+LAST |= {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "captioner": dict}
 
 MAIN = """
 config out resume check init_from data.train data.train_images data.val data.val_images model.encoder model.attention
@@ -164,8 +173,15 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
     """
     import torch
 
+    from captioner.encoder import check_unpacked
+
     try:
-        return dict(torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True))
+        check_unpacked(folder / "last.ckpt")
+        found = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
+        for name, kind in LAST.items():
+            if not isinstance(found[name], kind):
+                raise TypeError
+        return dict(found)
     except Exception as error:  # pickle and zip each have their own
         raise UserError(
             f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
@@ -234,8 +250,9 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         try:
             stored = yaml.safe_load(config.read_text(encoding="utf-8"))
             stored = {group: dict(stored[group]) for group in settings if group not in ("trainer", "init_from")}
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{config} is not the config of a run any more ({error}): put back a copy") from None
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{config} is not the config of a run any more ({reason}): put back a copy") from None
         conflicts = [
             f"{group}.{name} was {stored[group].get(name)} and is {value}"
             for group in stored

@@ -67,7 +67,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 def weights(folder: Path) -> dict[str, Any]:
     """What the checkpoints of a run hold: of those that are written while it goes, that they open."""
-    kept = "state_dict current_model_state averaging_state optimizer_states lr_schedulers epoch global_step".split()
+    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
     found: dict[str, Any] = {}
     for name in ("best.ckpt", "last.ckpt"):
         if (folder / "run" / name).exists():
