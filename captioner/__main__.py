@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from captioner import __version__
 from captioner.errors import REFUSALS, UserError, printable
@@ -27,17 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 where some pictures could not be captioned, 2 for what the user can fix."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments.pop(0) if arguments else "--help"
-    if name in ("--help", "-h", "help") or (name == "data" and arguments[:1] in (["--help"], ["-h"])):
-        print(OVERVIEW)
-        return 0
-    if name == "--version":
-        print(f"captioner {__version__}")
-        return 0
-    if name == "data" and arguments:  # a command of two words
+    if name == "data" and arguments and not arguments[0].startswith("-"):  # a command of two words
         name += " " + arguments.pop(0)
-    if name not in COMMANDS:
-        print(f"captioner: error: there is no command {name!r}: one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+    if sys.stdout is None:  # closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         try:
             code = _run(name, arguments)
@@ -47,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a full disk can still be said
         return code
     except UserError as error:
-        print(f"captioner {name}: error: {error}", file=sys.stderr)
-        return 2
+        return _complain(name, str(error))
     except KeyboardInterrupt:
         print(f"captioner {name}: interrupted", file=sys.stderr)
         return 130
@@ -56,23 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence()
         return 141
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.filename is None and error.errno not in REFUSALS:
             raise
         _silence()
         where = printable(str(error.filename or "the output"))
-        remedy = "make room, give the right to, or name another place"
-        print(f"captioner {name}: error: {where} cannot be used ({error.strerror}): {remedy}", file=sys.stderr)
-        return 2
+        return _complain(
+            name, f"{where} cannot be used ({error.strerror}): make room, give the right to, or name another"
+        )
     except RuntimeError as error:  # of torch, wherever the program is at that moment
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         what = str(error).splitlines()[0].rstrip(". ")
-        remedy = "memory may be short, so use fewer of them (--workers or --data.workers)"
-        print(f"captioner {name}: error: a process that reads pictures died ({what}): {remedy}", file=sys.stderr)
-        return 2
+        few = "memory may be short, so use fewer of them (--workers or --data.workers)"
+        return _complain(name, f"a process that reads pictures died ({what}): {few}")
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    if name in ("--help", "-h", "help") or (name == "data" and arguments[:1] in (["--help"], ["-h"])):
+        print(OVERVIEW)
+        return 0
+    if name == "--version":
+        print(f"captioner {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}: one of {', '.join(COMMANDS)}")
     parser = Parser(name)
     if "--help" in arguments or "-h" in arguments:
         print(parser.page(whole=arguments[-1] == "all"), end="")
@@ -80,9 +80,15 @@ def _run(name: str, arguments: list[str]) -> int:
     return parser.command.run(parser.parse([_underscored(argument) for argument in arguments])) or 0
 
 
+def _complain(name: str, line: str) -> int:
+    print(f"captioner {name}: error: {line}" if name in COMMANDS else f"captioner: error: {line}", file=sys.stderr)
+    return 2
+
+
 def _silence() -> None:
     """Drop what is left in the buffer of standard output: writing it would fail once more, at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):  # it has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _underscored(argument: str) -> str:

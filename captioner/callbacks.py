@@ -64,6 +64,15 @@ class WholeCheckpoints(TorchCheckpointIO):
             ) from None
 
 
+class Timed(ModelCheckpoint):
+    """Checkpoints in mid-epoch. None after the last batch: a run resumed from it would not validate that epoch."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """That of the end of the epoch follows, after the validation."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *arguments)
+
+
 class Together(Callback):
     """Where the first of several processes stops, the others are ended: they would wait for it, and then complain."""
 
@@ -188,7 +197,7 @@ def callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> lis
         Throughput(),
         Samples(folder, examples, config.samples),
         ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False),
-        ModelCheckpoint(**last, train_time_interval=interval),
+        Timed(**last, train_time_interval=interval),
         ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if config.keep:

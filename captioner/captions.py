@@ -48,7 +48,7 @@ class Caption:
     @property
     def perplexity(self) -> float:
         """``exp(−log_prob / terms)``, 1 or more: how many words the model hesitated between, on average."""
-        return math.exp(-self.log_prob / len(self.word_log_probs))
+        return math.exp(min(700.0, -self.log_prob / len(self.word_log_probs)))  # 700: of weights that are nonsense
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file, with the probability of each word (and of END)."""

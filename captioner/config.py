@@ -444,3 +444,7 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10
+
+    def __post_init__(self) -> None:
+        kinds = ("auto", "32-true", "bf16-mixed", "16-mixed")
+        _require(self.precision in kinds, "trainer.precision", self.precision, ", ".join(kinds))

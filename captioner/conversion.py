@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.files import leaves, write_json
+from captioner.files import leaves, new_folder, write_json
 from captioner.formats import Example
 from captioner.images import ImageError, opened, reading
 from captioner.shards import Member
@@ -36,7 +34,7 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, pictures: str = 
         UserError: `out` is there already or cannot be written, a picture cannot be opened, or one that is referred to
             lies outside of `root`.
     """
-    with _folder(out) as aside:
+    with new_folder(out) as aside:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for example, name in zip(examples, _names(examples), strict=True):
@@ -83,7 +81,7 @@ def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000
         from webdataset import ShardWriter
     except ImportError:
         raise UserError("shards are written with webdataset: pip install 'captioner[shards]'") from None
-    with _folder(out) as aside:
+    with new_folder(out) as aside:
         names = _names(examples)
         # Beside its own limit of pictures a ShardWriter has one of bytes. PAX: names may be long and not ASCII.
         limits: dict[str, Any] = {"maxcount": shard_size, "maxsize": float("inf"), "verbose": 0}
@@ -163,23 +161,3 @@ def _keys(names: Sequence[str]) -> list[str]:
         taken.add(key)
         keys.append(key)
     return keys
-
-
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when all went well; what a crash has left there is removed."""
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--output {out} is there already: name another folder or delete that one first")
-    aside = out.with_name(f".{out.name}.part")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        if out.exists():
-            out.rmdir()  # empty
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(f"--output {out}: cannot be written: {error.strerror or error}; make room there") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

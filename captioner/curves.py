@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.files import read_text
+from captioner.files import aside, read_text
 
 Curve = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
 LINES = {  # a panel each, where a run has one of them: its title, what is drawn as a line and what as dots and line
@@ -142,12 +142,8 @@ def save(figure: Any, target: Path) -> None:
     Raises:
         UserError: an ending nobody knows, or a place that cannot be written.
     """
-    aside = target.with_name(f".{target.stem}.part{target.suffix}")  # the ending says the format
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(aside, dpi=100)
-        os.replace(aside, target)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{target} cannot be written ({error}): name a PNG, SVG or PDF elsewhere") from None
-    finally:
-        aside.unlink(missing_ok=True)
+        with aside(target) as part:  # the ending says the format
+            figure.savefig(part, dpi=100)
+    except ValueError as error:
+        raise UserError(f"{target} cannot be written ({error}): name a PNG, SVG or PDF") from None

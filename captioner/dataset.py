@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -294,8 +295,8 @@ def read_pictures(
         errors: one for each picture of the batch; None for those G.
     """
     dataset, together = ImageDataset(paths, size, frames), clips_together(batch_size, frames)
-    for items in DataLoader(dataset, together, num_workers=workers, collate_fn=as_batch):
-        yield sifted(items, size)
+    # Put together where they are read: each tensor that a process hands on takes an open file.
+    yield from DataLoader(dataset, together, num_workers=workers, collate_fn=partial(sifted, size=size))
 
 
 def clips_together(batch_size: int, frames: int) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from captioner import __version__
 from captioner.config import SearchConfig
 from captioner.errors import UserError
+from captioner.files import new_folder
 from captioner.model import Captioner, save_slim
 
 FORMAT = 1
@@ -46,27 +44,6 @@ class Further(nn.Module):
     def forward(self, words: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         log_probs, state = self.decoder.step(words, rest[: self.parts], rest[self.parts :])
         return (log_probs, *state)
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` when all is well.
-
-    Raises:
-        UserError: it is there already, or cannot be written.
-    """
-    if folder.exists():
-        raise UserError(f"{folder} is there already: name another --output, or remove it")
-    aside = folder.with_name(folder.name + ".part")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        os.replace(aside, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): name another --output") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -> None:
@@ -104,14 +81,16 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
             ["log_probs", *(f"{name}_after" for name in states)],
         ),
     }
-    with whole(folder) as aside:
+    with new_folder(folder) as aside:
         for name, (module, inputs, ins, outs) in graphs.items():
             shapes: Any = ({0: rows},) if name == "encoder" else ({0: rows}, tuple({0: rows} for _ in inputs[1:]))
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of the exporter about itself
                 program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
                 if to == "torch-export":
-                    torch.export.save(program, aside / f"{name}.{ending}")
+                    buffer = io.BytesIO()  # where the disk is full, writing to a file ends the process
+                    torch.export.save(program, buffer)
+                    (aside / f"{name}.{ending}").write_bytes(buffer.getbuffer())
                 else:
                     _to_onnx(program, inputs, ins, outs, aside / f"{name}.onnx")
         if int8:
@@ -172,7 +151,7 @@ def export_hub(model: Captioner, folder: Path, about: str, data: str) -> None:
         UserError: a folder that cannot be written.
     """
     header = {**model.header(), "encoder_inside": True}
-    with whole(folder) as aside:
+    with new_folder(folder) as aside:
         save_slim(aside / "model.safetensors", header, _lossless(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
         (aside / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,43 +100,80 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
+@contextlib.contextmanager
+def aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A place beside a file to write to, which takes its name when all went well; a link stays a link.
+
+    Raises:
+        UserError: the file cannot be written there, or is a folder, a pipe or a device, which would be replaced.
+    """
+    final = Path(os.path.realpath(path))
+    part = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")  # some writers go by the ending
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.exists(final) and not os.path.isfile(final):
+            raise OSError(errno.EINVAL, "it is a folder" if os.path.isdir(final) else "it is a pipe or a device")
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, final)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written: {reason}; name another place or make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when all went well; what a crash has left there is removed.
+
+    Raises:
+        UserError: there is something in `out`, another run is writing it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    out = Path(os.path.realpath(out))
+    part = out.with_name(f".{out.name}.part")
+    lock = FileLock(f"{part}.lock", timeout=0)
+    try:
+        if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+            raise UserError(f"--output {out} is there already: name another folder or delete that one first")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            try:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                yield part
+                if os.path.exists(out):
+                    out.rmdir()  # empty
+                part.rename(out)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+                os.unlink(lock.lock_file)
+    except Timeout:
+        raise UserError(f"another run is writing --output {out}: wait for it or name another folder") from None
+    except OSError as error:
+        raise UserError(f"--output {out}: cannot be written: {error.strerror or error}; make room there") from error
+
+
 def check_writable(path: Path) -> None:
     """Find out before hours of work whether a file can be written there; nothing but its folder is made.
 
     Raises:
-        UserError: it cannot, as :func:`write_text` would say later.
+        UserError: it cannot, as :func:`aside` would say later.
     """
-    final = Path(os.path.realpath(path))
-    aside = final.with_name(f"{final.name}.{os.getpid()}.part")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if final.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        aside.touch()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; name another place or make room") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+    with contextlib.suppress(_Tried), aside(path) as part:
+        part.touch()
+        raise _Tried
+
+
+class _Tried(Exception):
+    """It could be written, and need not be."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside in the same folder (made when missing), then renamed.
-
-    Raises:
-        UserError: the file cannot be written there.
-    """
-    final = Path(os.path.realpath(path))  # a link stays a link
-    aside = final.with_name(f"{final.name}.{os.getpid()}.part")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, final)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; name another place or make room") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+    """Write a file whole or not at all; see :func:`aside`."""
+    with aside(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -55,10 +55,15 @@ class Page:
     def __enter__(self) -> Self:
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_dir():
-                raise IsADirectoryError("it is a folder")
+            if os.path.exists(self.path) and not os.path.isfile(self.path):
+                raise OSError("it is a folder" if os.path.isdir(self.path) else "it is a pipe or a device")
             self.file = open(self.aside, "w", encoding="utf-8")
-            self.file.write(self.top)
+            try:
+                self.file.write(self.top)
+                self.file.flush()
+            except OSError:
+                self.aside.unlink()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -70,7 +75,8 @@ class Page:
                 with self._writing():
                     os.replace(self.aside, self.path)
         finally:
-            self.aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.aside.unlink()
 
     def write(self, piece: str) -> None:
         """Add some HTML."""

@@ -340,7 +340,9 @@ def _cells(path: Path, chosen: Sequence[str] | None) -> tuple[list[str], Iterabl
 def _dialect(first: str, chosen: Sequence[str] | None) -> str | None:
     """The delimiter with which the first line names both columns."""
     for delimiter in "\t,;|":
-        header = next(csv.reader([first], delimiter=delimiter), [])
+        header: list[str] = []
+        with contextlib.suppress(csv.Error):  # of older Pythons, where there is a NUL
+            header = next(csv.reader([first], delimiter=delimiter), [])
         if _columns([name.strip() for name in header], chosen):
             return delimiter
     return None

@@ -21,6 +21,7 @@ from captioner.config import ModelConfig
 from captioner.decoder import Decoder
 from captioner.encoder import CHECKPOINTS, Encoder, check_unpacked, feature_size, weights_digest
 from captioner.errors import UserError
+from captioner.files import aside
 from captioner.search import State, Step, ensemble
 from captioner.sequence import SequenceDecoder
 from captioner.vocabulary import PAD, SPECIAL, START, Vocabulary, is_word
@@ -324,17 +325,22 @@ def save_slim(
     weights: Mapping[str, Tensor],
     half: bool = True,
 ) -> None:
-    """Write header and tensors as safetensors, aside and renamed; see :meth:`Captioner.save`."""
+    """Write header and tensors as safetensors, aside and renamed; see :meth:`Captioner.save`.
+
+    A tensor that fp16 cannot hold, after a training that went wrong, keeps its type.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     from safetensors.torch import save
 
-    path = Path(path)
-    tensors = {
-        name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in weights.items()
-    }
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(save(tensors, metadata={"captioner": json.dumps(header)}))
-    os.replace(aside, path)
+    tensors = {}
+    for name, value in weights.items():
+        short = value.half() if half and value.is_floating_point() else value
+        kept = short if short.isfinite().all() else value
+        tensors[name] = kept.detach().cpu().contiguous()
+    with aside(path) as part:
+        part.write_bytes(save(tensors, metadata={"captioner": json.dumps(header)}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -233,7 +233,7 @@ def make_shapes(
     The same options give the same bytes with one version of Pillow. The set is made beside ``out`` and renamed when
     whole. A set already there with the same options is left as it is; anything else there is a ``UserError``.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     options = {"images": images, "val": val, "size": size, "seed": seed}
     if frames:
         options["frames"] = frames

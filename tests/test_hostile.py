@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import resource
 import struct
@@ -12,15 +13,22 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, is_one_line, make_captioner
 from PIL import Image
 
+from captioner import shards
+from captioner.conversion import to_coco, to_webdataset
+from captioner.encoder import check_unpacked
 from captioner.errors import UserError
-from captioner.formats import MOST, read, read_named_references
+from captioner.features import FeatureFile, write_features
+from captioner.formats import MOST, Example, read, read_named_references
 from captioner.images import open_image
 from captioner.model import Captioner, read_checkpoint, save_slim
+from captioner.parts import Parts
+from captioner.runner import check
 from captioner.transfer import init_from
 
 sys.path.append(str(ROOT / "tests" / "faults"))
@@ -47,6 +55,10 @@ LIES = {
     "an encoder elsewhere": (lambda h, w: h["model"].update(encoder="../../etc/passwd"), "expected resnet50_v1"),
     "an encoder of a hub": (lambda h, w: h["model"].update(encoder="timm:hf_hub:evil/x"), "expected resnet50_v1"),
     "an encoder that is not inside": (lambda h, w: h.update(encoder_inside=True), "missing ['encoder."),
+    "a large encoder that is not inside": (
+        lambda h, w: (h["model"].update(encoder="vit_b_16", image_size=224), h.update(encoder_inside=True)),
+        "missing ['encoder.",
+    ),
     "a digest of two lines": (lambda h, w: h.update(encoder_digest="a\nb"), "other weights of resnet18 (a b)"),
     "a digest that is none": (lambda h, w: h.pop("encoder_digest"), "encoder_digest is 'None'"),
     "words that are numbers": (lambda h, w: h.update(vocabulary=list(range(9))), "'0' is no word"),
@@ -117,6 +129,14 @@ def test_a_packed_checkpoint_is_refused_unread(captioner, tmp_path):
         for name in one.namelist():
             other.writestr(name, one.read(name))
     refused(Captioner.load, path, says=["packed"])
+
+
+def test_so_are_packed_weights_of_an_encoder(tmp_path):
+    path = tmp_path / "resnet.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("resnet/data.pkl", bytes(10_000))
+    with pytest.raises(ValueError, match="packed"):
+        check_unpacked(path)
 
 
 def test_the_older_format_of_torch_is_not_opened(captioner, tmp_path):
@@ -192,6 +212,29 @@ def test_odd_shapes_and_names(tmp_path, cli, captioner):
         assert any(name in line and says in line for line in err.splitlines()), err
 
 
+def test_a_jpeg_of_very_many_scans(tmp_path):
+    """Each takes a few bytes of the file, and is decoded over all of the picture."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert open_image(data).size == (64, 64)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    refused(open_image, data[:-2] + last * 500 + data[-2:], says=["scans, at most 100"])
+
+
+@pytest.mark.parametrize("command", ["predict", "data inspect"])
+def test_pipes_are_not_waited_for(folder, captioner, cli, command):
+    """That nobody ever writes to."""
+    captioner.save(folder / "model.safetensors")
+    (folder / "pipes").mkdir()
+    os.mkfifo(folder / "pipes" / ("x.jpg" if command == "predict" else "x.tar"))
+    more = ["--checkpoint", folder / "model.safetensors"] if command == "predict" else []
+    code, out, err = cli(*command.split(), folder / "pipes", *more)
+    assert code == (1 if command == "predict" else 2)
+    assert out == ""
+    assert "a pipe or a device" in err
+
+
 @pytest.mark.parametrize("offset", [8, 10, 0, 2**31])
 def test_exif_that_points_at_itself(offset):
     """The next directory of an EXIF block is the block itself, or lies nowhere."""
@@ -217,7 +260,7 @@ del buffer
 open_image(data, 224)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
-    for mode in ("L", "RGB", "RGBA"):
+    for mode in ("L", "I;16", "RGB", "RGBA"):
         done = subprocess.run([sys.executable, "-c", code, mode], cwd=ROOT, capture_output=True, text=True, check=True)
         print(mode, done.stdout.strip(), "GiB")
         assert float(done.stdout) < 3.5
@@ -263,17 +306,55 @@ def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
 def test_the_same_of_a_table_and_of_shards(folder):
     (folder / "t.csv").write_text("image,caption\n../secret.png,a dog\n")
     refused(read, folder / "t.csv", folder / "images", says=["leaves"])
+    refused(read, folder / "t.csv", folder / "images", says=["leaves"])
+
+
+def packed(folder, **files: bytes) -> Path:
     with tarfile.open(folder / "s.tar", "w") as tar:
-        for name, data in (("../../x.png", (folder / "secret.png").read_bytes()), ("../../x.txt", b"a dog")):
+        for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
         link = tarfile.TarInfo("y.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
+    return folder / "s.tar"
+
+
+@pytest.mark.parametrize("name", ["../../x", "../x", "/x", "a/../../x", "//x", "./../x", "TMP/x"])
+@pytest.mark.parametrize("to", ["coco", "webdataset"])
+def test_a_file_of_a_shard_never_leaves_the_folder(folder, cli, name, to):
+    """Neither where it is read nor where it is written again."""
+    name = name.replace("TMP", str(folder))
+    tar = packed(folder, **{f"{name}.png": (folder / "secret.png").read_bytes(), f"{name}.txt": b"a dog"})
     before = sorted(folder.rglob("*"))
-    refused(read, folder / "s.tar", says=["../../x", "leaves"])
-    assert sorted(folder.rglob("*")) == before  # nothing is ever unpacked
+    refused(read, tar, says=["leaves"])
+    code, _, err = cli("data", "convert", tar, "--to", to, "--pictures", "copy", "--output", folder / "out")
+    assert code == 2
+    assert is_one_line(err.strip(), "leaves")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_names_are_looked_at_again_where_they_are_written(folder):
+    example = Example(1, folder / "secret.png", ("a dog",), "../out.png")
+    for write in (to_webdataset, lambda examples, out: to_coco(examples, out, folder, "copy")):
+        refused(write, [example], folder / "out", says=["leaves"])
+    assert not (folder / "out.png").exists()
+
+
+def test_texts_of_a_shard_have_a_size_that_is_theirs(folder, monkeypatch):
+    monkeypatch.setattr(shards, "TEXT", 100)
+    picture = (folder / "secret.png").read_bytes()
+    refused(read, packed(folder, **{"a.png": picture, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
+    sparse = tarfile.TarInfo("a.txt")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)  # one piece of data
+    header[483:495] = b"%011o\0" % 2**32  # in a file of 4 GiB
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (folder / "s.tar").write_bytes(bytes(header) + bytes(512) + bytes(1024))
+    refused(read, folder / "s.tar", says=["sparse"])
 
 
 def test_captions_that_no_terminal_should_see(folder):
@@ -309,6 +390,135 @@ def test_numbers_that_are_none(folder, text):
 def test_huge_ids(folder):
     path = coco(folder, [{"id": 10**300, "file_name": "a.png"}], [{"image_id": 10**300, "caption": "a dog"}])
     assert read(path, folder / "images")[0][0].image_id == 10**300
+
+
+# ---- options, lists, and what captioner itself wrote
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: &a\n  epochs: 1\nmodel: *a\n", "line 3: *a: write the value"),
+        ("x: " + "[" * 5000, "--config"),
+        ("train:\n  epochs: " + "9" * 5000, "--config"),
+        ('train:\n  lr: "\\e[2J"', "--train.lr is ?[2J"),
+        (b"\xff\xfe\xfa", "--config"),
+        ("train: !!python/object/apply:os.system [exit]", "--config"),
+    ],
+)
+def test_options(tmp_path, cli, text, says):
+    path = tmp_path / "options.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, _, err = cli("train", "--config", path)
+    assert code == 2
+    assert is_one_line(err.strip(), says)
+    assert len(err) < 1000
+
+
+def test_a_list_that_names_itself(tmp_path, cli):
+    (tmp_path / "list.txt").write_text(f"@{tmp_path}/list.txt\n")
+    code, _, err = cli("predict", f"@{tmp_path}/list.txt")
+    assert code == 2
+    assert is_one_line(err.strip(), "names other lists")
+
+
+def test_a_name_of_thousands_of_letters(captioner, tmp_path, cli):
+    captioner.save(tmp_path / "model.safetensors")
+    code, _, err = cli("predict", f"/{'a' * 5000}/x*.jpg", "--checkpoint", tmp_path / "model.safetensors")
+    assert code == 1
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("json", ["[" * 100_000, '{"image_id": ' + "9" * 5000 + "}"])
+def test_about_a_sample_of_a_shard(folder, json):
+    refused(read, packed(folder, **{"a.png": (folder / "secret.png").read_bytes(), "a.json": json.encode()}))
+
+
+INDICES = [{"fingerprint": []}, {"fingerprint": None}, {"names": 2}, {"unreadable": [99]}, {"unreadable": ["x"]}]
+INDICES += [
+    {"unreadable": [0.5, "a"]},
+    {"unreadable": {}},
+    {"unreadable": [-1]},
+    {"names": "ab"},
+    [1],
+    None,
+    "[" * 10**5,
+]
+
+
+@pytest.mark.parametrize("number", range(len(INDICES)))
+def test_an_index_of_features(tmp_path, number):
+    index, shape = {"fingerprint": {"a": 1}, "names": ["a", "b", "c"], "unreadable": []}, (4,)
+    write_features(tmp_path / "f", {"a": 1}, index["names"], shape, lambda first: [np.ones((3, 4), np.float16)])
+    FeatureFile.open(tmp_path / "f", {"a": 1}, shape)
+    change = INDICES[number]
+    text = (
+        change if isinstance(change, str) else json.dumps({**index, **change} if isinstance(change, dict) else change)
+    )
+    (tmp_path / "f" / "index.json").write_text(text)
+    refused(FeatureFile.open, tmp_path / "f", {"a": 1}, shape, says=[str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "rows", [np.ones((3, 4)), np.ones((3, 2, 2), np.float16), np.array("a"), np.array(["a"] * 3), np.float16(1)]
+)
+def test_rows_of_features(tmp_path, rows):
+    write_features(tmp_path / "f", {"a": 1}, ["a", "b", "c"], (4,), lambda first: [np.ones((3, 4), np.float16)])
+    np.save(tmp_path / "f" / "features.npy", rows)
+    refused(FeatureFile.open, tmp_path / "f", {"a": 1}, (4,), says=[str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["3\n", "{}\n", '{"image": "a", "caption": 1}\n', "[" * 10**5 + "\n"])
+def test_parts(tmp_path, text):
+    parts = Parts(tmp_path / "parts", ["a"], 1, {})
+    with parts.open():
+        parts.write(0, [{"image": "a", "caption": "a dog"}])
+    (tmp_path / "parts" / "part-000000.jsonl").write_text(text)
+    refused(lambda: list(parts.records()), says=["is damaged"])
+    (tmp_path / "parts" / "manifest.json").write_text(text)
+    refused(parts.open().__enter__)
+
+
+@pytest.mark.parametrize("logs", ["epoch\n1\n", "step,other\n1,2\n", "step,lr\n" + "9" * 400 + ",1\n", b"\xff", None])
+def test_logs_of_a_run(tmp_path, cli, logs):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a$\\bad$" / "logs" / "part_x").mkdir(parents=True)
+    file = tmp_path / "a$\\bad$" / "logs" / "part_0" / "metrics.csv"
+    if logs is None:
+        file.mkdir(parents=True)
+    else:
+        file.parent.mkdir()
+        file.write_bytes(logs if isinstance(logs, bytes) else logs.encode())
+    code, _, err = cli("plot", tmp_path / "a$\\bad$", "--output", tmp_path / "a.png")
+    assert code == 2
+    assert is_one_line(err.strip())
+    if logs and isinstance(logs, str):
+        file.write_text("step,lr\n1,2\n2,3\n")
+        assert cli("plot", tmp_path / "a$\\bad$", "--output", tmp_path / "a.png")[0] == 0
+
+
+CONFIG = {
+    **{"format": 1, "image_size": 32, "words": ["<pad>", "<start>", "<end>", "<unk>", "dog"], "level": "word"},
+    **{"state": 2, "context": 1},
+    "search": {
+        **{"beam": 5, "n_best": 1, "max_length": 20, "min_length": 1, "length_norm": "gnmt", "length_penalty": 1.0}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"words": 3}, {"words": [*CONFIG["words"], "\x1b[2J"]}, {"words": [*CONFIG["words"], 3]}, {"level": "x"}),
+        *({"state": "x"}, {"state": 0}, {"state": True}, {"context": -1}, {"context": 1.5}, {"image_size": "x"}),
+        *({"image_size": -1}, {"search": []}, {"search": {**CONFIG["search"], "beam": 0}}),
+        *({"search": {**CONFIG["search"], "length_norm": 3}}, {"search": {"beam": 5}}),
+    ],
+)
+def test_the_config_of_an_exported_model(change):
+    check(CONFIG)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        check({**CONFIG, **change})
 
 
 # ---- all readers, damaged at random

@@ -182,7 +182,7 @@ def test_a_failed_save_leaves_the_old_file(captioner, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         captioner.save(file)
     assert file.read_bytes() == before
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from captioner.commands import config_of
 from captioner.config import PICTURES, SearchConfig
 from captioner.errors import UserError, printable
+from captioner.files import aside
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
@@ -206,16 +207,9 @@ def about(options: Any, pictures: int) -> str:
 
 @contextmanager
 def _writer(output: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file written line by line as OUTPUT.part and renamed when whole."""
+    """Standard output, or a file, line by line."""
     if output is None:
         yield sys.stdout
         return
-    path = Path(output)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written ({error}): choose another file") from None
+    with aside(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
+        yield file

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from captioner.commands.train import begin, choose_precision, fit, last_checkpoint, quiet
+from captioner.commands.train import begin, choose_precision, fit, last_checkpoint, locked, quiet
 from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
@@ -42,7 +42,12 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Train, or go on training; see the module's docstring."""
-    folder = Path(options.out)
+    with locked(Path(options.out)) as folder:
+        return pretrain(options, folder)
+
+
+def pretrain(options: Any, folder: Path) -> int:
+    """Train in a folder."""
     if options.data.text is None:
         raise UserError("--data.text (a text file, or a captions JSON) is needed")
     settings = {

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,17 +62,8 @@ def run(options: Any) -> int:
     if options.check and options.resume:
         raise UserError("--check looks at a training before it begins: leave out --resume")
     if not options.check:
-        folder = Path(options.out)
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
+        with locked(Path(options.out)) as folder:
             return train(options, folder)
-        except UserError:
-            if new and [path.name for path in folder.glob("*")] == ["config.yaml"]:  # nothing was begun
-                (folder / "config.yaml").unlink()
-                with suppress(OSError):  # somebody else's by now
-                    for path in new:
-                        path.rmdir()
-            raise
     folder = Path(f"{Path(options.out)}.check")  # on the same disk
     first = not os.environ.get("LOCAL_RANK", "0").strip("0")  # the others are started by it
     try:
@@ -79,6 +73,43 @@ def run(options: Any) -> int:
     finally:
         if first:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The folder of a run, kept to this process and to those that it starts; gone again, if the run is refused.
+
+    Raises:
+        UserError: another run is writing to it, or it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    if os.environ.get("LOCAL_RANK", "0").strip("0"):  # one that was started
+        yield folder
+        return
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    lock = FileLock(folder / ".lock", timeout=10)  # processes that read pictures outlive a killed run by a moment
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another run is writing to {folder}: wait for it or name another --out") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
+    try:
+        yield folder
+    except UserError:
+        if new and {path.name for path in folder.glob("*")} <= {"config.yaml", ".lock"}:  # nothing was begun
+            with suppress(OSError):  # somebody else's by now
+                for path in folder.glob("*"):
+                    path.unlink()
+                for path in new:
+                    path.rmdir()
+        raise
+    finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+        lock.release()
 
 
 def train(options: Any, folder: Path) -> int:
@@ -182,6 +213,8 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
             if not isinstance(found[name], kind):
                 raise TypeError
         return dict(found)
+    except PermissionError as error:
+        raise UserError(f"{folder / 'last.ckpt'} cannot be read ({error.strerror}): give the right to") from None
     except Exception as error:  # pickle and zip each have their own
         raise UserError(
             f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
@@ -193,13 +226,17 @@ def fit(trainer: Any, task: Any, folder: Path, resumed: bool, *data: Any) -> Non
     """Lightning's fit of a run in a folder.
 
     Raises:
-        UserError: the folder cannot be written any more.
+        UserError: the folder cannot be written any more, or one of several processes ended.
         KeyboardInterrupt: it was interrupted.
     """
     try:
         trainer.fit(task, *data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
     except SystemExit:  # how Lightning passes on Ctrl-C
         raise KeyboardInterrupt from None
+    except RuntimeError as error:  # of gloo or NCCL, in a process that another one left
+        if trainer.world_size == 1 or not re.search("gloo|nccl|peer", str(error), re.IGNORECASE):
+            raise
+        raise UserError("another process of this training ended; see what it said, and go on with --resume") from None
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
@@ -220,6 +257,8 @@ def choose_precision(accelerator: str) -> str:
 
 def quiet() -> None:
     """Keep to what the person at the terminal can use."""
+    # The thread that writes for TensorBoard: a disk that is full is told by who writes the checkpoints.
+    threading.excepthook = lambda told: None if told.exc_type is OSError else threading.__excepthook__(told)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advertisements, devices that are not there
     for message in (
         "Checkpoint directory .* exists and is not empty",  # it has config.yaml, and on resumption the checkpoints
@@ -230,6 +269,15 @@ def quiet() -> None:
         ".*does not have many workers",  # batches are cut from arrays; pictures have workers beside a GPU
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _first_epoch(best: Path) -> bool:
+    """Whether this is of a run that was killed before it wrote its first last.ckpt."""
+    import torch
+
+    with suppress(Exception):
+        return torch.load(best, map_location="cpu", mmap=True, weights_only=True)["epoch"] == 0
+    return False
 
 
 def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
@@ -244,9 +292,17 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     last, config = folder / "last.ckpt", folder / "config.yaml"
     if getattr(rank_zero_only, "rank", 0) != 0:  # a process started by the first one, which has seen to all this
         return resume and last.exists()
-    if last.exists() and not resume:
+    if os.path.exists(last) and not resume:
         raise UserError(f"{folder} has a run already: --resume goes on with it, another --out begins a new one")
-    if last.exists():
+    names = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
+    others = [folder / name for name in names if os.path.exists(folder / name)]
+    killed_early = resume and [each.name for each in others] == ["best.ckpt"] and _first_epoch(others[0])
+    if others and not os.path.exists(last) and not killed_early:
+        raise UserError(
+            f"{others[0]} is there, but no last.ckpt to go on from: put back a copy, or train into another --out, such "
+            f"as with --init-from {others[0]}"
+        )
+    if os.path.exists(last):
         try:
             stored = yaml.safe_load(config.read_text(encoding="utf-8"))
             stored = {group: dict(stored[group]) for group in settings if group not in ("trainer", "init_from")}
