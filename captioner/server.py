@@ -147,7 +147,7 @@ def make_app(model: CaptionModel, search: SearchConfig, config: ServeConfig, nam
             found: list[Caption] = await asyncio.wrap_future(batcher.submit(picture))
         except (ImageError, Refused) as error:
             pictures.labels("refused").inc()
-            return {"name": title, "error": str(error)}
+            return {"name": title, "error": printable(str(error))}
         pictures.labels("captioned" if found else "refused").inc()
         if not found:
             return {"name": title, "error": NO_CAPTION}

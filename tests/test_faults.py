@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, is_one_line, write_set
+from filelock import FileLock
 from test_training import train
 
 from captioner import callbacks, dataset, features, health
 from captioner.__main__ import main
 from captioner.callbacks import WholeCheckpoints
-from captioner.config import TrainConfig
+from captioner.commands import train as train_command
+from captioner.config import SearchConfig, TrainConfig
 from captioner.errors import UserError
+from captioner.files import new_folder
 from captioner.formats import read
 from captioner.health import same_caption, shared_pictures
+from captioner.model import Captioner, save_slim
 from captioner.task import WATCHED, CaptionTask, Seen, Task
 
 FULL = OSError(28, "No space left on device")
@@ -145,13 +149,96 @@ def test_room_for_all_features_is_taken_before_the_first(tmp_path, monkeypatch):
     assert is_one_line(str(caught.value), "No space left", "--data.feature_cache")
 
 
-@pytest.mark.parametrize("arguments", [["train", "--print_config"], ["plot", "--help"]])
+@pytest.mark.parametrize("arguments", [["train", "--print_config"], ["plot", "--help"], ["--help"], ["--version"]])
 def test_a_full_disk_behind_standard_output(arguments):
     code = f"import sys; from captioner.__main__ import main; sys.exit(main({arguments}))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert is_one_line(done.stderr.strip(), "the output cannot be used (No space left on device)")
+    with open("/dev/null", "w") as error:
+        assert (
+            subprocess.run(f"exec {sys.executable} -c {code!r} >&-", shell=True, stderr=error, cwd=ROOT).returncode == 0
+        )
+
+
+def test_a_file_that_outgrows_its_limit(tmp_path):
+    """torch has a word of its own for what the disk refuses."""
+    code = f"""
+import resource, torch
+from captioner.callbacks import WholeCheckpoints
+from captioner.errors import UserError
+path = {str(tmp_path / "last.ckpt")!r}
+WholeCheckpoints().save_checkpoint({{"a": torch.zeros(10)}}, path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    WholeCheckpoints().save_checkpoint({{"a": torch.zeros(10**6)}}, path)
+except UserError as error:
+    print(error)
+print(torch.load(path)["a"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    line, shape = done.stdout.splitlines()
+    assert is_one_line(line, "last.ckpt cannot be written", "--resume")
+    assert shape == "torch.Size([10])"
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, captioner, cli, pictures, kind):
+    place, model = tmp_path / "place", tmp_path / "model.safetensors"
+    captioner.save(model)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        (place / "held.html").mkdir(parents=True)
+    else:
+        (tmp_path / "real").touch()
+        place.symlink_to("real")
+    before = os.lstat(place)
+    outputs = ["--output", "--report"] if kind != "folder" else ["--report"]  # a folder is one of parts
+    for output in outputs:
+        code, _, err = cli("predict", *pictures[:2], "--checkpoint", model, output, place)
+        assert code == (0 if kind == "link" else 2)
+        assert kind == "link" or is_one_line(err.strip(), "cannot be written", "folder" if kind == "folder" else "pipe")
+        assert (os.lstat(place).st_mode, os.lstat(place).st_ino) == (before.st_mode, before.st_ino)
+    assert kind != "link" or (tmp_path / "real").stat().st_size > 0
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_place_one_may_not_look_at(tmp_path, cli, monkeypatch):
+    """Whatever the system says of a file is one line that names it."""
+    from captioner.commands import plot
+
+    monkeypatch.setattr(plot, "run", lambda options: os.stat(tmp_path / ("a" * 300)))
+    code, _, err = cli("plot", tmp_path)
+    assert code == 2
+    assert is_one_line(err.strip(), str(tmp_path), "cannot be used (File name too long)")
+
+
+def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_command, "WAIT", 0.1)
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert train(tiny, tmp_path / "run") == 2
+    assert is_one_line(capsys.readouterr().err.strip(), "another run is writing to", "--out")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    with new_folder(tmp_path / "new") as part:
+        (part / "a").touch()
+        with pytest.raises(UserError, match="another run is writing"), new_folder(tmp_path / "new"):
+            pytest.fail("began")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]
+
+
+def test_weights_that_fp16_cannot_hold_are_kept_as_they_are(captioner, tmp_path):
+    """After a training that went wrong without a number that is none."""
+    weights = captioner.weights()
+    weights["decoder.output.bias"] = weights["decoder.output.bias"] + 1e6
+    save_slim(tmp_path / "model.safetensors", captioner.header(), weights)
+    model = Captioner.load(tmp_path / "model.safetensors")
+    assert model.decoder.output.bias.max() > 9e5
+    assert model.search(torch.zeros((1, 3, 32, 32), dtype=torch.uint8), SearchConfig(beam=1))[0][0].perplexity < 1e305
 
 
 def test_logs_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch):
@@ -169,7 +256,70 @@ def test_a_damaged_run_is_not_gone_on_with(tiny, run, tmp_path, capsys, name):
     assert is_one_line(capsys.readouterr().err.strip(), str(out / name), "put back a copy")
 
 
+def test_a_run_without_its_last_checkpoint_is_not_begun_anew(tiny, run, tmp_path, capsys):
+    """For that would overwrite the best one."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "last.ckpt").unlink()
+    best = (out / "best.ckpt").read_bytes()
+    for gone in ("", "captioner.safetensors"):
+        if gone:
+            (out / gone).unlink()
+        for more in ([], ["--resume"]):
+            assert train(tiny, out, *more, "--train.ema_decay", "0.5") == 2
+            assert is_one_line(capsys.readouterr().err.strip(), "no last.ckpt to go on from", "--init-from")
+    assert (out / "best.ckpt").read_bytes() == best
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_interrupted_in_a_validation(tiny, run, tmp_path, monkeypatch, epoch):
+    """The timed checkpoint is not one of the end of an epoch that was not validated, so the best one is the same."""
+    begin = CaptionTask.on_validation_epoch_start
+
+    def interrupt(self):
+        if self.current_epoch == epoch:
+            raise KeyboardInterrupt
+        begin(self)
+
+    often = ["--train.ema_decay", "0.5", "--train.checkpoint_minutes", "0.00001"]
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionTask, "on_validation_epoch_start", interrupt)
+        assert train(tiny, tmp_path / "run", *often) == 130
+    assert train(tiny, tmp_path / "run", *often, "--resume") == 0
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (tmp_path / "run", run))
+        assert (ours["epoch"], ours["global_step"]) == (theirs["epoch"], theirs["global_step"])
+        assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "config.yaml"])
+@pytest.mark.parametrize("change", ["keys", "types", "depth"])
+def test_a_run_with_other_content_is_not_gone_on_with(tiny, run, tmp_path, capsys, name, change):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    if name == "config.yaml":
+        (out / name).write_text({"keys": "a: 1", "types": "data: [1]", "depth": "[" * 5000}[change])
+    else:
+        state = torch.load(out / name, weights_only=True)
+        torch.save({"keys": {"a": 1}, "types": {**state, "loops": 3}, "depth": [state]}[change], out / name)
+    assert train(tiny, out, "--resume", "--train.ema_decay", "0.5") == 2
+    assert is_one_line(capsys.readouterr().err.strip(), str(out / name), "put back a copy")
+
+
 # ---- processes and clocks
+
+
+def test_pictures_are_handed_on_with_one_open_file_a_batch(tmp_path, pictures):
+    """Not one a picture: there are 64 in all here."""
+    code = f"""
+import resource
+from captioner.dataset import read_pictures
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+paths = {[str(path) for path in pictures] * 60}
+print(sum(len(batch) for batch, _ in read_pictures(paths, 32, 100, workers=1)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.stdout == f"{60 * len(pictures)}\n", done.stderr
 
 
 DIED = ("a process that reads pictures died", "memory", "--workers")

@@ -224,10 +224,22 @@ def test_metrics(client, files):
         *((address, False) for address in ("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1")),
         *((address, False) for address in ("::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1")),
         *((address, False) for address in ("64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1")),
+        *((address, False) for address in ("192.0.0.8", "192.0.0.192", "fec0::1")),
     ],
 )
 def test_public_addresses(address, public):
     assert fetching.is_public(address) == public
+
+
+def test_names_that_no_answer_can_hold(client, files):
+    body = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a\\ud800b.png"\r\n\r\nno picture\r\n--x--\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    assert client.post("/caption", content=body, headers=kind).status_code == 422
+
+
+def test_very_many_pictures_are_counted_before_they_are_unpacked(client):
+    answer = client.post("/caption", json={"images": ["*"] * 10})
+    assert (answer.status_code, answer.json()) == (413, {"error": "10 pictures: at most 3 in a request"})
 
 
 @pytest.mark.parametrize(
@@ -240,6 +252,7 @@ def test_public_addresses(address, public):
         "http://0177.0.0.1/",
         "http://[::1]/",
         "http://[::ffff:127.0.0.1]/",
+        "http://\ud800/",
         "http://169.254.169.254/latest/meta-data",
         "http://8.8.8.8:22/",
         "http://user:word@8.8.8.8/",
@@ -254,7 +267,8 @@ def test_public_addresses(address, public):
 )
 def test_addresses_that_are_refused(captioner, url):
     with serving(captioner, allow_urls=True) as client:
-        answer = client.post("/caption", json={"urls": [url]})
+        body = json.dumps({"urls": [url]})  # in ASCII, whatever it is
+        answer = client.post("/caption", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert re.search("public host|expected http|only the ports|is not an address|no such host", answer.json()["error"])
 

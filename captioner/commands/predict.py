@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from captioner.commands import config_of
 from captioner.config import PICTURES, SearchConfig
 from captioner.errors import UserError, printable
-from captioner.files import aside
+from captioner.files import aside, check_writable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
@@ -168,6 +168,8 @@ def _in_parts(options: Any, search: SearchConfig, model: Any, workers: int, item
     if several:
         model = model.cpu()
     keep = _is_folder(options.output)
+    if not keep:
+        check_writable(Path(options.output))
     folder = Path(options.output if keep else options.output + ".parts")
     parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
     with nullcontext() if keep else _writer(options.output) as out:

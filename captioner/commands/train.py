@@ -25,6 +25,7 @@ from captioner.errors import REFUSALS, UserError
 GROUPS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
 # What may differ between a run and its resumption without changing what is computed.
 FREE = {"data.feature_cache", "data.feature_memory", "data.workers", "train.checkpoint_minutes", "train.samples"}
+WAIT = 10.0  # seconds for another run in the same folder: what read pictures for a killed one outlives it by a moment
 # What Lightning goes on from.
 LAST: dict[str, type] = {
     "state_dict": dict,
@@ -88,7 +89,7 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
         return
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-    lock = FileLock(folder / ".lock", timeout=10)  # processes that read pictures outlive a killed run by a moment
+    lock = FileLock(folder / ".lock", timeout=WAIT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
