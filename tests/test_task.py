@@ -111,8 +111,8 @@ def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
     """From nothing but the rewards of sampled captions to captions that are worth much more."""
     task = critical(rollouts=10, bleu_weight=1.0, baseline=baseline)
     rewards = []
-    teach(task, each=lambda: rewards.append(logged["reward"]))
-    assert fmean(rewards[-20:]) > 1.25 * fmean(rewards[:20])  # 1.38 to 2.5 for other first weights
+    teach(task, rate=0.003, each=lambda: rewards.append(logged["reward"]))
+    assert fmean(rewards[-20:]) > 1.25 * fmean(rewards[:20])  # 1.6 to 2.5 for other first weights and versions
     found = task.model.eval().search(batch().pictures, SearchConfig(beam=1, max_length=5))
     words = [set(captions[0].text.split()) for captions in found]
     assert words[0] <= {"a", "b", "c"}
