@@ -51,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in REFUSALS:
             raise
-        _silence()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence()
         where = printable(str(error.filename or "the output"))
-        return _complain(
-            name, f"{where} cannot be used ({error.strerror}): make room, give the right to, or name another"
-        )
+        advice = "make room, give it the right, or name another" if error.errno in REFUSALS else "name another"
+        return _complain(name, f"{where} cannot be used ({error.strerror}): {advice}")
     except RuntimeError as error:  # of torch, wherever the program is at that moment
         if not str(error).startswith("DataLoader worker (pid"):
             raise

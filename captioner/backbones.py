@@ -155,7 +155,8 @@ def _without_values(name: str, sizes: tuple[int, ...]) -> nn.Module:
         with torch.device("meta"):
             network = build(name, sizes)
     except (NotImplementedError, RuntimeError):  # RegNets and some of timm compute with tensors when they are made
-        network = build(name, sizes)
+        with torch.device("cpu"):  # whatever it is otherwise
+            network = build(name, sizes)
     return network.to("meta").eval()
 
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
 
 from captioner.clips import look
@@ -78,8 +79,10 @@ class Together(Callback):
 
     def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
         """Before the connection to them is cut; Lightning does so itself at Ctrl-C only."""
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+        launcher: Any = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+            launcher.procs.clear()  # or Lightning, which watches them, would end this one, too, before it has spoken
 
 
 class Throughput(Callback):

@@ -35,7 +35,7 @@ def read(folder: Path) -> Curve:
     parts = {
         int(each.name[5:]): each / "metrics.csv" for each in folder.glob("logs/part_*") if each.name[5:].isdecimal()
     }
-    files = [parts[number] for number in sorted(parts) if parts[number].is_file()]
+    files = [parts[number] for number in sorted(parts) if parts[number].is_file() and parts[number].stat().st_size]
     if not files:
         raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --out of a run that has begun to train")
     curve: Curve = {}

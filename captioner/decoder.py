@@ -32,8 +32,8 @@ def remember(bias: Tensor, hidden_size: int) -> None:
 
 @functools.cache
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN multiplies in bf16 on this CPU: AVX-512 or newer. torch asks it for a bf16 LSTM on others, too."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether oneDNN, where torch has it, has bf16 on this CPU: AVX-512 or newer. torch asks it on others, too."""
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Layers(nn.Module):

@@ -48,7 +48,7 @@ class FeatureFile:
         """
         try:
             index, rows = _read(folder)
-            names, stored = list(index["names"]), dict(index["fingerprint"])
+            names, stored = index["names"], index["fingerprint"]
             unreadable = np.zeros(len(rows), dtype=bool)
             if "unreadable" in index:
                 unreadable[np.array(index["unreadable"], dtype=np.uint64).astype(np.int64)] = True
@@ -83,8 +83,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
     """
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
-    if not isinstance(index, dict) or not isinstance(rows, np.ndarray) or rows.dtype != np.float16 or rows.ndim < 2:
-        raise ValueError("not an index, or no rows in float16")
+    if (
+        not isinstance(index, dict)
+        or not isinstance(index["fingerprint"], dict)
+        or not isinstance(index["names"], list)
+    ):
+        raise ValueError("its index is none")
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.float16 or rows.ndim < 2:
+        raise ValueError("its rows are not in float16")
     return index, rows
 
 

@@ -1,4 +1,4 @@
-"""Text and JSON files, read with errors of one line, written whole or not at all."""
+"""Files and folders, read with errors of one line, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written there, or is a folder, a pipe or a device, which would be replaced.
     """
     final = Path(os.path.realpath(path))
-    part = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")  # some writers go by the ending
+    part = final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"  # some writers go by the ending
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.exists(final) and not os.path.isfile(final):
             raise OSError(errno.EINVAL, "it is a folder" if os.path.isdir(final) else "it is a pipe or a device")
         yield part
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, final)
     except OSError as error:
@@ -134,12 +134,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    out = Path(os.path.realpath(out))
-    part = out.with_name(f".{out.name}.part")
+    typed, out = out, Path(os.path.realpath(out))
+    part = out.parent / f".{out.name}.part"
     lock = FileLock(f"{part}.lock", timeout=0)
     try:
         if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-            raise UserError(f"--output {out} is there already: name another folder or delete that one first")
+            raise UserError(f"--output {typed} is there already: name another folder or delete that one first")
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock:
             try:
@@ -151,11 +151,12 @@ def new_folder(out: Path) -> Iterator[Path]:
                 part.rename(out)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-                os.unlink(lock.lock_file)
+                with contextlib.suppress(OSError):
+                    os.unlink(lock.lock_file)
     except Timeout:
-        raise UserError(f"another run is writing --output {out}: wait for it or name another folder") from None
+        raise UserError(f"another run is writing --output {typed}: wait for it or name another folder") from None
     except OSError as error:
-        raise UserError(f"--output {out}: cannot be written: {error.strerror or error}; make room there") from error
+        raise UserError(f"--output {typed}: cannot be written: {error.strerror or error}; make room there") from error
 
 
 def check_writable(path: Path) -> None:

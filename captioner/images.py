@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # The most pixels a picture may have: twice Pillow's own warning limit, where Pillow begins to refuse.
 MAX_PIXELS = 178_956_970
 
-MAX_SCANS = 100  # of a JPEG: progressive ones have about ten
+MAX_SCANS, SCAN = 100, b"\xff\xda"  # of a JPEG: progressive ones have about ten; how one begins
+LARGEST_JPEG = 2**28  # bytes of it that are looked through
 
 # Formats of photographs whose decoders are part of Pillow. EPS (which starts Ghostscript) and the like stay shut.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -132,10 +133,25 @@ def _check_scans(file: BinaryIO, source: object) -> None:
     """Each scan of a JPEG may be a few bytes, and is decoded over all of the picture."""
     place = file.tell()
     file.seek(0)
-    scans = file.read().count(b"\xff\xda")
+    data = file.read(LARGEST_JPEG)
     file.seek(place)
-    if scans > MAX_SCANS:
+    # What follows the picture, such as the film of a moving photograph, may look like any number of them.
+    if data.count(SCAN) > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
         raise ImageError(f"{_name(source)}: has {scans:,} scans, at most {MAX_SCANS} are decoded; save it anew")
+
+
+def _scans(data: bytes) -> int:
+    """Scans of the picture that a JPEG begins with."""
+    place, scans = 2, 0
+    while (place := data.find(b"\xff", place)) >= 0 and (kind := data[place + 1 : place + 2]) not in (b"", b"\xd9"):
+        if kind == b"\xff":  # filling
+            place += 1
+        elif kind in (b"\0", b"\x01") or b"\xd0" <= kind <= b"\xd8":  # of the data of a scan; alone
+            place += 2
+        else:
+            scans += kind == SCAN[1:]
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return scans
 
 
 def _rgb(image: Image.Image) -> Image.Image:

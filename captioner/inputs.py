@@ -134,7 +134,7 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
             pictures = find_images([name], clips)
         elif name.startswith("@") and not os.path.lexists(name):
             lines = _lines(name[1:])
-            if any(line.startswith("@") for line in lines):
+            if any(line.startswith("@") and not os.path.lexists(line) for line in lines):
                 raise UserError(f"{name} names other lists (@…), which may only be arguments: write them all into one")
             pictures = find_inputs(lines, clips, column)
         elif name.lower().endswith(PARQUET):

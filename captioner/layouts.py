@@ -520,9 +520,8 @@ def _sample_id(texts: dict[str, bytes], number: int) -> ID:
     """The `image_id` of a sample's .json, as data convert writes it, or its number."""
     for ending, data in texts.items():
         if ending.endswith("json"):
-            with contextlib.suppress(
-                ValueError, RecursionError
-            ):  # its captions may be in a .txt; if not, they will say so
+            # Its captions may be in a .txt; if not, they will say so.
+            with contextlib.suppress(ValueError, RecursionError):
                 found = json.loads(data)
                 image_id = found.get("image_id") if isinstance(found, dict) else None
                 if isinstance(image_id, IDS) and not isinstance(image_id, bool):

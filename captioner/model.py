@@ -276,8 +276,9 @@ def check_fits(
     """
     try:
         with torch.device("meta"):  # a description may ask for any amount of memory
-            plan = Captioner(config, vocabulary, Encoder(config, weights=False) if own_encoder else None, "")
-        wanted = plan.state_dict()
+            wanted = Captioner(config, vocabulary, None, "").state_dict()
+            if own_encoder:
+                wanted |= {f"encoder.{name}": value for name, value in _encoder_state(config).items()}
         if config.tie_embeddings:
             del wanted["decoder.output.weight"]
         if state.keys() != wanted.keys():
@@ -291,6 +292,15 @@ def check_fits(
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: of a size beyond 64 bits
         reason = " ".join(str(error).split())
         raise UserError(f"{path} does not fit its own description ({reason[:300]}): it is damaged") from None
+
+
+def _encoder_state(config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of an encoder, their shapes alone where it can be made so."""
+    try:
+        return Encoder(config, weights=False).state_dict()
+    except NotImplementedError:  # RegNets compute with tensors when they are made
+        with torch.device("cpu"):
+            return Encoder(config, weights=False).state_dict()
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,15 +8,12 @@ import shutil
 import sys
 import textwrap
 from argparse import ONE_OR_MORE, SUPPRESS, Action
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
-from captioner.errors import UserError, printable
-from captioner.files import read_text
+from captioner.errors import printable
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
@@ -38,7 +35,31 @@ COMMANDS = {
 }
 
 
+DEEPEST = 20
 LONGEST = 600  # characters of a complaint, which may quote a whole file
+
+
+def _load(text: str) -> Any:
+    """Options and values in YAML, as jsonargparse reads it; nothing that takes more than its size lets expect.
+
+    Raises:
+        yaml.YAMLError: it is none, has aliases, a few lines of which may stand for any number of values, or is deep.
+    """
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}: write the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: more than {DEEPEST} values inside of each other")
+    try:
+        return _read_yaml(text)
+    except ValueError as error:  # a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
+
+
+_read_yaml = get_loader("yaml")
+set_loader("yaml", _load, (yaml.YAMLError,))
 
 
 class Help(DefaultHelpFormatter):
@@ -79,28 +100,10 @@ class Parser(ArgumentParser):
         Raises:
             SystemExit: they are none, or --help or the like was asked for.
         """
-        for option, value in pairwise([*arguments, ""]):
-            name, equals, path = option.partition("=")
-            if name == "--config":
-                self._look_at(Path(path if equals else value))
-        return self.instantiate(self.parse_args(arguments))
-
-    def _look_at(self, config: Path) -> None:
-        """Refuse a file of options whose reading would not end, or end in a traceback; the rest is looked at later."""
-        if not config.is_file():
-            return
         try:
-            text = read_text(config, "YAML")
-            for event in yaml.parse(text):
-                if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for any number of values
-                    raise UserError(
-                        f"{config}: line {event.start_mark.line + 1}: *{event.anchor}: write the value itself"
-                    )
-            yaml.safe_load(text)
-        except yaml.YAMLError:  # which the parser of options tells in its own words
-            pass
-        except (UserError, ValueError, RecursionError) as error:
-            self.error(f"--config: {error}")
+            return self.instantiate(self.parse_args(arguments))
+        except UnicodeDecodeError as error:
+            self.error(f"--config: byte {error.start} is not UTF-8 text")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line on stderr, exit code 2; what was wrong in the words of the command line, not of Python."""

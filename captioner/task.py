@@ -76,11 +76,12 @@ class Task(pl.LightningModule):
 
     On a CPU no step is taken with a gradient that is no number. On a GPU some may be, WATCHED at most, before it is
     told; no checkpoint is written and nothing is validated meanwhile. In 16-mixed the scaler takes no such step, and
-    lowers its scale; only when WATCHED steps in a row were passed over the training has gone wrong.
+    lowers its scale: only when WATCHED steps in a row were passed over, or all of fewer, the training has gone wrong.
     """
 
     model: Any
     config: TrainConfig
+    steps: int  # of the whole training
     waits = False  # for the device at every step, anyway
 
     def __init__(self) -> None:
@@ -114,20 +115,23 @@ class Task(pl.LightningModule):
         """Steps after which to look."""
         return 1 if self.device.type == "cpu" or self.waits else WATCHED
 
-    def check_gradients(self) -> None:
-        """See whether the gradients of the steps since the last look were numbers.
+    def check_gradients(self, end: bool = False) -> None:
+        """See whether the gradients of the steps since the last look were numbers; `end`: of the training.
 
         Raises:
             UserError: they were not; the line says at which batch.
         """
         if not self.watched:
             return
-        scaled = self.trainer.precision == "16-mixed"
-        if scaled and len(self.watched) < WATCHED:
-            return
+        finite = torch.stack([norm for norm, _ in self.watched]).isfinite().tolist()
         watched, self.watched = self.watched, []
-        finite = torch.stack([norm for norm, _ in watched]).isfinite().tolist()
-        if all(finite) or (scaled and any(finite)):
+        if self.trainer.precision == "16-mixed":
+            since = len(finite) - finite[::-1].index(True) if True in finite else 0  # the last good step
+            watched, finite = watched[since:], finite[since:]
+            if len(watched) < (min(WATCHED, self.steps) if end else WATCHED):
+                self.watched = watched
+                return
+        if all(finite):
             return
         norm, seen = watched[finite.index(False)]
         bad = next((each for each in seen if not each.loss.isfinite()), None)
@@ -142,6 +146,10 @@ class Task(pl.LightningModule):
             f"its gradient {norm:.4g}; what was saved before is as it was: train with a lower --train.lr "
             f"({self.config.lr:g})"
         )
+
+    def on_train_end(self) -> None:
+        """All steps may have been passed over."""
+        self.check_gradients(end=True)
 
     def on_validation_start(self) -> None:
         """Broken weights are not validated."""

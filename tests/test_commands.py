@@ -116,7 +116,7 @@ def test_output(predict, photos, tmp_path):
     (tmp_path / "file").write_text("mine")
     code, _, err = predict(photos, "--output", tmp_path / "file" / "captions.txt")
     assert code == 2
-    assert is_one_line(err, "--output", str(tmp_path / "file"))
+    assert is_one_line(err, "cannot be written", str(tmp_path / "file"))
 
 
 def test_standard_input_and_patterns(predict, photos, monkeypatch):

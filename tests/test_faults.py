@@ -104,17 +104,20 @@ def test_of_steps_that_are_looked_at_together_the_first_bad_one_is_named(tiny, t
 
 def test_a_step_of_fp16_may_be_passed_over_but_not_all():
     good, bad = ((torch.tensor(norm), [Seen(torch.tensor(1.0), 0, 0, None)]) for norm in (1.0, torch.inf))
-    task = SimpleNamespace(
-        trainer=SimpleNamespace(precision="16-mixed", world_size=1), config=TrainConfig(), watched=[bad] * (WATCHED - 1)
-    )
-    Task.check_gradients(task)
-    assert len(task.watched) == WATCHED - 1  # more are waited for
-    task.watched.append(good)
-    Task.check_gradients(task)
-    assert task.watched == []
-    task.watched = [bad] * WATCHED
-    with pytest.raises(UserError, match="norm of its gradient inf"):
-        Task.check_gradients(task)
+    trainer = SimpleNamespace(precision="16-mixed", world_size=1)
+
+    def after(*steps, end=False, planned=1000):
+        task = SimpleNamespace(trainer=trainer, config=TrainConfig(), steps=planned, watched=list(steps))
+        Task.check_gradients(task, end)
+        return len(task.watched)
+
+    assert after(*[bad] * 49) == 49  # more are waited for
+    assert after(*[bad] * 49, good) == 0
+    assert after(*[bad] * 49, good, *[bad] * 49) == 49
+    assert after(good, *[bad] * 9, end=True, planned=10) == 9
+    for steps, more in (([bad] * 50, {}), ([good, *[bad] * 50], {}), ([bad] * 9, {"end": True, "planned": 9})):
+        with pytest.raises(UserError, match="norm of its gradient inf"):
+            after(*steps, **more)
 
 
 def test_a_language_model_has_the_same_eye_on_its_gradients(tmp_path, capsys, monkeypatch):
@@ -156,10 +159,10 @@ def test_a_full_disk_behind_standard_output(arguments):
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert is_one_line(done.stderr.strip(), "the output cannot be used (No space left on device)")
-    with open("/dev/null", "w") as error:
-        assert (
-            subprocess.run(f"exec {sys.executable} -c {code!r} >&-", shell=True, stderr=error, cwd=ROOT).returncode == 0
-        )
+    closed = subprocess.run(
+        f"exec {sys.executable} -c {code!r} >&-", shell=True, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 def test_a_file_that_outgrows_its_limit(tmp_path):
@@ -231,6 +234,15 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]
 
 
+def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
+    """However they were started: here by torchrun, on a second machine."""
+    place = f"Path({str(tmp_path)!r})"
+    code = f"from pathlib import Path; from captioner.commands import train; train.WAIT = 0.1; train.locked({place})"
+    environment = {**os.environ, "RANK": "8", "LOCAL_RANK": "0"}
+    with FileLock(tmp_path / ".lock"):
+        subprocess.run([sys.executable, "-c", f"{code}.__enter__()"], env=environment, cwd=ROOT, check=True)
+
+
 def test_weights_that_fp16_cannot_hold_are_kept_as_they_are(captioner, tmp_path):
     """After a training that went wrong without a number that is none."""
     weights = captioner.weights()
@@ -261,6 +273,8 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_anew(tiny, run, tmp_path
     out = tmp_path / "run"
     shutil.copytree(run, out)
     (out / "last.ckpt").unlink()
+    state = torch.load(out / "best.ckpt", weights_only=True)
+    torch.save({**state, "epoch": 1}, out / "best.ckpt")
     best = (out / "best.ckpt").read_bytes()
     for gone in ("", "captioner.safetensors"):
         if gone:
@@ -269,6 +283,10 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_anew(tiny, run, tmp_path
             assert train(tiny, out, *more, "--train.ema_decay", "0.5") == 2
             assert is_one_line(capsys.readouterr().err.strip(), "no last.ckpt to go on from", "--init-from")
     assert (out / "best.ckpt").read_bytes() == best
+    torch.save({**state, "epoch": 0}, out / "best.ckpt")  # killed before the first last.ckpt
+    assert train(tiny, out, "--train.ema_decay", "0.5") == 2
+    assert is_one_line(capsys.readouterr().err.strip(), "was killed: --resume begins it anew")
+    assert train(tiny, out, "--resume", "--train.ema_decay", "0.5") == 0
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -415,14 +433,15 @@ def test_too_small_a_vocabulary_is_told_at_the_beginning_and_at_the_end(tmp_path
 
 def test_features_that_are_not_the_encoders_stop_the_training(fresh, tmp_path, capsys):
     assert train(fresh, tmp_path / "run") == 0
-    for file in fresh.folder.glob("features/captions_train*/features.npy"):
-        rows = np.load(file, mmap_mode="r+")
-        rows[:] = np.random.default_rng(0).standard_normal(rows.shape)
+    (file,) = fresh.folder.glob("features/captions_train*/features.npy")
+    rows = np.load(file, mmap_mode="r+")
+    for others in (np.random.default_rng(0).standard_normal(rows.shape), np.zeros(rows.shape)):
+        rows[:] = others
         rows.flush()
-    assert train(fresh, tmp_path / "again") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert is_one_line(error, "000.png", "not those of resnet18", "cosine", "delete the folder")
-    assert not (tmp_path / "again").exists()
+        assert train(fresh, tmp_path / "again") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert is_one_line(error, "000.png", "not those of resnet18", "cosine", "delete the folder")
+        assert not (tmp_path / "again").exists()
 
 
 # ---- killed at random moments

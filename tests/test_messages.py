@@ -90,7 +90,7 @@ MISTAKES = [
     (f"evaluate {VAL} --compare a.json --compare_checkpoint RUN", ["--compare", "leave one out"]),
     ("evaluate --checkpoint RUN --annotations ANNOTATIONS --images BAD", ["112", "BAD"]),
     # what cannot be written
-    (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["--output", "empty.txt"]),
+    (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["empty.txt", "cannot be written"]),
     (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
     (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
     ("train --out BAD/empty.txt/run", ["empty.txt", "--out"]),

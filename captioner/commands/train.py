@@ -66,14 +66,20 @@ def run(options: Any) -> int:
         with locked(Path(options.out)) as folder:
             return train(options, folder)
     folder = Path(f"{Path(options.out)}.check")  # on the same disk
-    first = not os.environ.get("LOCAL_RANK", "0").strip("0")  # the others are started by it
     try:
-        if first:
+        if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
         return train(options, folder)
     finally:
-        if first:
+        if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def rank() -> int:
+    """Which of the processes of a training this is, however they were started; 0: the first."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) or 0
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def locked(folder: Path) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    if os.environ.get("LOCAL_RANK", "0").strip("0"):  # one that was started
+    if rank() != 0:  # started by the first one, or beside it
         yield folder
         return
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
@@ -211,14 +217,15 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
         check_unpacked(folder / "last.ckpt")
         found = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
         for name, kind in LAST.items():
-            if not isinstance(found[name], kind):
-                raise TypeError
+            if not isinstance(found.get(name), kind):
+                raise ValueError(f"no {name} in it")
         return dict(found)
     except PermissionError as error:
         raise UserError(f"{folder / 'last.ckpt'} cannot be read ({error.strerror}): give the right to") from None
     except Exception as error:  # pickle and zip each have their own
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise UserError(
-            f"{folder / 'last.ckpt'} is damaged ({type(error).__name__}): put back a copy, or begin another run "
+            f"{folder / 'last.ckpt'} is damaged ({reason}): put back a copy, or begin another run "
             f"with --init-from {folder / 'best.ckpt'}"
         ) from None
 
@@ -235,9 +242,12 @@ def fit(trainer: Any, task: Any, folder: Path, resumed: bool, *data: Any) -> Non
     except SystemExit:  # how Lightning passes on Ctrl-C
         raise KeyboardInterrupt from None
     except RuntimeError as error:  # of gloo or NCCL, in a process that another one left
-        if trainer.world_size == 1 or not re.search("gloo|nccl|peer", str(error), re.IGNORECASE):
+        lost = re.search("connection (closed|reset|refused)|broken pipe|process exited", str(error), re.IGNORECASE)
+        if trainer.world_size == 1 or not lost:
             raise
-        raise UserError("another process of this training ended; see what it said, and go on with --resume") from None
+        raise UserError(
+            f"another process of this training ended ({lost[0]}): see what it said, and go on with --resume"
+        ) from None
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
@@ -288,21 +298,23 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         UserError: the folder has a run and `resume` was not asked for, or was with other options.
     """
     import yaml
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     last, config = folder / "last.ckpt", folder / "config.yaml"
-    if getattr(rank_zero_only, "rank", 0) != 0:  # a process started by the first one, which has seen to all this
+    if rank() != 0:  # the first one has seen to all this
         return resume and last.exists()
     if os.path.exists(last) and not resume:
         raise UserError(f"{folder} has a run already: --resume goes on with it, another --out begins a new one")
     names = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
     others = [folder / name for name in names if os.path.exists(folder / name)]
-    killed_early = resume and [each.name for each in others] == ["best.ckpt"] and _first_epoch(others[0])
-    if others and not os.path.exists(last) and not killed_early:
-        raise UserError(
-            f"{others[0]} is there, but no last.ckpt to go on from: put back a copy, or train into another --out, such "
-            f"as with --init-from {others[0]}"
-        )
+    if others and not os.path.exists(last):
+        killed_early = [each.name for each in others] == ["best.ckpt"] and _first_epoch(others[0])
+        if killed_early and not resume:
+            raise UserError(f"{folder} has a run that was killed: --resume begins it anew, another --out a new one")
+        if not killed_early:
+            raise UserError(
+                f"{others[0]} is there, but no last.ckpt to go on from: put back a copy, or train into another --out, "
+                f"such as with --init-from {others[0]}"
+            )
     if os.path.exists(last):
         try:
             stored = yaml.safe_load(config.read_text(encoding="utf-8"))
