@@ -292,3 +292,14 @@ def test_channels_are_counted_without_the_weights_of_timm(timm):
     assert channels("timm:test_vit", (288, 96)) == 64  # a ViT of timm takes other sizes
     with pytest.raises(UserError, match=r"model\.image_size is 100"):
         channels("timm:test_vit", (100,))  # not whole patches
+
+
+def test_a_network_that_computes_when_it_is_made_loads_from_a_checkpoint(downloaded, tmp_path):
+    """Its shapes are looked at without memory; those of a RegNet cannot be."""
+    downloaded("regnet_y_400mf")
+    config = ModelConfig("regnet_y_400mf", 64, 0, 1, hidden_size=8, embedding_size=8)
+    model = Captioner(config, Vocabulary(["a", "dog"]), Encoder(config), weights_digest(config.encoder)).eval()
+    model.save(tmp_path / "model.safetensors", half=False)
+    channels.cache_clear()
+    batch = pictures(1, 64)
+    assert torch.equal(Captioner.load(tmp_path / "model.safetensors").features(batch), model.features(batch))
