@@ -50,10 +50,11 @@ class FeatureFile:
             index, rows = _read(folder)
             names, stored = index["names"], index["fingerprint"]
             unreadable = np.zeros(len(rows), dtype=bool)
-            if "unreadable" in index:
-                unreadable[np.array(index["unreadable"], dtype=np.uint64).astype(np.int64)] = True
-            else:  # a file of an older version
-                unreadable = _unreadable(rows)
+            older = "unreadable" not in index
+            bad = np.flatnonzero(_unreadable(rows)).tolist() if older else index["unreadable"]
+            if not isinstance(bad, list) or not all(type(row) is int and 0 <= row < len(rows) for row in bad):
+                raise ValueError("its unreadable rows are none")
+            unreadable[bad] = True
         except DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
