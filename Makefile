@@ -37,7 +37,7 @@ faults: install-test  ## processes killed 200 times at random moments, and every
 	for reader in images annotations checkpoints shards requests; do \
 	    $(BIN)/python tests/faults/fuzz.py $$reader --seconds 120 || exit 1; done
 
-TOOL = $(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
+TOOL = $(PYTHON) -m venv --clear .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
 RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --python .venv/tools/bin/python --no-header --no-annotate --quiet
 # A venv of its own with the requirements in a file, and the tests in it.
 TRY = $(PYTHON) -m venv --clear .venv/$@ && \
