@@ -165,6 +165,7 @@ def test_a_full_disk_behind_standard_output(arguments):
     assert (closed.returncode, closed.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_file_that_outgrows_its_limit(tmp_path):
     """torch has a word of its own for what the disk refuses."""
     code = f"""
@@ -234,6 +235,7 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]
 
 
+@pytest.mark.slow
 def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
     """However they were started: here by torchrun, on a second machine."""
     place = f"Path({str(tmp_path)!r})"
@@ -327,6 +329,7 @@ def test_a_run_with_other_content_is_not_gone_on_with(tiny, run, tmp_path, capsy
 # ---- processes and clocks
 
 
+@pytest.mark.slow
 def test_pictures_are_handed_on_with_one_open_file_a_batch(tmp_path, pictures):
     """Not one a picture: there are 64 in all here."""
     code = f"""
