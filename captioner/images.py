@@ -181,11 +181,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """
     values = np.asarray(image)  # (H, W)
     rows = [values[first : first + 256] for first in range(0, len(values), 256)]  # a few at a time, to spare memory
-    low, high = min(_finite(each).min() for each in rows), max(_finite(each).max() for each in rows)
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # older Pillows open these as mode I
-        low, high = 0, 65535
-    elif low >= 0 and high <= 65535:
-        low, high = 0, next(top for top in (1, 255, 65535) if high <= top)
+        low, high = 0.0, 65535.0
+    else:
+        lows, highs = zip(*((each.min(), each.max()) for each in map(_finite, rows)), strict=True)
+        low, high = min(lows), max(highs)
+        if low >= 0 and high <= 65535:
+            low, high = 0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)
     scale = 255 / (high - low) if high > low else 0
     eight = [((_finite(each) - low) * scale).round().clip(0, 255).astype(np.uint8) for each in rows]
     return Image.fromarray(np.concatenate(eight))
