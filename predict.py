@@ -1,4 +1,4 @@
-"""Caption pictures: the same as ``captioner predict``."""
+"""Caption images: the same as ``captioner predict``."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """Decoding with attention against the plain LSTM, and the rewards of self-critical training against its step.
 
-Decoding is Captioner.search of pictures from their features (49 cells of 4,096, or their mean) to the strings, beam 5,
-100 pictures at a time, every caption of ten words; all decoders have the same hidden size. A step of self-critical
-training samples five captions for each of 50 pictures, rewards them against the references of 6,000, and goes back
+Decoding is Captioner.search of images from their features (49 cells of 4,096, or their mean) to the strings, beam 5,
+100 images at a time, every caption of ten words; all decoders have the same hidden size. A step of self-critical
+training samples five captions for each of 50 images, rewards them against the references of 6,000, and goes back
 through them.
 """
 
@@ -16,11 +16,11 @@ import torch
 from ratios import caption_lengths, clocks, load, rounds_argument, take_turns, verdict
 
 from captioner.config import ModelConfig, SearchConfig, TrainConfig
-from captioner.dataset import Batch
-from captioner.model import Captioner
-from captioner.rewards import Rewards
-from captioner.task import CaptionTask
-from captioner.vocabulary import END, Vocabulary
+from captioner.data.dataset import Batch
+from captioner.data.vocabulary import END, Vocabulary
+from captioner.models.captioner import Captioner
+from captioner.training.rewards import Rewards
+from captioner.training.task import CaptionTask
 
 VOCABULARY, CELLS, TOGETHER = 9_487, 49, 100
 SEARCH = SearchConfig(beam=5, min_length=10, max_length=10)
@@ -34,9 +34,9 @@ def model(**options: Any) -> Captioner:
     return Captioner(config, Vocabulary([f"w{i}" for i in range(VOCABULARY - 4)]), None, "")
 
 
-def decoding(rounds: int, pictures: int) -> bool:
+def decoding(rounds: int, images: int) -> bool:
     """Print the ratio of each kind of attention; whether they are within the limit."""
-    features = torch.rand(pictures, CELLS, 4096).half()
+    features = torch.rand(images, CELLS, 4096).half()
     sides = {}
     for kind in ("none", "soft", "adaptive", "updown"):
         made = model(attention=kind, grid=0 if kind == "none" else 7).eval()
@@ -80,10 +80,10 @@ def rewarding(rounds: int) -> bool:
 def main() -> bool:
     """Print the ratios; whether they are within their limits."""
     parser = rounds_argument(__doc__, 5)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--count", type=int, default=500)
     options = parser.parse_args()
     print(load())
-    held = [decoding(options.rounds, options.pictures), rewarding(options.rounds)]
+    held = [decoding(options.rounds, options.count), rewarding(options.rounds)]
     return all(held)
 
 

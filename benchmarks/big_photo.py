@@ -1,7 +1,8 @@
 """A 12-megapixel JPEG opened and made into the encoder's input, against what its codec alone takes.
 
-Ours is captioner.images.open_image with the side that is needed, then eval_transform. Draft is Pillow's own decoding at
-the smallest of 1/1, 1/2, 1/4 and 1/8 that is large enough, and nothing else; full is its decoding of all pixels.
+Ours is open_image of captioner.data.images with the side that is needed, then eval_transform. Draft is Pillow's own
+decoding at the smallest of 1/1, 1/2, 1/4 and 1/8 that is large enough, and nothing else; full is its decoding of all
+pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 from ratios import median, rounds_argument, take_turns, verdict
 
-from captioner.images import eval_transform, open_image
+from captioner.data.images import eval_transform, open_image
 
 WIDTH, HEIGHT, SIDE = 4000, 3000, 224
 LIMIT = 1.3

@@ -1,7 +1,7 @@
-"""``captioner predict --engine ddp`` and ``ray`` against ``local`` on the same pictures, whole commands, as ratios.
+"""``captioner predict --engine ddp`` and ``ray`` against ``local`` on the same images, whole commands, as ratios.
 
 Each engine is a fresh process that writes a folder of parts; start-up is part of its time, so the ratios are worth
-something only with many pictures (--images 100000). The parts must be the same bytes. One thread a process.
+something only with many images (--images 100000). The parts must be the same bytes. One thread a process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from ratios import ROOT, load
 
-from captioner.shapes import contents, draw
+from captioner.datasets.synthetic import contents, draw
 
 SIDES = [("local", 1), ("ddp", 1), ("ddp", 2), ("ray", 1), ("ray", 2)]
 
 
-def pictures(folder: Path, count: int) -> None:
-    """Draw `count` pictures of 64 pixels."""
+def images(folder: Path, count: int) -> None:
+    """Draw `count` images of 64 pixels."""
     folder.mkdir()
     scenes, rng = contents(False, 0)[0], random.Random(0)
     for number in range(count):
@@ -36,9 +36,9 @@ def tiny(file: Path) -> None:
     import torch
 
     from captioner.config import ModelConfig
-    from captioner.encoder import Encoder
-    from captioner.model import Captioner
-    from captioner.vocabulary import Vocabulary
+    from captioner.data.vocabulary import Vocabulary
+    from captioner.models.captioner import Captioner
+    from captioner.models.encoder import Encoder
 
     torch.manual_seed(0)
     config = ModelConfig("resnet18", second_size=0, trainable_layers=1, image_size=64, hidden_size=64)
@@ -59,14 +59,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures(folder / "pictures", options.images)
+        images(folder / "images", options.images)
         checkpoint = options.checkpoint or folder / "tiny.safetensors"
         if not options.checkpoint:
             tiny(folder / "tiny.safetensors")
         rates, digests = {}, {}
         for engine, devices in [side for side in SIDES if side[0] in options.engines]:
             parts = folder / f"{engine}{devices}"
-            command = [sys.executable, "-m", "captioner", "predict", folder / "pictures", "--checkpoint", checkpoint]
+            command = [sys.executable, "-m", "captioner", "predict", folder / "images", "--checkpoint", checkpoint]
             command += ["--device", "cpu", "--beam", options.beam, "--engine", engine, "--devices", devices]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             began = time.perf_counter()

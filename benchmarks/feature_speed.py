@@ -1,7 +1,7 @@
 """Feature extraction from JPEG files against the bare ResNet forward, on the CPU.
 
-Ours is captioner.datamodule.extract_features: read, decode, resize, normalise, encode, round to fp16. Bare is
-encoder.resnet on the same pictures as normalised float tensors made beforehand, in the same batches. The limit is on
+Ours is captioner.training.datamodule.extract_features: read, decode, resize, normalise, encode, round to fp16. Bare is
+encoder.resnet on the same images as normalised float tensors made beforehand, in the same batches. The limit is on
 224 × 224 files, which are decoded but not resized to another size; 500 × 375 files are measured for information.
 """
 
@@ -18,15 +18,15 @@ from PIL import Image
 from ratios import median, rounds_argument, spread, take_turns, verdict
 
 from captioner.config import ModelConfig
-from captioner.datamodule import extract_features
-from captioner.dataset import choose_workers, read_pictures
-from captioner.encoder import Encoder
+from captioner.data.dataset import choose_workers, read_images
+from captioner.models.encoder import Encoder
+from captioner.training.datamodule import extract_features
 
 SIDE, BATCH, NUMBER = 224, 32, 64
 LIMIT = 0.9
 
 
-def write_pictures(folder: Path, width: int, height: int) -> list[Path]:
+def write_images(folder: Path, width: int, height: int) -> list[Path]:
     """NUMBER JPEGs with about the detail, and bytes, of photographs: noise at several scales."""
     random = np.random.default_rng(0)
     folder.mkdir()
@@ -46,11 +46,11 @@ def main() -> bool:
     encoder = Encoder(ModelConfig(image_size=SIDE, second_size=0))  # one look
     workers = choose_workers(-1, "cpu")
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        small = write_pictures(Path(name, "small"), SIDE, SIDE)
-        large = write_pictures(Path(name, "large"), 500, 375)
+        small = write_images(Path(name, "small"), SIDE, SIDE)
+        large = write_images(Path(name, "large"), 500, 375)
         tensors = [
-            ((pictures.float() - encoder.mean) / encoder.std).contiguous(memory_format=torch.channels_last)
-            for pictures, _ in read_pictures(small, SIDE, BATCH)
+            ((images.float() - encoder.mean) / encoder.std).contiguous(memory_format=torch.channels_last)
+            for images, _ in read_images(small, SIDE, BATCH)
         ]
 
         def ours(paths: list[Path]) -> np.ndarray:
@@ -62,9 +62,9 @@ def main() -> bool:
         np.testing.assert_allclose(ours(small), F.normalize(bare(), dim=1), atol=1e-3)
         times = take_turns({"bare": bare, "small": lambda: ours(small), "large": lambda: ours(large)}, rounds)
     for side, values in times.items():
-        print(f"{side:6} {NUMBER / median(values):6.1f} pictures/s")
+        print(f"{side:6} {NUMBER / median(values):6.1f} images/s")
     print(f"for information, 500 x 375 files / bare: {spread(times['bare'], times['large'])}")
-    return verdict("224 x 224 files / bare, pictures/s", times["bare"], times["small"], ">=", LIMIT)
+    return verdict("224 x 224 files / bare, images/s", times["bare"], times["small"], ">=", LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of docs/language_model.md: captioners on few and many pictures, with and without a language model first.
+"""The table of docs/language_model.md: captioners on few and many images, with and without a language model first.
 
     python benchmarks/few_pairs.py SEEDS --data.train captions_train.json --data.train_images images/train \
         --data.val captions_val.json --data.val_images images/val
@@ -57,7 +57,7 @@ def main() -> None:
             for beginning, more in BEGINNINGS.items():
                 if (fraction, beginning) != ("100", "both"):  # the same vocabulary: the same run
                     run(f"{fraction}-{beginning}-{seed}", f"{options} {more} --train.seed {seed}", data)
-    print("| pictures | begun with | seeds | CIDEr-D | BLEU-4 | ROUGE-L | distinct captions, % | perplexity |")
+    print("| images | begun with | seeds | CIDEr-D | BLEU-4 | ROUGE-L | distinct captions, % | perplexity |")
     print("|---|---|---|---|---|---|---|---|")
     for fraction in FRACTIONS:
         for beginning, name in NAMES.items():

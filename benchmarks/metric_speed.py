@@ -17,8 +17,8 @@ import sys
 import numpy as np
 from ratios import caption_lengths, rounds_argument, seconds, take_turns, verdict
 
-from captioner.metrics import NAMES, from_sums, per_image, score
-from captioner.significance import intervals
+from captioner.metrics.scores import NAMES, from_sums, per_image, score
+from captioner.metrics.significance import intervals
 
 VOCABULARY, FEW, MANY, REFERENCES = 9_487, 5_000, 40_504, 5
 FASTER = 5.0

@@ -1,7 +1,7 @@
 """``python predict.py PHOTO`` against the least that anyone would write to run a ResNet on it, each a fresh process.
 
 The least imports torch and torchvision, builds resnet50, loads checkpoints/resnet50_v1.safetensors into it, opens the
-picture with Pillow and runs it once; it has no decoder, no search, no options and gives no caption. Both read files
+image with Pillow and runs it once; it has no decoder, no search, no options and gives no caption. Both read files
 that the warm-up has brought into the page cache.
 """
 
@@ -16,9 +16,9 @@ import torch
 from ratios import ROOT, median, rounds_argument, take_turns, verdict
 
 from captioner.config import ModelConfig
-from captioner.encoder import CHECKPOINTS, weights_digest
-from captioner.model import SHIPPED, Captioner
-from captioner.vocabulary import Vocabulary
+from captioner.data.vocabulary import Vocabulary
+from captioner.models.captioner import SHIPPED, Captioner
+from captioner.models.encoder import CHECKPOINTS, weights_digest
 
 LIMIT = 1.35
 PHOTO = ROOT / "data" / "photos" / "cat.jpg"
@@ -34,8 +34,8 @@ net = torchvision.models.resnet50(weights=None)
 state = load_file(sys.argv[1])
 net.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
 net.eval()
-picture = np.array(Image.open(sys.argv[2]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
-x = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+image = np.array(Image.open(sys.argv[2]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
 x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 with torch.inference_mode():
     print(int(net(x.unsqueeze(0)).argmax()))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from ratios import caption_lengths, rounds_argument, take_turns
 
-from captioner.model import Captioner
+from captioner.models.captioner import Captioner
 
 CAPTIONS = 256
 SCORES = ("val_cider", "val_bleu4", "val_distinct", "val_loss")
@@ -41,9 +41,9 @@ class TrainingStep:
         lengths = torch.from_numpy(caption_lengths(CAPTIONS, random))
         self.decoder = model.decoder.train()
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), fused=True)
-        features, picture_of = torch.randn(CAPTIONS, self.decoder.project.in_features), torch.arange(CAPTIONS)
+        features, image_of = torch.randn(CAPTIONS, self.decoder.project.in_features), torch.arange(CAPTIONS)
         words = torch.from_numpy(random.integers(4, len(model.vocabulary), (CAPTIONS, int(lengths.max()))))
-        self.batch = features, words, picture_of, torch.arange(words.shape[1]) < lengths.unsqueeze(1)
+        self.batch = features, words, image_of, torch.arange(words.shape[1]) < lengths.unsqueeze(1)
 
     def __call__(self) -> None:
         """One step."""

@@ -1,6 +1,6 @@
-"""How large the page of an evaluation is, and how long a browser needs until its pictures are there and sorted anew.
+"""How large the page of an evaluation is, and how long a browser needs until its images are there and sorted anew.
 
-python benchmarks/report.py data/photos/*.jpg --pictures 5000   (pip install 'captioner[browser]', and a Chromium)
+python benchmarks/report.py data/photos/*.jpg --count 5000   (pip install 'captioner[browser]', and a Chromium)
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from playwright.sync_api import sync_playwright
 
-from captioner.captions import Caption
-from captioner.evaluation import Evaluation
-from captioner.results import Others, score_images
+from captioner.metrics.scoring import Others, score_images
+from captioner.models.base import Caption
+from captioner.reports.evaluation import Evaluation
 
 WORDS = [
     "a",
@@ -50,9 +50,9 @@ def caption(grid: int) -> Caption:
 
 
 def write(path: Path, photos: list[str], count: int, two: bool) -> None:
-    """A page of so many pictures, the photographs again and again: five references, three captions of a system."""
+    """A page of so many images, the photographs again and again: five references, three captions of a system."""
     references, captions, second = {}, {}, {}
-    with Evaluation(path, f"{count:,} pictures", count, True, ["mine", "theirs"][: 1 + two]) as page:
+    with Evaluation(path, f"{count:,} images", count, True, ["mine", "theirs"][: 1 + two]) as page:
         for i in range(count):
             found, other = ([caption(7) for _ in range(3)] for _ in range(2))
             references[i] = [" ".join(random.choices(WORDS, k=10)) for _ in range(5)]
@@ -74,14 +74,14 @@ def main() -> None:
     """Write the page, for one system and for two, and open it three times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", nargs="+")
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--count", type=int, default=5000)
     options = parser.parse_args()
     random.seed(0)
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         for two in (False, True):
             path = Path(folder, "report.html")
-            write(path, options.photos, options.pictures, two)
+            write(path, options.photos, options.count, two)
             found = []
             for _ in range(3):
                 opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
@@ -93,7 +93,7 @@ def main() -> None:
                 opened.close()
             first, again = (" ".join(f"{seconds:.2f}" for seconds in column) for column in zip(*found, strict=True))
             size = path.stat().st_size / 1e6
-            print(f"{1 + two} systems: {size:.0f} MB; first pictures after {first} s; sorted anew in {again} s")
+            print(f"{1 + two} systems: {size:.0f} MB; first images after {first} s; sorted anew in {again} s")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

@@ -1,10 +1,10 @@
 """How long `captioner train` takes to begin on a set of COCO's size, and the memory that it takes, now and over epochs.
 
-The set has as many pictures and captions as COCO 2017: 118,000 × 5 to train on, 5,000 × 5 to validate. Its annotation
-files have COCO's fields, its words Zipf's frequencies; the pictures are files without content, and their features (8 kB
+The set has as many images and captions as COCO 2017: 118,000 × 5 to train on, 5,000 × 5 to validate. Its annotation
+files have COCO's fields, its words Zipf's frequencies; the images are files without content, and their features (8 kB
 each, the default encoder) are made up, since neither is looked at before the first batch. Ours is CaptionData, the
 references and the first batch, once the features are there. The floor is json.load of both files and os.stat of every
-picture. Each side has a process of its own.
+image. Each side has a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECONDS, GROWTH, FLAT = 5.0, 1000, 30  # limits: seconds, MB of the start, MB ov
 
 
 def write_annotations(folder: Path, scale: float) -> None:
-    """captions_SPLIT.json, and the pictures' files in SPLIT/."""
+    """captions_SPLIT.json, and the images' files in SPLIT/."""
     random = np.random.default_rng(0)
     words = np.array(["".join(chr(97 + c) for c in random.integers(0, 26, 2 + n % 9)) for n in range(WORDS)])
     frequency = 1 / np.arange(1, WORDS + 1)
@@ -52,7 +52,7 @@ def write_annotations(folder: Path, scale: float) -> None:
             for c in range(i * EACH, (i + 1) * EACH):
                 text = " ".join(drawn[ends[c] - lengths[c] : ends[c]]).capitalize() + "."
                 annotations.append({"image_id": i, "id": c, "caption": text})
-        order = random.permutation(len(annotations))  # as in COCO, captions of a picture are far apart
+        order = random.permutation(len(annotations))  # as in COCO, captions of an image are far apart
         content = {"info": {}, "images": images, "annotations": [annotations[c] for c in order], "licenses": []}
         (folder / f"captions_{split}.json").write_text(json.dumps(content))
 
@@ -67,9 +67,9 @@ def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
     """Seconds and MB of the start; MB after each of so many epochs."""
     import torch
 
-    from captioner import datamodule
     from captioner.config import DataConfig, ModelConfig
-    from captioner.encoder import weights_digest
+    from captioner.models.encoder import weights_digest
+    from captioner.training import datamodule
 
     random = np.random.default_rng(0)
     block = random.standard_normal((1000, 4096)).astype(np.float16)
@@ -101,7 +101,7 @@ def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         rows = 0
         for batch in loader:
-            rows += len(data.on_after_batch_transfer(batch, 0).pictures)
+            rows += len(data.on_after_batch_transfer(batch, 0).images)
         gc.collect()
         now = memory()
         result[f"MB after epoch {epoch + 1}"] = now["RssAnon"] - before["RssAnon"]
@@ -156,7 +156,7 @@ def main() -> bool:
     least = float(np.median([one["seconds"] for one in floors]))
     print(f"start: {seconds:.2f} s, floor {least:.2f} s, ratio {seconds / least:.2f}")
     print(f"memory: {mb:.0f} MB more than before, {starts[0]['peak MB']:.0f} MB at the most;", end=" ")
-    print(f"{(mb - smaller['MB']) / (options.share * SPLITS['train'] / 2 / 100_000):.0f} MB per 100,000 pictures")
+    print(f"{(mb - smaller['MB']) / (options.share * SPLITS['train'] / 2 / 100_000):.0f} MB per 100,000 images")
     print(f"with the features in memory: {held['MB']:.0f} MB, start {held['seconds']:.2f} s")
     after = [epochs[f"MB after epoch {n + 1}"] for n in range(options.epochs)]
     mapped = [epochs[f"mapped MB after epoch {n + 1}"] for n in range(options.epochs)]

@@ -1,7 +1,7 @@
-"""Batched search against a beam for one picture at a time, and against its own bare matrix products.
+"""Batched search against a beam for one image at a time, and against its own bare matrix products.
 
-Ours is Captioner.search of 1,000 pictures from the features to the strings, 500 rows at a time: beam 5 of 100 pictures,
-alone and with rules, and sampling of 500. One at a time is the search most tutorials have: for each picture a loop over
+Ours is Captioner.search of 1,000 images from the features to the strings, 500 rows at a time: beam 5 of 100 images,
+alone and with rules, and sampling of 500. One at a time is the search most tutorials have: for each image a loop over
 the words with its live beams as the batch. The floor does, for the same rows at every step, only the embedding, the
 LSTM, the output layer, log-softmax and top-k (the 10 best for the beam, the best for sampling): no bookkeeping, no
 reordering.
@@ -23,10 +23,10 @@ from ratios import median, rounds_argument, take_turns, verdict
 from torch import Tensor
 
 from captioner.config import ModelConfig, SearchConfig
-from captioner.model import Captioner
-from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioner.models.captioner import Captioner
 
-VOCABULARY, PICTURES, ROWS = 9_487, 1_000, 500
+VOCABULARY, IMAGES, ROWS = 9_487, 1_000, 500
 SEARCH = SearchConfig(beam=5, max_length=20, length_penalty=0.0)  # the usual search has no length penalty
 SAMPLE = SearchConfig(sample=True)
 # name: how to search, and the least speed as a share of the floor's
@@ -37,7 +37,7 @@ SEARCHES = {
     "sampling, top-k 40": (replace(SAMPLE, top_k=40), 0.8),
     "sampling, top-p 0.9": (replace(SAMPLE, top_p=0.9), 0.8),
 }
-FEW = 20  # pictures in a turn of the search one by one, so that turns stay short
+FEW = 20  # images in a turn of the search one by one, so that turns stay short
 FASTER = 10.0
 
 
@@ -60,7 +60,7 @@ def counting_model() -> Captioner:
 
 
 def tutorial_beam(model: Captioner, feature: Tensor) -> list[int]:
-    """The best caption of one picture (1, F)."""
+    """The best caption of one image (1, F)."""
     step, width = model.decoder.step, SEARCH.beam
     state, context = model.decoder.start(feature)
     words, live, history = torch.tensor([START]), torch.zeros(1), torch.empty((1, 0), dtype=torch.long)
@@ -110,12 +110,12 @@ class Floor:
 def main() -> bool:
     """Print the ratios; whether they are within their limits."""
     parser = rounds_argument(__doc__, 5)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--count", type=int, default=IMAGES)
     options = parser.parse_args()
     model = counting_model()
     held = []
     with torch.inference_mode():
-        features = torch.rand(options.pictures, model.decoder.project.in_features)
+        features = torch.rand(options.count, model.decoder.project.in_features)
         for name, (config, limit) in SEARCHES.items():
             batches = features.split(ROWS if config.sample else ROWS // config.beam)
             floors = [Floor(model, batch, config) for batch in batches]

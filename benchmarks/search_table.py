@@ -2,7 +2,7 @@
 
     python benchmarks/search_table.py --annotations captions_val.json --images images/val
 
-The pictures are encoded once; the times are of decoding alone, 100 pictures at a time, the ways to search taking turns.
+The images are encoded once; the times are of decoding alone, 100 images at a time, the ways to search taking turns.
 Further --checkpoint make an ensemble with the first.
 """
 
@@ -17,11 +17,11 @@ import torch
 from ratios import rounds_argument, take_turns
 
 from captioner import metrics
-from captioner.captions import CaptionModel
 from captioner.config import SearchConfig
-from captioner.dataset import read_pictures
-from captioner.formats import read_coco
-from captioner.model import load
+from captioner.data.annotations import read_coco
+from captioner.data.dataset import read_images
+from captioner.models.base import CaptionModel
+from captioner.models.captioner import load
 
 BATCH = 100
 WAYS: list[dict[str, Any]] = [
@@ -81,7 +81,7 @@ def main() -> None:
     model = load(files[0], "cpu")
     paths = [example.path for example in examples]
     with torch.inference_mode():
-        encoded = [model.features(pictures) for pictures, _ in read_pictures(paths, model.image_size, 32, 0)]
+        encoded = [model.features(images) for images, _ in read_images(paths, model.image_size, 32, 0)]
         features = torch.cat(encoded).split(BATCH)
 
     def captions(model: CaptionModel, config: SearchConfig) -> list[list[Any]]:
@@ -113,7 +113,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for way in SETS:
         found = [[metrics.ptb_tokenize(one.text) for one in each] for each in captions(model, SearchConfig(**way))]
-        n = way["n_best"]  # a picture may have fewer
+        n = way["n_best"]  # an image may have fewer
         each = np.array([metrics.cider_d(references, [some[k % len(some)] for some in found]) for k in range(n)])
         kinds = np.mean([len(set(map(tuple, some))) for some in found])
         bigrams = np.mean([metrics.distinct_n(some, 2) for some in found])

@@ -1,6 +1,6 @@
 """`captioner serve` beside LitServe: captions/s of the same model under the same clients, taking turns.
 
-Both get the same JPEGs as base64 in JSON, 32 clients, batches of up to 32 pictures that wait 5 ms for more.
+Both get the same JPEGs as base64 in JSON, 32 clients, batches of up to 32 images that wait 5 ms for more.
 LitServe is no dependency of captioner: pip install litserve.
 """
 
@@ -25,17 +25,17 @@ PEER = """
 import base64, io, sys
 import litserve as ls
 from PIL import Image
-from captioner.model import load
+from captioner.models.captioner import load
 
 class Api(ls.LitAPI):
     def setup(self, device):
         self.model = load(None, "cpu")
     def decode_request(self, request):
-        picture = Image.open(io.BytesIO(base64.b64decode(request["images"][0])))
-        picture.load()
-        return picture
-    def predict(self, pictures):
-        return self.model.caption(pictures, beam=int(sys.argv[2]))
+        image = Image.open(io.BytesIO(base64.b64decode(request["images"][0])))
+        image.load()
+        return image
+    def predict(self, images):
+        return self.model.caption(images, beam=int(sys.argv[2]))
     def encode_response(self, caption):
         return {"caption": caption}
 

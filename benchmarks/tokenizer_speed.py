@@ -1,4 +1,4 @@
-"""captioner.ptb against the Java program that coco-caption starts, on one file of generated captions.
+"""captioner.metrics.ptb_tokenizer against the Java program that coco-caption starts, on one file of generated captions.
 
 Java is timed as pycocoevalcap runs it: write the file, start the virtual machine, read the words, drop the
 punctuation. Ours begins every turn with an empty memory. Captions have the words, lengths and punctuation people write:
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from ratios import caption_lengths, median, rounds_argument, take_turns, verdict
 
-from captioner import ptb
+from captioner.metrics import ptb_tokenizer as ptb
 
 CAPTIONS, WORDS, FASTER = 25_000, 8_000, 1.5
 SPECIAL = ["man's", "t-shirt", "don't", "2", "1/2", "St. Paul", '"stop"', "(left)", "U.S.", "5:30", "and/or", "50%"]

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from ratios import caption_lengths, clocks, median, rounds_argument, seconds, spread, verdict
 from torch import Tensor, nn
 
-from captioner import callbacks, datamodule
 from captioner.__main__ import main as captioner
-from captioner.dataset import Batch
-from captioner.vocabulary import PAD
+from captioner.data.dataset import Batch
+from captioner.data.vocabulary import PAD
+from captioner.training import callbacks, datamodule
 
 VOCABULARY, SIZE, FEATURES, BATCH = 9_487, 512, 2_048, 500
 WARM_UP = 3
@@ -38,7 +38,7 @@ LIMIT = 0.85
 
 
 def write_data(folder: Path, batches: int) -> None:
-    """Annotations of `batches` batches for training, and of one picture for validation; the pictures are empty."""
+    """Annotations of `batches` batches for training, and of one image for validation; the images are empty."""
     random = np.random.default_rng(0)
     lengths = caption_lengths(batches * BATCH, random)
     share = 1 / np.arange(1, VOCABULARY - 4 + 1)
@@ -70,11 +70,11 @@ class Bare:
         modules = nn.ModuleList(part for part in vars(self).values() if part is not None)
         self.optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, fused=True)
 
-    def step(self, features: Tensor, words: Tensor, picture_of: Tensor, real: Tensor, targets: Tensor) -> None:
-        """One step on (I, F) features, (N, T) words, (N,) pictures; (R,) places of the real tokens, (R,) targets."""
+    def step(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor, targets: Tensor) -> None:
+        """One step on (I, F) features, (N, T) words, (N,) images; (R,) places of the real tokens, (R,) targets."""
         x = self.embedding(words)
         if self.project is not None:
-            image = self.project(features)[picture_of]
+            image = self.project(features)[image_of]
             x = torch.cat([x, image.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=2)
         hidden, _ = self.rnn(x)
         loss = F.cross_entropy(self.output(hidden.flatten(0, 1)[real]), targets)
@@ -96,9 +96,9 @@ class Turns(pl.Callback):
         self.times["ours"].append(clocks() - self.began)
         targets = batch.words[:, 1:].flatten()
         real = (targets != PAD).nonzero()[:, 0]
-        words, features = batch.words[:, :-1].contiguous(), batch.pictures.float()
+        words, features = batch.words[:, :-1].contiguous(), batch.images.float()
         for name, side in self.sides.items():
-            step = partial(side.step, features, words, batch.picture_of, real, targets[real])
+            step = partial(side.step, features, words, batch.image_of, real, targets[real])
             self.times[name].append(seconds(step))
         self.began = clocks()
 

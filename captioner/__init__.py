@@ -7,7 +7,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: Any = None, device: str = "cpu") -> Any:
-    """Open a checkpoint, or a list of them as an ensemble; see :func:`captioner.model.load` (imports torch)."""
-    from captioner.model import load
+    """Open a checkpoint, or several as an ensemble; see :func:`captioner.models.captioner.load`. Imports torch."""
+    from captioner.models.captioner import load
 
     return load(path, device)

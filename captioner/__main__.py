@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from captioner import __version__
+from captioner.cli.parser import COMMANDS, Parser
 from captioner.errors import REFUSALS, UserError, printable
-from captioner.parsing import COMMANDS, Parser
 
 OVERVIEW = "\n".join(
     [
         "usage: captioner COMMAND [options]",
         "",
-        "Point it at COCO-style data and get a captioning model; point it at a picture and get a caption.",
+        "Point it at COCO-style data and get a captioning model; point it at an image and get a caption.",
         "",
         *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
         "",
@@ -25,7 +25,7 @@ OVERVIEW = "\n".join(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 where some pictures could not be captioned, 2 for what the user can fix."""
+    """Run a command; the exit code is 0, 1 where some images could not be captioned, 2 for what the user can fix."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments.pop(0) if arguments else "--help"
     if name == "data" and arguments and not arguments[0].startswith("-"):  # a command of two words
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         what = str(error).splitlines()[0].rstrip(". ")
         few = "memory may be short, so use fewer of them (--workers or --data.workers)"
-        return _complain(name, f"a process that reads pictures died ({what}): {few}")
+        return _complain(name, f"a process that reads images died ({what}): {few}")
 
 
 def _run(name: str, arguments: list[str]) -> int:

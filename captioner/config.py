@@ -10,7 +10,7 @@ from typing import Any, Literal
 from captioner.errors import UserError
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
-PICTURES = 32  # encoded together, outside training
+IMAGES = 32  # encoded together, outside training
 
 
 def _require(holds: bool, option: str, value: Any, expected: str) -> None:
@@ -37,17 +37,17 @@ class ModelConfig:
         encoder: resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/; any classification model of
             torchvision by its name, such as resnet101, convnext_tiny or vit_b_16; or timm:NAME, one of timm's; with
             their ImageNet weights
-        image_size: side in pixels of the square the whole picture is resized to
-        second_size: a second, smaller side at which the encoder looks at the picture again; the two features are
+        image_size: side in pixels of the square the whole image is resized to
+        second_size: a second, smaller side at which the encoder looks at the image again; the two features are
             concatenated (0 = one look)
         trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
-        grid: the picture is seen as grid × grid cells, each with a feature, for attention or beside each other in a
+        grid: the image is seen as grid × grid cells, each with a feature, for attention or beside each other in a
             frame of a clip (0 = one feature, their mean)
         attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
             visual sentinel) or updown (two LSTMs); none needs no grid
         attention_size: size of the space in which the cells are compared with the state
-        frames: up to so many frames of a clip or pictures of an album, evenly taken, get one caption together, by way
-            of a recurrent network over their features (0 = a caption describes one picture)
+        frames: up to so many frames of a clip or images of an album, evenly taken, get one caption together, by way
+            of a recurrent network over their features (0 = a caption describes one image)
         cell: recurrent cell (rnn is the tanh RNN of the lecture)
         layers: recurrent layers, 1 to 5
         image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
@@ -57,7 +57,7 @@ class ModelConfig:
         dropout: dropout rate before the output layer and between recurrent layers
         input_dropout: dropout rate on what enters the first recurrent layer, word and image
         feature_dropout: dropout rate on the image feature
-        cell_dropout: share of the cells of its grid that a picture is shown without, others each time, in training
+        cell_dropout: share of the cells of its grid that an image is shown without, others each time, in training
         tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
     """
 
@@ -98,8 +98,8 @@ class ModelConfig:
         _require(sees or not self.cell_dropout, "model.cell_dropout", self.cell_dropout, "0 without a grid")
         _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
         few = self.frames == 0 or 2 <= self.frames <= 256
-        _require(few, "model.frames", self.frames, "0 (one picture), or 2 to 256")
-        _require(self.frames == 0 or not looks, "model.frames", self.frames, "0 with attention, which sees one picture")
+        _require(few, "model.frames", self.frames, "0 (one image), or 2 to 256")
+        _require(self.frames == 0 or not looks, "model.frames", self.frames, "0 with attention, which sees one image")
         _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
         _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
         ways = ("every_step", "first_word", "initial_state")
@@ -121,33 +121,33 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures and captions are, and how they are batched.
+    """Where the images and captions are, and how they are batched.
 
     Args:
         train: the training captions in any layout of docs/data.md: COCO captions JSON, a table, a folder, shards …
-        train_images: folder of the pictures; not needed where the layout says where they are
+        train_images: folder of the images; not needed where the layout says where they are
         train_split: which split, where the layout has several; train of Karpathy's is train and restval
-        train_list: file with a picture's name in each line, such as Flickr_8k.trainImages.txt: only these
+        train_list: file with an image's name in each line, such as Flickr_8k.trainImages.txt: only these
         val: the validation captions, in the same way
-        val_images: folder of their pictures
+        val_images: folder of their images
         val_split: which split
-        val_list: file with the names of the pictures
+        val_list: file with the names of the images
         columns: IMAGE,CAPTION, the columns of a table where they have other than the usual names
-        fraction: share of the training pictures to train on, chosen by train.seed
+        fraction: share of the training images to train on, chosen by train.seed
         level: word, or char: the captions are written letter by letter; max_length and search.max_length then
             count characters
         min_count: a training word seen less often becomes UNK
         vocabulary: checkpoint whose vocabulary is used, instead of counting the words of the training captions
         max_length: longer captions are cut to this many words
         batch_size: captions in a batch (in each process)
-        skip_bad_images: count and skip missing or unreadable pictures and pictures without captions
+        skip_bad_images: count and skip missing or unreadable images and images without captions
             instead of stopping
-        horizontal_flip: in each epoch train on half of the pictures as a mirror shows them, with left and right
+        horizontal_flip: in each epoch train on half of the images as a mirror shows them, with left and right
             exchanged in their captions; the features of a frozen encoder then take twice the room
         feature_cache: folder of the features computed once with a frozen encoder
         feature_memory: features up to this many GiB are held in memory (on a GPU: in its memory), larger ones are
             read from the map batch by batch
-        workers: processes that decode pictures (-1 = none on a CPU, up to 8 beside a GPU)
+        workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
 
     train: str | None = None
@@ -229,7 +229,7 @@ class SearchConfig:
 
     Args:
         beam: beam width (1 = greedy)
-        n_best: captions per picture, best first; not more than the beam width unless they are sampled
+        n_best: captions per image, best first; not more than the beam width unless they are sampled
         max_length: most words in a caption
         min_length: fewest words in a caption
         length_norm: what log-probabilities are divided by before captions are compared, gnmt: ((5 + length) / 6) **
@@ -248,7 +248,7 @@ class SearchConfig:
         top_k: sample among the k likeliest words (0 = all)
         top_p: sample among the likeliest words that together have this probability
         min_p: sample among words at least this share as probable as the likeliest
-        seed: the same picture with the same seed has the same sampled caption, whatever is beside it
+        seed: the same image with the same seed has the same sampled caption, whatever is beside it
     """
 
     beam: int = 5
@@ -308,22 +308,22 @@ class ServeConfig:
     """The limits of captioner serve.
 
     Args:
-        max_batch: pictures that are captioned together
-        max_wait_ms: milliseconds that an idle model waits for more pictures
-        queue: pictures that may wait; more are refused with 503
-        max_pictures: in a request
-        max_bytes: of a picture
+        max_batch: images that are captioned together
+        max_wait_ms: milliseconds that an idle model waits for more images
+        queue: images that may wait; more are refused with 503
+        max_images: in a request
+        max_bytes: of an image
         max_request: bytes of a request
-        max_pixels: of a picture
+        max_pixels: of an image
         timeout: seconds for a request, from its first byte to the answer
-        decoders: threads that decode pictures
-        allow_urls: also fetch pictures from public http and https addresses
+        decoders: threads that decode images
+        allow_urls: also fetch images from public http and https addresses
     """
 
     max_batch: int = 32
     max_wait_ms: float = 5.0
     queue: int = 512
-    max_pictures: int = 16
+    max_images: int = 16
     max_bytes: int = 20_000_000
     max_request: int = 64_000_000
     max_pixels: int = 50_000_000
@@ -332,7 +332,7 @@ class ServeConfig:
     allow_urls: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "max_pictures", "max_bytes", "max_request", "max_pixels", "decoders"):
+        for name in ("max_batch", "queue", "max_images", "max_bytes", "max_request", "max_pixels", "decoders"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_wait_ms >= 0, "max_wait_ms", self.max_wait_ms, "0 or more")
         _require(self.timeout > 0, "timeout", self.timeout, "more than 0")
@@ -345,8 +345,8 @@ class TrainConfig:
     Args:
         objective: xe, cross-entropy with teacher forcing; or scst, self-critical training: captions are sampled and
             rewarded with CIDEr-D, from a model (--init_from) that xe has trained
-        rollouts: captions sampled for a picture in self-critical training
-        baseline: what the reward of a sampled caption is compared with, others: the mean reward of the picture's
+        rollouts: captions sampled for an image in self-critical training
+        baseline: what the reward of a sampled caption is compared with, others: the mean reward of the image's
             other samples; greedy: the reward of its greedy caption
         bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
         xe_weight: of the cross-entropy of the training captions in self-critical training
@@ -365,7 +365,7 @@ class TrainConfig:
         patience: epochs without a better val_cider before training stops (0 = never)
         keep: so many of the checkpoints of the epochs, the best by val_cider, are kept in kept/ to be averaged
         checkpoint_minutes: last.ckpt is written after every epoch, and in mid-epoch this often
-        samples: validation pictures whose captions are logged at each validation
+        samples: validation images whose captions are logged at each validation
         seed: of the initial weights, the order of the captions and the dropout
     """
 

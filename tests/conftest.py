@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from captioner.config import ModelConfig
-from captioner.encoder import Encoder, weights_digest
-from captioner.model import Captioner
-from captioner.vocabulary import END, Vocabulary
+from captioner.data.vocabulary import END, Vocabulary
+from captioner.models.captioner import Captioner
+from captioner.models.encoder import Encoder, weights_digest
 
 RATES = {field.name for field in fields(ModelConfig) if "dropout" in field.name}
 NO_DROPOUT = dict.fromkeys(sorted(RATES - {"cell_dropout"}), 0.0)  # cells are for attention only
@@ -28,19 +28,19 @@ COLORS = {
     "black": (10, 10, 10),
     "yellow": (230, 220, 40),
 }
-SHADES = [(a, b) for a in COLORS for b in COLORS if a != b]  # 30 pictures that can be told apart
+SHADES = [(a, b) for a in COLORS for b in COLORS if a != b]  # 30 images that can be told apart
 
 
 def draw(path: Path, number: int) -> None:
-    """A picture of 32 × 32 pixels: a square of one colour on another."""
+    """An image of 32 × 32 pixels: a square of one colour on another."""
     front, back = SHADES[number % len(SHADES)]
-    picture = Image.new("RGB", (32, 32), COLORS[back])
-    picture.paste(COLORS[front], (6, 6, 22, 22))
-    picture.save(path)
+    image = Image.new("RGB", (32, 32), COLORS[back])
+    image.paste(COLORS[front], (6, 6, 22, 22))
+    image.save(path)
 
 
 def captions_of(number: int, count: int) -> list[str]:
-    """The first `count` of five captions, of 3 to 7 words, of the picture."""
+    """The first `count` of five captions, of 3 to 7 words, of the image."""
     front, back = SHADES[number % len(SHADES)]
     return [
         f"a {front} square on {back}",
@@ -73,7 +73,7 @@ class Coco:
 
 
 def write_set(folder: Path, train: int = 12, val: int = 6, captions=None) -> Coco:
-    """Write `train` + `val` pictures; picture n has n % 5 + 1 captions, or `captions(n)`."""
+    """Write `train` + `val` images; image n has n % 5 + 1 captions, or `captions(n)`."""
     coco, number = Coco(folder), 0
     for split, count in (("train", train), ("val", val)):
         coco.images(split).mkdir(parents=True)
@@ -112,7 +112,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Coco:
-    """12 + 6 pictures with one to five captions each. Read only."""
+    """12 + 6 images with one to five captions each. Read only."""
     return write_set(tmp_path_factory.mktemp("tiny") / "set")
 
 
@@ -126,7 +126,7 @@ WORDS = ["a", "red", "green", "blue", "square", "on", "circle", "ein", "Mädchen
 
 
 def make_captioner(trained: int = 0, **options) -> Captioner:
-    """Random weights, with words that depend on the picture."""
+    """Random weights, with words that depend on the image."""
     torch.manual_seed(1)
     options = {"image_size": 32, "hidden_size": 16, "embedding_size": 16, **options}
     config = ModelConfig("resnet18", second_size=0, trainable_layers=trained, **options)
@@ -145,9 +145,9 @@ def captioner(weights) -> Captioner:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Five pictures that can be told apart. Read only."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Five images that can be told apart. Read only."""
+    folder = tmp_path_factory.mktemp("images")
     for i in range(5):
         draw(folder / f"{i}.png", 3 * i)
     return sorted(folder.iterdir())

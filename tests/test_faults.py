@@ -18,17 +18,19 @@ from conftest import ROOT, is_one_line, write_set
 from filelock import FileLock
 from test_training import train
 
-from captioner import callbacks, dataset, features, health
 from captioner.__main__ import main
-from captioner.callbacks import WholeCheckpoints
-from captioner.commands import train as train_command
+from captioner.cli import train as train_command
 from captioner.config import SearchConfig, TrainConfig
+from captioner.data import dataset, features
+from captioner.data.annotations import read
 from captioner.errors import UserError
 from captioner.files import new_folder
-from captioner.formats import read
-from captioner.health import same_caption, shared_pictures
-from captioner.model import Captioner, save_slim
-from captioner.task import WATCHED, CaptionTask, Seen, Task
+from captioner.models.captioner import Captioner, save_slim
+from captioner.training import callbacks
+from captioner.training import sanity_checks as health
+from captioner.training.callbacks import WholeCheckpoints
+from captioner.training.sanity_checks import same_caption, shared_images
+from captioner.training.task import WATCHED, CaptionTask, Seen, Task
 
 FULL = OSError(28, "No space left on device")
 
@@ -170,7 +172,7 @@ def test_a_file_that_outgrows_its_limit(tmp_path):
     """torch has a word of its own for what the disk refuses."""
     code = f"""
 import resource, torch
-from captioner.callbacks import WholeCheckpoints
+from captioner.training.callbacks import WholeCheckpoints
 from captioner.errors import UserError
 path = {str(tmp_path / "last.ckpt")!r}
 WholeCheckpoints().save_checkpoint({{"a": torch.zeros(10)}}, path)
@@ -189,7 +191,7 @@ print(torch.load(path)["a"].shape)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path, captioner, cli, pictures, kind):
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, captioner, cli, images, kind):
     place, model = tmp_path / "place", tmp_path / "model.safetensors"
     captioner.save(model)
     if kind == "pipe":
@@ -202,7 +204,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, captioner, cli, pictur
     before = os.lstat(place)
     outputs = ["--output", "--report"] if kind != "folder" else ["--report"]  # a folder is one of parts
     for output in outputs:
-        code, _, err = cli("predict", *pictures[:2], "--checkpoint", model, output, place)
+        code, _, err = cli("predict", *images[:2], "--checkpoint", model, output, place)
         assert code == (0 if kind == "link" else 2)
         assert kind == "link" or is_one_line(err.strip(), "cannot be written", "folder" if kind == "folder" else "pipe")
         assert (os.lstat(place).st_mode, os.lstat(place).st_ino) == (before.st_mode, before.st_ino)
@@ -212,7 +214,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, captioner, cli, pictur
 
 def test_a_place_one_may_not_look_at(tmp_path, cli, monkeypatch):
     """Whatever the system says of a file is one line that names it."""
-    from captioner.commands import plot
+    from captioner.cli import plot
 
     monkeypatch.setattr(plot, "run", lambda options: os.stat(tmp_path / ("a" * 300)))
     code, _, err = cli("plot", tmp_path)
@@ -239,7 +241,7 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
 def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
     """However they were started: here by torchrun, on a second machine."""
     place = f"Path({str(tmp_path)!r})"
-    code = f"from pathlib import Path; from captioner.commands import train; train.WAIT = 0.1; train.locked({place})"
+    code = f"from pathlib import Path; from captioner.cli import train; train.WAIT = 0.1; train.locked({place})"
     environment = {**os.environ, "RANK": "8", "LOCAL_RANK": "0"}
     with FileLock(tmp_path / ".lock"):
         subprocess.run([sys.executable, "-c", f"{code}.__enter__()"], env=environment, cwd=ROOT, check=True)
@@ -330,23 +332,23 @@ def test_a_run_with_other_content_is_not_gone_on_with(tiny, run, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_pictures_are_handed_on_with_one_open_file_a_batch(tmp_path, pictures):
-    """Not one a picture: there are 64 in all here."""
+def test_images_are_handed_on_with_one_open_file_a_batch(tmp_path, images):
+    """Not one an image: there are 64 in all here."""
     code = f"""
 import resource
-from captioner.dataset import read_pictures
+from captioner.data.dataset import read_images
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-paths = {[str(path) for path in pictures] * 60}
-print(sum(len(batch) for batch, _ in read_pictures(paths, 32, 100, workers=1)))
+paths = {[str(path) for path in images] * 60}
+print(sum(len(batch) for batch, _ in read_images(paths, 32, 100, workers=1)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
-    assert done.stdout == f"{60 * len(pictures)}\n", done.stderr
+    assert done.stdout == f"{60 * len(images)}\n", done.stderr
 
 
-DIED = ("a process that reads pictures died", "memory", "--workers")
+DIED = ("a process that reads images died", "memory", "--workers")
 
 
-def test_a_process_that_reads_pictures_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):
+def test_a_process_that_reads_images_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):
     monkeypatch.setattr(dataset, "look", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     captioner.save(tmp_path / "model.safetensors")
     code, out, err = cli(
@@ -397,33 +399,33 @@ def test_a_clock_that_goes_back(tiny, tmp_path, monkeypatch, run):
 # ---- numbers that cannot lie
 
 
-def test_the_same_caption_for_most_pictures_is_told():
+def test_the_same_caption_for_most_images_is_told():
     assert same_caption([]) == same_caption(["a", "a"]) == same_caption(["a", "a", "b", "c"]) == []
     (line,) = same_caption(["a dog"] * 3 + ["b", "c"])
-    assert is_one_line(line, "60 % of the 5 validation pictures", "'a dog'", "--train.lr")
+    assert is_one_line(line, "60 % of the 5 validation images", "'a dog'", "--train.lr")
 
 
-def test_validation_pictures_among_the_training_pictures_are_told(tmp_path, monkeypatch):
+def test_validation_images_among_the_training_images_are_told(tmp_path, monkeypatch):
     coco = write_set(tmp_path / "set", train=6, val=4)
     (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
-    assert shared_pictures(train, val) == []
+    assert shared_images(train, val) == []
     shutil.copy(train[2].path, val[1].path)
-    (line,) = shared_pictures(train, val)
-    assert is_one_line(line, "1 of 4 validation pictures", "007.png is 002.png", "data inspect")
+    (line,) = shared_images(train, val)
+    assert is_one_line(line, "1 of 4 validation images", "007.png is 002.png", "data inspect")
     val[1].path.unlink()
-    assert shared_pictures(train, val) == []  # features may be all that is left
+    assert shared_images(train, val) == []  # features may be all that is left
     monkeypatch.setattr(health, "OF_A_SIZE", 0)
-    assert shared_pictures(train, train)[0].startswith("6 of 6 validation pictures")  # the same files are not read
+    assert shared_images(train, train)[0].startswith("6 of 6 validation images")  # the same files are not read
 
 
-def test_of_many_shared_pictures_some_are_counted(tmp_path, monkeypatch):
+def test_of_many_shared_images_some_are_counted(tmp_path, monkeypatch):
     coco = write_set(tmp_path / "set", train=6, val=6)
     (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
     for one, other in zip(train, val, strict=True):
         shutil.copy(one.path, other.path)
-    assert shared_pictures(train, val)[0].startswith("6 of 6 validation pictures")
+    assert shared_images(train, val)[0].startswith("6 of 6 validation images")
     monkeypatch.setattr(health, "LOOKED_AT", 3)
-    assert shared_pictures(train, val)[0].startswith("at least 3 of 6 validation pictures")
+    assert shared_images(train, val)[0].startswith("at least 3 of 6 validation images")
 
 
 def test_too_small_a_vocabulary_is_told_at_the_beginning_and_at_the_end(tmp_path, capsys):

@@ -19,17 +19,17 @@ import torch
 from conftest import ROOT, is_one_line, make_captioner
 from PIL import Image
 
-from captioner import shards
-from captioner.conversion import to_coco, to_webdataset
-from captioner.encoder import check_unpacked
+from captioner.data import shards
+from captioner.data.annotations import MOST, Example, read, read_named_references
+from captioner.data.features import FeatureFile, write_features
+from captioner.data.images import open_image
+from captioner.datasets.convert import to_coco, to_webdataset
+from captioner.deploy.onnx_runner import check
 from captioner.errors import UserError
-from captioner.features import FeatureFile, write_features
-from captioner.formats import MOST, Example, read, read_named_references
-from captioner.images import open_image
-from captioner.model import Captioner, read_checkpoint, save_slim
-from captioner.parts import Parts
-from captioner.runner import check
-from captioner.transfer import init_from
+from captioner.inference.parts import Parts
+from captioner.models.captioner import Captioner, read_checkpoint, save_slim
+from captioner.models.encoder import check_unpacked
+from captioner.models.init_from import init_from
 
 sys.path.append(str(ROOT / "tests" / "faults"))
 import fuzz
@@ -159,11 +159,11 @@ def test_the_vocabulary_of_any_language_is_taken(tmp_path):
     assert set(words) < set(Captioner.load(tmp_path / "model.safetensors").vocabulary.words)
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", "BMP", "AVIF"])
-def test_a_picture_cut_at_every_per_cent_is_whole_or_refused(kind):
+def test_a_image_cut_at_every_per_cent_is_whole_or_refused(kind):
     buffer = io.BytesIO()
     Image.effect_noise((48, 40), 90).convert("RGB").save(buffer, kind)
     data = buffer.getvalue()
@@ -208,12 +208,12 @@ def test_odd_shapes_and_names(tmp_path, cli, captioner):
     assert captioned == {"one.png", "wide.png", "gif.jpg", "moving.gif", "cmyk.jpg", "deep.png"}
     assert "Traceback" not in err
     assert len(err.splitlines()) == 4  # vector, bomb, text; and how many
-    for name, says in {"vector.jpg": "not a picture", "bomb.png": "178,956,970 pixels", "text.png": ""}.items():
+    for name, says in {"vector.jpg": "not an image", "bomb.png": "178,956,970 pixels", "text.png": ""}.items():
         assert any(name in line and says in line for line in err.splitlines()), err
 
 
 def test_a_jpeg_of_very_many_scans(tmp_path):
-    """Each takes a few bytes of the file, and is decoded over all of the picture."""
+    """Each takes a few bytes of the file, and is decoded over all of the image."""
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 60).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -247,12 +247,12 @@ def test_exif_that_points_at_itself(offset):
 
 
 @pytest.mark.slow
-def test_memory_of_the_largest_pictures():
+def test_memory_of_the_largest_images():
     """Stated in docs/reliability.md."""
     code = """
 import io, resource, sys
 from PIL import Image
-from captioner.images import MAX_PIXELS, open_image
+from captioner.data.images import MAX_PIXELS, open_image
 side = int(MAX_PIXELS ** 0.5)
 buffer = io.BytesIO()
 Image.new(sys.argv[1], (side, side)).save(buffer, "PNG", compress_level=1)
@@ -294,12 +294,12 @@ OUTSIDE += ["a\0.png", "\ud800.png", "a.png/", "a.png/../../secret.png", "~/secr
 def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
     path = coco(folder, images=[{"id": 1, "file_name": OUTSIDE[name]}])
     opened = []
-    monkeypatch.setattr("captioner.images.opened", lambda path: opened.append(path))
+    monkeypatch.setattr("captioner.data.images.opened", lambda path: opened.append(path))
     try:
         examples, _ = read(path, folder / "images")
     except UserError as error:
         fuzz.one_line(error)
-    else:  # a slash at its end is the picture itself
+    else:  # a slash at its end is the image itself
         assert [example.path for example in examples] == [folder / "images" / "a.png"]
     assert not opened
 
@@ -329,7 +329,7 @@ def test_a_file_of_a_shard_never_leaves_the_folder(folder, cli, name, to):
     tar = packed(folder, **{f"{name}.png": (folder / "secret.png").read_bytes(), f"{name}.txt": b"a dog"})
     before = sorted(folder.rglob("*"))
     refused(read, tar, says=["leaves"])
-    code, _, err = cli("data", "convert", tar, "--to", to, "--pictures", "copy", "--output", folder / "out")
+    code, _, err = cli("data", "convert", tar, "--to", to, "--image_files", "copy", "--output", folder / "out")
     assert code == 2
     assert is_one_line(err.strip(), "leaves")
     assert sorted(folder.rglob("*")) == before
@@ -344,8 +344,8 @@ def test_names_are_looked_at_again_where_they_are_written(folder):
 
 def test_texts_of_a_shard_have_a_size_that_is_theirs(folder, monkeypatch):
     monkeypatch.setattr(shards, "TEXT", 100)
-    picture = (folder / "secret.png").read_bytes()
-    refused(read, packed(folder, **{"a.png": picture, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
+    image = (folder / "secret.png").read_bytes()
+    refused(read, packed(folder, **{"a.png": image, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
     sparse = tarfile.TarInfo("a.txt")
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))

@@ -1,4 +1,4 @@
-"""Imports point one way, the same Lightning everywhere, and what is heavy is imported where it is used."""
+"""Packages import one way, one name for Lightning, and what is heavy is imported where it is used."""
 
 import ast
 import subprocess
@@ -7,119 +7,86 @@ import sys
 import pytest
 from conftest import ROOT
 
-# A module imports from its own row's earlier entries and from the rows above it.
-ROWS = [
-    ["errors", "config", "parts"],
-    [
-        "vocabulary",
-        "mirror",
-        "files",
-        "shards",
-        "images",
-        "inputs",
-        "layouts",
-        "formats",
-        "text",
-        "clips",
-        "features",
-        "dataset",
-        "duplicates",
-        "conversion",
-        "shapes",
-        "download",
-        "fetch",
-    ],
-    ["backbones", "encoder", "decoder", "attention", "sequence", "rules", "search"],
-    ["captions", "model", "transfer", "language", "soup"],
-    ["ptb", "metrics", "significance", "rewards", "datamodule", "task", "callbacks", "health", "check", "pretraining"],
-    [
-        "external",
-        "results",
-        "gradients",
-        "curves",
-        "export",
-        "runner",
-        "gallery",
-        "evaluation",
-        "inspection",
-        "report",
-        "demo",
-        "engines",
-        "ddp",
-        "actors",
-    ],
-    ["fetching", "server"],
-    ["parsing", "commands", "__main__"],
+# A package imports only from itself and from the packages above it.
+PACKAGES = [
+    "",  # captioner itself: config, errors, files
+    "data",
+    "datasets",
+    "metrics",
+    "decoding",
+    "models",
+    "training",
+    "inference",
+    "reports",
+    "deploy",
+    "cli",
 ]
-LEVEL = {name: (level, place) for level, row in enumerate(ROWS) for place, name in enumerate(row)}
-PACKAGE = ROOT / "captioner"
-FILES = sorted(PACKAGE.rglob("*.py"))
+SOURCE = ROOT / "captioner"
+FILES = sorted(SOURCE.rglob("*.py"))
+ENTRY = (SOURCE / "__init__.py", SOURCE / "__main__.py")  # these name what they start
 
 
-def imports(file, everywhere: bool = True) -> set[str]:
-    """Full names a file imports; without `everywhere`, only those of the module itself, outside functions and
-    ``if TYPE_CHECKING``."""
+def module_name(file) -> str:
+    return ".".join(("captioner", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imported_names(file, inside_functions: bool = True) -> set[str]:
+    """Full names that a file imports; without `inside_functions`, only those of the module's own level."""
     found = set()
 
-    def look(nodes):
+    def collect(nodes):
         for node in nodes:
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{file}: imports are absolute"
                 found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            elif not everywhere and (
+            elif not inside_functions and (
                 isinstance(node, ast.FunctionDef)
                 or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
             ):
                 continue
             else:
-                look(ast.iter_child_nodes(node))
+                collect(ast.iter_child_nodes(node))
 
-    look(ast.parse(file.read_text(encoding="utf-8")).body)
+    collect(ast.parse(file.read_text(encoding="utf-8")).body)
     return found
 
 
-def module(file) -> str:
-    return ".".join(("captioner", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-
-
-def own(names: set[str]) -> set[str]:
-    """The modules of captioner among names such as captioner.encoder.Encoder."""
-    modules = {module(file) for file in FILES}
+def own_modules(names: set[str]) -> set[str]:
+    """The modules of captioner among names such as captioner.models.encoder.Encoder."""
     return {
-        next(".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in modules)
+        next(".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MODULES)
         for parts in (name.split(".") for name in names)
         if parts[0] == "captioner"
     }
 
 
-def is_script(file) -> bool:
-    return file.parent == PACKAGE and file.stem == "__init__"
+def package_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in PACKAGES else ""
 
 
-def test_every_module_has_its_row():
-    stems = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"} | {"commands"}
-    assert stems == set(LEVEL)
+def test_layout():
+    """Eleven rows, and at most six modules beside the packages."""
+    assert {path.parent.name for path in SOURCE.glob("*/__init__.py")} == set(PACKAGES) - {""}
+    assert len(list(SOURCE.glob("*.py"))) <= 6
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not is_script(file)], ids=module)
-def test_imports_point_one_way(file):
-    me = module(file)
-    for other in own(imports(file)) - {"captioner"}:
-        here, there = (LEVEL[name.split(".")[1]] for name in (me, other))
-        if here == there:  # the commands
-            shared = (
-                "captioner.commands",
-                *(f"captioner.commands.{name}" for name in ("evaluate", "predict", "train")),
-            )
-            assert other < me or other in shared, f"{me} imports {other}"
-        else:
-            assert there < here, f"{me} imports {other}"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_from_those_above_it(package):
+    above = set(PACKAGES[: PACKAGES.index(package) + 1])
+    for module, file in MODULES.items():
+        if package_of(module) == package and file not in ENTRY:
+            below = {other for other in own_modules(imported_names(file)) if package_of(other) not in above}
+            assert not below, f"{module} imports {below}"
 
 
 def test_no_cycles():
-    graph = {module(file): own(imports(file)) for file in FILES if not is_script(file)}
+    graph = {module: own_modules(imported_names(file)) for module, file in MODULES.items() if file not in ENTRY}
     done: set[str] = set()
 
     def visit(name, path):
@@ -135,42 +102,37 @@ def test_no_cycles():
 
 @pytest.mark.parametrize("file", [*FILES, ROOT / "train.py", ROOT / "predict.py"], ids=lambda file: file.stem)
 def test_one_lightning_and_no_test_oracle(file):
-    roots = {name.split(".")[0] for name in imports(file)}
+    roots = {name.split(".")[0] for name in imported_names(file)}
     assert not roots & {"lightning", "pycocoevalcap", "pytest", "hypothesis"}
-    assert not any(name.startswith("matplotlib") for name in imports(file, everywhere=False))
+    assert not any(name.startswith("matplotlib") for name in imported_names(file, inside_functions=False))
     assert "import lightning" not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", FILES, ids=module)
+@pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_every_module_and_public_name_has_a_docstring(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), file
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
-            for inner in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and inner.name != "__init__":
-                    known = inner.name in ("train", "forward", "error") or ast.get_docstring(inner)
-                    assert known, f"{node.name}.{inner.name}"
 
 
 def reached(name: str) -> set[str]:
     """All that importing a module and calling ``captioner predict`` imports by name, through captioner's modules."""
-    files = {module(file): file for file in FILES}
     seen, found, todo = set(), set(), [name]
     while todo:
         current = todo.pop()
         if current not in seen:
             seen.add(current)
-            names = imports(files[current], everywhere=current == name)
+            names = imported_names(MODULES[current], inside_functions=current == name)
             found |= names
-            todo += own(names)
+            todo += own_modules(names)
     return found
 
 
 def test_predict_never_reaches_lightning():
-    found = reached("captioner.commands.predict")
-    assert "captioner.model.load" in found
+    found = reached("captioner.cli.predict")
+    assert "captioner.models.captioner.load" in found
     assert not {name for name in found if name.startswith(("pytorch_lightning", "torchmetrics", "tensorboard"))}
 
 
@@ -178,14 +140,15 @@ def test_predict_never_reaches_lightning():
     ("code", "absent"),
     [
         ("import captioner", {"torch", "numpy", "PIL"}),
-        ("import captioner.model", {"pytorch_lightning", "tensorboard", "nltk"}),
+        ("import captioner.metrics", {"torch", "pytorch_lightning", "nltk"}),
+        ("import captioner.models.captioner", {"pytorch_lightning", "tensorboard", "nltk"}),
         ("from captioner.__main__ import main; main(['--help'])", {"torch", "pytorch_lightning"}),
         (
             "from captioner.__main__ import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass",
             {"pytorch_lightning", "tensorboard", "pycocotools"},
         ),
     ],
-    ids=["captioner", "captioner.model", "--help", "predict --help"],
+    ids=["captioner", "captioner.metrics", "captioner.models.captioner", "--help", "predict --help"],
 )
 def test_heavy_imports_wait_until_they_are_needed(code, absent):
     check = f"{code}\nimport sys\nprint(sorted({absent!r} & set(sys.modules)))"

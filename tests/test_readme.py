@@ -37,7 +37,7 @@ def test_every_command_parses(line, monkeypatch):
     arguments = captioner_arguments(line)
     words = 2 if arguments[0] == "data" else 1  # of the command
     ran = []
-    module = __import__(f"captioner.commands.{'_'.join(arguments[:words])}", fromlist=["run"])
+    module = __import__(f"captioner.cli.{'_'.join(arguments[:words])}", fromlist=["run"])
     monkeypatch.setattr(module, "run", lambda options: ran.append(options))
     monkeypatch.chdir(ROOT)
     assert cli.main(arguments) == 0

@@ -113,7 +113,7 @@ def replaced(data: Any, chance: random.Random) -> Any:
 def seeds_of_images() -> list[bytes]:
     from PIL import Image
 
-    picture = Image.effect_noise((40, 30), 60).convert("RGB")
+    image = Image.effect_noise((40, 30), 60).convert("RGB")
     found = []
     for kind, options in [
         ("JPEG", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
@@ -121,12 +121,12 @@ def seeds_of_images() -> list[bytes]:
         *(("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {}), ("JPEG2000", {}), ("AVIF", {})),
     ]:
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
+        image.save(buffer, kind, **options)
         found.append(buffer.getvalue())
     buffer = io.BytesIO()
-    picture.convert("CMYK").save(buffer, "JPEG", icc_profile=b"\0" * 200)
+    image.convert("CMYK").save(buffer, "JPEG", icc_profile=b"\0" * 200)
     frames = io.BytesIO()
-    picture.save(frames, "GIF", save_all=True, append_images=[picture.rotate(90)] * 3)
+    image.save(frames, "GIF", save_all=True, append_images=[image.rotate(90)] * 3)
     deep = io.BytesIO()
     Image.new("I;16", (9, 9), 700).save(deep, "PNG")
     return [*found, buffer.getvalue(), frames.getvalue(), deep.getvalue(), b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
@@ -134,14 +134,14 @@ def seeds_of_images() -> list[bytes]:
 
 def image(data: bytes, folder: Path) -> None:
     """Open it, and have it resized."""
-    from captioner.images import eval_transform, open_image
+    from captioner.data.images import eval_transform, open_image
 
     assert eval_transform(open_image(data, 32), 32).shape == (3, 32, 32)
 
 
 def seeds_of_annotations() -> list[Any]:
     images = [{"id": n, "file_name": f"{n}.png", "width": 32, "height": 32} for n in range(3)]
-    captions = [{"id": n, "image_id": n % 3, "caption": f"a picture of {n}"} for n in range(6)]
+    captions = [{"id": n, "image_id": n % 3, "caption": f"an image of {n}"} for n in range(6)]
     sentences = [{"raw": "a dog", "tokens": ["a", "dog"], "sentid": 1, "imgid": 0}]
     return [
         {"images": images, "annotations": captions, "info": {}, "licenses": []},
@@ -157,10 +157,10 @@ def seeds_of_annotations() -> list[Any]:
 
 def annotations(data: bytes, folder: Path) -> None:
     """Read it as everything that it can be: examples, references, results, for a vocabulary, metrics and a report."""
-    from captioner.formats import match, read, read_named_references, read_results
-    from captioner.inspection import Split, inspect
+    from captioner.data.annotations import match, read, read_named_references, read_results
+    from captioner.data.vocabulary import Vocabulary
+    from captioner.datasets.inspect import Split, inspect
     from captioner.metrics import ptb_tokenize
-    from captioner.vocabulary import Vocabulary
 
     endings = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
     ending = ".json" if data[:1] in (b"[", b"{") else endings[zlib.crc32(data) % len(endings)]
@@ -191,7 +191,7 @@ def annotations(data: bytes, folder: Path) -> None:
         vocabulary = Vocabulary.build(text for example in examples for text in example.captions)
         ptb_tokenize(examples[0].captions[0])
         vocabulary.encode(vocabulary.split(examples[0].captions[0]))
-        inspect([Split("train", str(file), "coco", examples, [], {})], pictures=False)
+        inspect([Split("train", str(file), "coco", examples, [], {})], read_images=False)
     if len(refused) == len(answers):
         raise refused[0]
 
@@ -222,7 +222,7 @@ def checkpoint(data: bytes, folder: Path) -> None:
     """Open it and, if it opens, caption with it."""
     import torch
 
-    from captioner.model import Captioner
+    from captioner.models.captioner import Captioner
 
     file = folder / ("model.ckpt" if data[:2] == b"PK" or zlib.crc32(data) % 8 == 0 else "model.safetensors")
     file.write_bytes(data)
@@ -238,9 +238,9 @@ def search_config() -> Any:
 
 
 def shard(data: bytes, folder: Path) -> None:
-    """Read a tar of pictures and captions, and open the pictures."""
-    from captioner.formats import read
-    from captioner.images import open_image
+    """Read a tar of images and captions, and open the images."""
+    from captioner.data.annotations import read
+    from captioner.data.images import open_image
 
     file = folder / "data.tar"
     file.write_bytes(data)
@@ -280,13 +280,13 @@ class Requests:
         from fastapi.testclient import TestClient
 
         from captioner.config import SearchConfig, ServeConfig
-        from captioner.server import make_app
+        from captioner.deploy.server import make_app
 
         self.client = TestClient(make_app(make_captioner(), SearchConfig(beam=2), ServeConfig(), "tiny"))
         self.client.__enter__()
 
     def __call__(self, data: bytes, folder: Path) -> None:
-        """Send the bytes as a picture, as a form and as JSON: nothing is answered by a 5xx."""
+        """Send the bytes as an image, as a form and as JSON: nothing is answered by a 5xx."""
         from captioner.errors import UserError
 
         kinds = ("image/jpeg", "application/json", "multipart/form-data; boundary=x", "text/plain", "")
@@ -357,8 +357,8 @@ def run() -> None:
         import atheris
 
         with atheris.instrument_imports(include=["captioner", "PIL", "safetensors", "tarfile", "json"]):
-            import captioner.inspection
-            import captioner.model  # noqa: F401
+            import captioner.datasets.inspect
+            import captioner.models.captioner  # noqa: F401
     folder = Path(os.path.realpath(tempfile.mkdtemp()))
     (folder / "images").mkdir()
     (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)

@@ -36,9 +36,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights, resnet18
 
-import captioner.callbacks
-import captioner.datamodule
-import captioner.evaluation  # noqa: F401  these, too
 from captioner.__main__ import main
 
 
@@ -125,15 +122,15 @@ def jobs(data: Path) -> dict[str, Job]:
     small = "--model.hidden_size 24 --model.embedding_size 16 --data.batch_size 4 --train.checkpoint_minutes 0.002"
     small += " --train.patience 0 --train.ema_decay 0.9 --train.epochs 4 --trainer.precision bf16-mixed"
     attention = f"{small} --model.grid 2 --model.attention soft --model.attention_size 16"
-    pictures, by = large.images("train"), f"--checkpoint {model}"
-    named = f"--annotations {large.annotations('train')} --images {pictures}"
-    to = f"--images {pictures} --to webdataset --shard_size 40"
+    images, by = large.images("train"), f"--checkpoint {model}"
+    named = f"--annotations {large.annotations('train')} --images {images}"
+    to = f"--images {images} --to webdataset --shard_size 40"
     return {
         "features": Job(train(large, 96, f"{small} --train.epochs 1 --train.samples 0"), features),
         "training, LSTM": Job(train(coco, 32, small), weights),
         "training, attention": Job(train(coco, 32, attention), weights),
         "prediction": Job(
-            lambda out: f"predict {pictures} {by} --part_size 8 --batch_size 8 --output {out}/captions.txt".split(),
+            lambda out: f"predict {images} {by} --part_size 8 --batch_size 8 --output {out}/captions.txt".split(),
             files,
         ),
         "evaluation": Job(

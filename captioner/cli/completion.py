@@ -1,0 +1,57 @@
+"""Write a script by which a shell completes commands, options, their values and file names.
+
+Example: captioner completion bash > ~/.local/share/bash-completion/completions/captioner
+
+That is where bash finds it from the next time on. For zsh, name it _captioner in a folder of $fpath; for fish,
+~/.config/fish/completions/captioner.fish.
+"""
+
+from __future__ import annotations
+
+from argparse import Action, ArgumentParser
+from typing import Any, Literal
+
+from captioner.errors import UserError
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("shell", type=Literal["bash", "zsh", "fish"], help="which shell")
+
+
+def run(options: Any) -> None:
+    """Print the script; see the module's docstring."""
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("completion needs shtab: pip install 'captioner[completion]'") from None
+    from captioner.cli.parser import COMMANDS, Parser
+
+    root = ArgumentParser("captioner")
+    root.add_argument("--version", action="version", version="")
+    folders = {"": root.add_subparsers()}
+    for name, about in COMMANDS.items():
+        first, _, word = name.rpartition(" ")
+        if first not in folders:
+            folders[first] = folders[""].add_parser(first, help="data sets").add_subparsers()
+        one = folders[first].add_parser(word, help=about)
+        for action in Parser(name)._actions:
+            if action.dest not in ("help", "print_config"):
+                _copy(action, one)
+    print(shtab.complete(root, options.shell))
+
+
+def _copy(action: Action, parser: ArgumentParser) -> None:
+    """Declare an option of ours again, as shtab understands it."""
+    import shtab
+
+    about = (action.help or "").replace("%", "%%")
+    names = action.option_strings or [action.dest]
+    if action.nargs == 0:
+        parser.add_argument(*names, action="store_true", help=about)
+        return
+    shown = str(action.metavar or "")
+    choices = shown[1:-1].split(",") if shown.startswith("{") else None
+    new: Any = parser.add_argument(*names, nargs=action.nargs, choices=choices, help=about)
+    if choices is None:
+        new.complete = shtab.FILE

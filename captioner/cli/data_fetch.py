@@ -1,0 +1,68 @@
+"""Download a known data set, resumably, check it and unpack it.
+
+Example: captioner data fetch coco2017 --out data/coco2017
+
+The licence is shown and nothing is asked. Ctrl-C, a cut connection and a kill leave a .part, from which the same
+command goes on. docs/fetch.md has the sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from captioner.datasets.download import RETRIES, TIMEOUT
+from captioner.errors import UserError
+
+
+def data_fetch(
+    name: Literal["coco2014", "coco2017", "karpathy", "flickr8k"],
+    out: Path | None = None,
+    mirror: list[str] | None = None,
+    download_images: bool = True,
+    keep_archives: bool = False,
+    check_sums: bool = True,
+    timeout: float = TIMEOUT,
+    retries: int = RETRIES,
+) -> None:
+    """Show the licence, fetch, and print the command that trains on the set.
+
+    Args:
+        name: of the set; karpathy is COCO 2014 in the splits that papers use
+        out: folder of the set, data/NAME by default; karpathy and coco2014 may share one
+        mirror: addresses of folders that have the zips, tried in turn instead of the set's own hosts
+        download_images: fetch the images, too, not only the captions
+        keep_archives: keep the zips after unpacking
+        check_sums: false takes a zip of another size or SHA-256 than is known
+        timeout: seconds without a byte after which a connection counts as cut
+        retries: of a file in a row without progress
+    """
+    from captioner.datasets.fetch import SETS, fetch
+
+    if not 0 < timeout <= 86_400:
+        raise UserError(f"--timeout is {timeout}: expected seconds, more than 0, up to 86400")
+    if not 0 <= retries <= 1000:
+        raise UserError(f"--retries is {retries}: expected 0 to 1000")
+    print(f"{name}: {SETS[name].licence}", file=sys.stderr)
+    out = out or Path("data", name)
+    command = fetch(name, out, mirror or (), download_images, keep_archives, check_sums, timeout, retries)
+    print(
+        command if download_images else f"{out}: the captions; for the images: captioner data fetch {name} --out {out}"
+    )
+
+
+def configure(parser: Any) -> None:
+    """Declare the options: those of :func:`data_fetch`."""
+    parser.add_function_arguments(data_fetch, as_group=False, as_positional=True, skip={"mirror"})
+    parser.add_argument(
+        "--mirror",
+        nargs="+",
+        type=str,
+        help="addresses of folders that have the zips, tried in turn instead of the set's own hosts",
+    )
+
+
+def run(options: Any) -> None:
+    """Fetch; see the module's docstring."""
+    data_fetch(**{name: options[name] for name in data_fetch.__annotations__ if name != "return"})

@@ -1,0 +1,41 @@
+"""Write a trained model in a form to take away: ONNX or torch.export graphs, or a folder for the Hugging Face hub.
+
+Example: captioner export --to onnx --output exported, then: python -m captioner.deploy.onnx_runner exported photo.jpg
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from captioner.errors import UserError
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("--checkpoint", type=str, help="captioner.safetensors, best.ckpt …; without it the shipped one")
+    parser.add_argument("--to", type=Literal["onnx", "torch-export", "hf"], required=True, help="which form")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--int8", type=bool, default=False, help="onnx: the decoder's matrices in 8 bits")
+    parser.add_argument("--title", type=str, default="An image captioning model", help="hf: of the model card")
+    parser.add_argument("--data", type=str, default="", help="hf: what it was trained on, for the model card")
+    parser.add_argument("--push", type=str, help="hf: also upload it as organisation/name")
+
+
+def run(options: Any) -> None:
+    """Open, convert and write; see the module's docstring."""
+    from captioner.deploy.export import export_graphs, export_hub, push
+    from captioner.models.captioner import Captioner
+
+    if options.push and options.to != "hf":
+        raise UserError("--push goes with --to hf")
+    model = Captioner.load(options.checkpoint)
+    if options.to == "hf":
+        export_hub(model, options.output, options.title, options.data)
+        print(f"{options.output}: captioner predict PHOTO.jpg --checkpoint {options.output}")
+        if options.push:
+            print(push(options.output, options.push))
+        return
+    export_graphs(model, options.to, options.output, options.int8)
+    hint = f": python -m captioner.deploy.onnx_runner {options.output} PHOTO.jpg" if options.to == "onnx" else ""
+    print(f"{options.output}{hint}")

@@ -1,0 +1,31 @@
+"""Draw the curves of training runs: loss, scores, learning rate and gradient norm, several runs in one image.
+
+Example: captioner plot runs/lstm runs/attention --output curves.png
+
+Runs of train and of pretrain, also while they go on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs: the --out of train or pretrain")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="a PNG, SVG or PDF")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+
+
+def run(options: Any) -> None:
+    """Read, draw and write; see the module's docstring."""
+    from captioner.files import write_json
+    from captioner.training.curves import draw, label, read
+
+    runs = [Path(name) for name in options.runs]
+    curves = {name: read(run) for name, run in zip(label(runs), runs, strict=True)}
+    if options.json:
+        write_json(options.json, curves)
+    draw(curves, options.output)
+    print(options.output)

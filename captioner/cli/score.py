@@ -1,0 +1,54 @@
+"""Score captions that are there already, anybody's: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
+
+Example: captioner score --annotations captions_val2017.json --results results.json --metrics metrics.json
+
+The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; images go by id or by file name.
+"""
+
+from __future__ import annotations
+
+from os.path import normpath
+from pathlib import Path
+from typing import Any
+
+from captioner.cli import config_of
+from captioner.cli.evaluate import add_split_arguments
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    from captioner.metrics.scoring import ScoreOptions
+
+    parser.add_argument(
+        "--annotations",
+        type=str,
+        required=True,
+        help="the references, in any layout of docs/data.md, or {id: [caption, …]}",
+    )
+    add_split_arguments(parser)
+    parser.add_argument("--results", type=str, required=True, help="captions JSON or JSON Lines, one caption an image")
+    parser.add_argument("--images", type=str, help="folder of the annotations' file names, for --clip_score")
+    parser.add_class_arguments(ScoreOptions)
+
+
+def run(options: Any) -> None:
+    """Score; see the module's docstring."""
+    from captioner.data.annotations import leaves, read_named_references, read_results
+    from captioner.errors import UserError
+    from captioner.metrics.scoring import ScoreOptions, score_captions, show_scores
+
+    wanted = config_of(ScoreOptions, options)
+    images: dict[Any, Path] = {}
+    if wanted.clip_score is not None and not (options.images and Path(options.images).is_dir()):
+        raise UserError(
+            f"--images is {options.images!r}: expected the folder with the images, which --clip_score reads"
+        )
+    references, names = read_named_references(
+        options.annotations, options.images, options.split, columns=options.columns, listed=options.list
+    )
+    results = read_results(Path(options.results))
+    if wanted.clip_score is not None:
+        known = {image: names.get(image, image) for image in references}
+        named = {image: name for image, name in known.items() if isinstance(name, str) and not leaves(normpath(name))}
+        images = {image: Path(options.images, name) for image, name in named.items()}
+    show_scores(score_captions(references, results, wanted, names, images, options.results), wanted.metrics)

@@ -1,0 +1,60 @@
+"""Caption images over HTTP: POST /caption with files or base64, JSON comes back; docs/serving.md.
+
+Example: captioner serve --port 8000 --beam 3, then: curl -F files=@dog.jpg http://127.0.0.1:8000/caption
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from captioner.cli import config_of
+from captioner.config import SearchConfig, ServeConfig
+from captioner.errors import UserError
+
+MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images timeout allow_urls"
+
+
+def configure(parser: Any) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--checkpoint", action="append", type=str, help="captioner.safetensors …; without it, the shipped one"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 answers other machines, too")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port")
+    parser.add_class_arguments(ServeConfig)
+    parser.add_class_arguments(SearchConfig)
+
+
+def run(options: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that have begun are answered."""
+    try:
+        import uvicorn
+
+        from captioner.deploy.server import make_app
+    except ImportError as error:
+        raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
+    import socket
+
+    from captioner.cli.predict import usable_device
+    from captioner.models.captioner import load
+
+    search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)
+    model = load(options.checkpoint, usable_device(options.device))
+    name = " + ".join(options.checkpoint or ["the shipped model"])
+    app = make_app(model, search, config, name)
+    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"{options.host}:{options.port} cannot be listened to ({error}): choose another --port"
+        ) from None
+    patience = int(config.timeout) + 1
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience))
+    print(f"http://{options.host}:{listener.getsockname()[1]}/caption is ready", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn passes on after it has ended in good order
+    server.run([listener])

@@ -1,0 +1,138 @@
+"""Clips and albums: several images in a row, evenly taken from a video, an animated image or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, UnidentifiedImageError
+
+from captioner.data.images import MAX_PIXELS, SUFFIXES, VIDEOS, ImageError, eval_transform, open_image, opened, reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # elsewhere (TIFF, MPO) further images are pages and previews
+# What ffmpeg may take a file for: no playlist, which could make it open other files or addresses.
+CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegvideo,asf,flv,ogg"
+
+
+def evenly(available: int, wanted: int) -> list[int]:
+    """Numbers of at most `wanted` of the frames 0 … available − 1, the first and the last among them.
+
+    >>> evenly(11, 3), evenly(2, 3)
+    ([0, 5, 10], [0, 1])
+    """
+    if available <= wanted:
+        return list(range(available))
+    return [(2 * i * (available - 1) + wanted - 1) // (2 * (wanted - 1)) for i in range(wanted)]  # rounded
+
+
+def album(folder: str | os.PathLike) -> list[Path]:
+    """The images that lie in a folder itself, 2.jpg before 10.jpg; hidden ones are skipped."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    names.sort(key=lambda name: ([int(n) if n.isdigit() else n for n in re.split(r"([0-9]+)", name.lower())], name))
+    return [Path(folder, name) for name in names]
+
+
+def look(
+    source: Any, size: int, frames: int = 0, transform: Callable[[Image.Image, int], Tensor] = eval_transform
+) -> Tensor:
+    """What a model sees of an image: uint8 (3, size, size); of a clip or album, (frames, 3, size, size).
+
+    Args:
+        source: whatever :func:`captioner.data.images.open_image` takes. With `frames` also a video (read by PyAV), an
+            animated image, or a folder, the album of the images in it.
+        size: side in pixels of a frame.
+        frames: so many are evenly taken; where there are fewer, the absent ones come last and are 0.
+        transform: makes a frame of an image.
+
+    Raises:
+        ImageError: something cannot be read.
+    """
+    if not frames:
+        if _is_video(source):
+            raise ImageError(f"{source}: is a video, and this model captions images: train one with --model.frames 8")
+        return transform(open_image(source, size_hint=size), size)
+    import torch
+
+    seen = torch.zeros(frames, 3, size, size, dtype=torch.uint8)
+    for i, image in enumerate(_images(source, frames, size)):
+        seen[i] = transform(image, size)
+    return seen
+
+
+def thumbnail(source: Any, size: int) -> Image.Image:
+    """An image, or the middle frame of three of a clip or album, to be shown; its short side is `size` or more.
+
+    Raises:
+        ImageError: something cannot be read.
+    """
+    is_clip = _is_video(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
+    frames = list(_images(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
+    return frames[len(frames) // 2]
+
+
+def _is_video(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith(VIDEOS)
+
+
+def _images(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
+    """At most `frames` images, one at a time."""
+    if _is_video(source):
+        yield from _video(source, frames)
+    elif isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        files = album(source)
+        if not files:
+            raise ImageError(f"{source}: no image in this folder; a pattern such as {source}/*.mp4 names clips")
+        for i in evenly(len(files), frames):
+            yield open_image(files[i], size_hint=size)
+    else:
+        for i in evenly(_length(source), frames):
+            yield open_image(source, size_hint=size, frame=i)
+
+
+def _length(source: Any) -> int:
+    """Frames of the file of an animated image; 1 of anything else, also of no image, as opening it will say."""
+    if not isinstance(source, (str, os.PathLike)):
+        return 1
+    Image.init()
+    with reading(source):
+        try:
+            formats = [name for name in ANIMATED if name in Image.OPEN]
+            with opened(source) as file, Image.open(file, formats=formats) as image:
+                return getattr(image, "n_frames", 1)
+        except UnidentifiedImageError:
+            return 1
+
+
+def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
+    """Upright frames of a video, decoded one after the other; those that are not wanted are dropped at once."""
+    try:
+        import av
+    except ImportError:
+        raise ImageError(f"{path}: videos are read with PyAV: pip install 'captioner[video]'") from None
+    options, found = {"format_whitelist": CONTAINERS}, False
+    with reading(path), opened(path) as file:
+        with av.open(file, "r", options=options) as clip:
+            if not clip.streams.video:
+                raise ImageError(f"{path}: has sound but no images; name another file")
+            # Containers may not say how many frames they have, or say it wrong. Counting packets decodes nothing.
+            packets = clip.demux(clip.streams.video[0])
+            wanted = evenly(sum(packet.size > 0 and not packet.is_discard for packet in packets), frames)
+        file.seek(0)
+        with av.open(file, "r", options=options) as clip:
+            clip.streams.video[0].thread_type = "AUTO"
+            for place, frame in enumerate(clip.decode(video=0)):
+                if place in wanted:
+                    if frame.width * frame.height > MAX_PIXELS:
+                        raise ImageError(f"{path}: has more than {MAX_PIXELS:,} pixels; scale it down first")
+                    yield frame.to_image().rotate(frame.rotation, expand=True)
+                    found = True
+                if place >= wanted[-1]:
+                    break
+    if not found:
+        raise ImageError(f"{path}: no frame can be decoded; it is damaged or cut short, fetch it again")

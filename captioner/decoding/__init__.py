@@ -1,0 +1,1 @@
+"""A step function to captions: search and constraints."""

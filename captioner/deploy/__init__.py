@@ -1,0 +1,1 @@
+"""Models in use outside of training: export, ONNX, HTTP server, browser demo."""

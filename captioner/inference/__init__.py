@@ -1,0 +1,1 @@
+"""Captioning many images in many processes."""

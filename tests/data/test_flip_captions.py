@@ -1,0 +1,43 @@
+"""Left and right change places, and nothing else does."""
+
+import pytest
+
+from captioner.data.flip_captions import mirrored
+from captioner.data.vocabulary import tokenize
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog on the left of a man.", "a dog on the right of a man"),
+        ("he raises his right arm", "he raises his left arm"),
+        ("the left-hand door is the leftmost one", "the right-hand door is the rightmost one"),
+        ("a right-handed batter looks left", "a left-handed batter looks right"),
+        ("a bike to his right in front of the wall", "a bike to his left in front of the wall"),
+        ("cars left and right", None),
+        ("cars to the left and right", "cars to the right and left"),
+        ("making a left turn on the far right", "making a right turn on the far left"),
+        ("the bottom-right corner", "the bottom-left corner"),
+        ("a lefty at bat", "a righty at bat"),
+        ("the man left the house", "the man left the house"),
+        ("toys were left behind", "toys were left behind"),
+        ("a plane has left", "a plane has left"),
+        ("a cat right next to a bowl", "a cat right next to a bowl"),
+        ("it is all right", "it is all right"),
+        ("bright leftovers upright", "bright leftovers upright"),
+        ("a man looking right at the camera", None),
+        ("two horses are right alongside", None),
+        ("", ""),
+    ],
+)
+def test_captions(text, expected):
+    found = mirrored(tokenize(text))
+    assert (None if found is None else " ".join(found)) == expected
+
+
+@pytest.mark.parametrize("text", ["the rightmost of his left-handed friends to the right", "a red dog", "he left it"])
+def test_twice_is_what_it_was(text):
+    words = tokenize(text)
+    once = mirrored(words)
+    assert len(once) == len(words)
+    assert mirrored(once) == words

@@ -1,0 +1,178 @@
+"""What is planted in a data set is reported by its file name; of a clean set nothing is."""
+
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import is_one_line
+from PIL import Image
+from test_gallery import Page
+
+KINDS = {"overlap", "duplicates", "unreadable", "wrong_size", "small", "stretched", "skipped", "same_name"}
+
+
+def scene(seed: int, width: int = 120, height: int = 90) -> Image.Image:
+    """A smooth image unlike those of other seeds."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write(folder, name, pixels, start):
+    """A COCO split of {file name: image}; returns the options that name it."""
+    images, annotations = [], []
+    (folder / name).mkdir(parents=True)
+    for number, (file, image) in enumerate(pixels.items(), start):
+        image.save(folder / name / file, quality=95)
+        images.append({"id": number, "file_name": file, "width": image.width, "height": image.height})
+        for text in (f"picture {number} of a dog", "one more dog"):
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": text})
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return file, folder / name
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Train of eight images and val of four, all different."""
+    train = write(tmp_path, "train", {f"t{i}.jpg": scene(i) for i in range(8)}, 1)
+    val = write(tmp_path, "val", {f"v{i}.jpg": scene(100 + i) for i in range(4)}, 101)
+    return SimpleNamespace(folder=tmp_path, train=train, val=val)
+
+
+def inspect(cli, data, *options):
+    """What `captioner data inspect` prints, and the findings of its JSON as {kind: lines}."""
+    file = data.folder / "found.json"
+    named = (data.train[0], "--images", data.train[1], "--val", data.val[0], "--val_images", data.val[1])
+    code, out, err = cli("data", "inspect", *named, "--workers", 0, "--json", file, *options)
+    assert (code, err) == (0, "")
+    found: dict[str, list[str]] = {}
+    report = json.loads(file.read_text())
+    for finding in report["findings"]:
+        found.setdefault(finding["kind"], []).extend(finding["lines"])
+    return out, found, report
+
+
+def change(file, act):
+    data = json.loads(file.read_text())
+    act(data)
+    file.write_text(json.dumps(data))
+
+
+def test_a_clean_set_has_no_findings(cli, clean):
+    out, found, report = inspect(cli, clean)
+    assert out.startswith("no problem found\n")
+    assert not KINDS & found.keys()
+    train, val = report["splits"]
+    assert (train["images"], train["captions"], train["captions_per_image"]) == (8, 16, {"2": 8})
+    assert train["tokens"] == 8 * 5 + 8 * 3
+    assert train["caption_words"]["histogram"] == {"3": 8, "5": 8}
+    assert train["caption_words"]["mean"] == 4
+    rows = {row["min_count"]: row for row in train["vocabulary"]}
+    assert (rows[1]["words"], rows[1]["coverage"]) == (14, 1.0)  # image of a dog, one more, 1 … 8
+    assert (rows[2]["words"], rows[2]["coverage"]) == (6, (64 - 8) / 64)
+    assert rows[9]["words"] == 1  # dog
+    assert val["vocabulary"][0]["coverage_by_first"] == (32 - 4) / 32
+    assert val["captions_also_in_first"] == 4
+    assert train["sizes"]["commonest"] == [[120, 90, 8]]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_what_is_planted_is_named(cli, clean):
+    train, val = clean.train[1], clean.val[1]
+    scene(0).save(train / "t7.jpg", quality=60)  # t0, written anew
+    scene(101).resize((240, 180)).save(train / "t6.jpg", quality=80)  # v1, larger
+    (train / "t5.jpg").write_bytes((train / "t5.jpg").read_bytes()[:300])
+    scene(200, 160, 90).save(train / "t4.jpg")
+    scene(201, 600, 100).save(val / "v2.jpg")
+    scene(202, 40, 40).save(val / "v3.jpg")
+    (train / "t3.jpg").unlink()
+    out, found, _ = inspect(cli, clean, "--html", clean.folder / "new" / "page.html")
+    assert found["duplicates"] == ["train/t0.jpg = train/t7.jpg (to the eye)"]
+    assert found["overlap"] == ["train/t6.jpg = val/v1.jpg (to the eye)"]
+    assert len(found["unreadable"]) == len(found["skipped"]) == 1
+    assert "t5.jpg" in found["unreadable"][0]
+    assert "t3.jpg" in found["skipped"][0]
+    sizes = {line.split(":")[0] for line in found["wrong_size"]}
+    assert sizes == {"t6.jpg", "t4.jpg", "v2.jpg", "v3.jpg"}
+    assert "t4.jpg: 120 × 90 in the annotations, 160 × 90 in the file" in found["wrong_size"]
+    assert found["stretched"] == ["v2.jpg: 600 × 100"]
+    assert found["small"] == ["v3.jpg: 40 × 40"]
+    top = out.split("\n\n")[0]
+    assert all(name in top for name in ("! images in several splits: 1", "t7.jpg", "v1.jpg", "t5.jpg", "t3.jpg"))
+    html = (clean.folder / "new" / "page.html").read_text(encoding="utf-8")
+    assert "{{" not in html
+    assert not re.search(r"https?://|src=\"(?!data:)|<link|@import|url\(", html)
+    page = Page(html)
+    assert len(page.images()) == 4
+    assert all(name in page.text for name in ("t5.jpg", "train/t6.jpg", "val/v1.jpg", "t3.jpg"))
+    assert [path.name for path in (clean.folder / "new").iterdir()] == ["page.html"]
+
+
+def test_the_same_bytes_and_the_same_names(cli, clean):
+    (clean.train[1] / "t2.jpg").write_bytes((clean.val[1] / "v0.jpg").read_bytes())
+    (clean.val[1] / "v3.jpg").rename(clean.val[1] / "t1.jpg")
+    change(clean.val[0], lambda data: data["images"][3].update(file_name="t1.jpg"))
+    _, found, report = inspect(cli, clean)
+    assert found["overlap"] == ["train/t2.jpg = val/v0.jpg (the same file)"]
+    assert found["same_name"] == ["t1.jpg: train, val"]
+    assert not any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
+    _, found, report = inspect(cli, clean, "--read_images", "false")
+    assert "overlap" not in found
+    assert any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
+
+
+def test_turned_images_have_the_size_that_people_see(cli, clean):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene(0).save(clean.train[1] / "t0.jpg", exif=exif)
+    for size in ((120, 90), (90, 120)):
+        change(clean.train[0], lambda data, size=size: data["images"][0].update(width=size[0], height=size[1]))
+        assert "wrong_size" not in inspect(cli, clean)[1]
+
+
+def test_captions(cli, clean):
+    def act(data):
+        for i, text in ((0, "dog, dog!"), (1, "Dog dog"), (2, "?!"), (4, "so " * 31)):
+            data["annotations"][i]["caption"] = text
+
+    change(clean.train[0], act)
+    _, found, _ = inspect(cli, clean, "--read_images", "false")
+    assert found["repeated_captions"] == ["t0.jpg"]
+    assert found["no_words"] == ["t1.jpg: '?!'"]
+    assert found["long_captions"] == ["t2.jpg: 31 words"]
+
+
+def test_captions_alone_need_no_folder(cli, clean):
+    code, out, _ = cli("data", "inspect", clean.train[0], "--read_images", "false")
+    assert code == 0
+    assert "captions an image: 8 × 2" in out
+    assert out.startswith("no problem found in the captions; the images were not looked at\n")
+
+
+def test_workers_find_the_same(cli, clean):
+    scene(0).save(clean.train[1] / "t7.jpg", quality=60)
+    assert inspect(cli, clean, "--workers", 2)[1] == inspect(cli, clean)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--distance", "17"], "--distance is 17: expected 0 to 16"),
+        (["--test_images", "x"], "--test_images, _split and _list need --test"),
+        (["--val", "no.json"], "no.json: no such file"),
+    ],
+)
+def test_bad_options_are_one_line(cli, clean, options, said):
+    code, _, err = cli("data", "inspect", clean.train[0], "--images", clean.train[1], *options)
+    assert code == 2
+    assert is_one_line(err, said)
+
+
+def test_without_imagehash_the_line_says_what_to_install(cli, clean, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    code, out, err = cli("data", "inspect", clean.train[0], "--images", clean.train[1])
+    assert (code, out) == (2, "")
+    assert is_one_line(err, "pip install 'captioner[inspect]'")

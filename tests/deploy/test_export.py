@@ -1,0 +1,268 @@
+"""Exported models say what the model they were made of says; folders for the hub open like any checkpoint."""
+
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_DROPOUT, ROOT, is_one_line, make_captioner
+
+import captioner
+from captioner.config import SearchConfig
+from captioner.deploy.export import export_graphs, export_hub
+from captioner.models.captioner import Captioner
+
+pytest.importorskip("onnxruntime", reason="pip install 'captioner[export]'")
+pytest.importorskip("onnxscript", reason="pip install 'captioner[export]'")
+from captioner.deploy.onnx_runner import Runner
+from captioner.deploy.onnx_runner import main as run
+
+MODELS = {
+    "lstm": {},
+    "gru, 3 layers": {"cell": "gru", "layers": 3},
+    "rnn, first word": {"cell": "rnn", "image_as": "first_word"},
+    "lstm, 2 layers, initial state": {"layers": 2, "image_as": "initial_state"},
+    "soft": {"attention": "soft", "grid": 1},
+    "adaptive": {"attention": "adaptive", "grid": 1},
+    "updown": {"attention": "updown", "grid": 1},
+}
+SLOW = {"gru, 3 layers", "rnn, first word", "adaptive", "updown"}  # exporting takes seconds
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    torch.manual_seed(0)
+    return make_captioner()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export_graphs(model, "onnx", folder)
+    return folder
+
+
+def some(model, number=5):
+    return torch.randint(256, (number, 3, model.image_size, model.image_size), dtype=torch.uint8)
+
+
+def same_graphs(model, runner):
+    """Encoder and steps to 1e-4, for numbers of rows that were not exported."""
+    for rows in (1, 3):
+        images = some(model, rows)
+        with torch.no_grad():
+            step, state, context = model.begin(images)
+            begun = runner.encoder.run(None, {"images": images.numpy()})
+            for ours, theirs in zip((*state, *context), begun, strict=True):
+                np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
+            words, parts = torch.full((rows,), 1), begun
+            for _ in range(4):
+                log_probs, state = step(words, state, context)
+                given = dict(zip(runner.inputs, [words.numpy(), *parts], strict=True))
+                after = runner.step.run(None, {name: given[name] for name in runner.needed})
+                np.testing.assert_allclose(log_probs.numpy(), after[0], atol=1e-4)
+                parts = [*after[1:], *begun[len(state) :]]
+                words = log_probs.argmax(dim=1)
+
+
+def same_captions(model, runner, **search):
+    images = some(model, 6)
+    expected = model.search(images, SearchConfig(**search))
+    found = runner.search(images.numpy(), **search)
+    assert [[runner.text(one) for one in each] for each in found] == [[one.text for one in each] for each in expected]
+    for mine, its in zip(found, expected, strict=True):
+        for a, b in zip(mine, its, strict=True):
+            assert (a.log_prob, a.score) == pytest.approx((b.log_prob, b.score), abs=1e-3)
+            assert a.ended == b.ended
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param(o, id=n, marks=[pytest.mark.slow] if n in SLOW else []) for n, o in MODELS.items()]
+)
+def test_every_decoder_says_the_same(weights, tmp_path, options):
+    model = make_captioner(**NO_DROPOUT, **options)
+    export_graphs(model, "onnx", tmp_path / "model")
+    runner = Runner(tmp_path / "model")
+    same_graphs(model, runner)
+    for beam in (1, 5):
+        same_captions(model, runner, beam=beam)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"beam": 4, "n_best": 4},
+        {"beam": 3, "length_norm": "average"},
+        {"beam": 3, "length_penalty": 0.0},
+        {"beam": 3, "max_length": 3, "n_best": 3},
+        {"beam": 3, "min_length": 6, "max_length": 8},
+        {"beam": 40, "n_best": 20, "max_length": 4},
+    ],
+    ids=str,
+)
+def test_the_search_is_that_of_the_model(model, folder, search):
+    same_captions(model, Runner(folder), **search)
+
+
+def test_a_file_is_seen_as_the_model_sees_it(model, folder, images, capsys):
+    assert run([str(folder), *map(str, images), "no.jpg", "--beam", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{path}\t{model.caption(path, beam=2)}" for path in images]
+    assert "no.jpg: no such file" in err
+
+
+def test_neither_torch_nor_more_is_needed(folder, images):
+    """With any import that the runner has no right to made impossible."""
+    script = """
+import sys
+class Forbidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {"torch", "torchvision", "pytorch_lightning", "nltk", "pycocotools", "safetensors",
+                                  "jsonargparse", "tqdm", "filelock", "yaml", "fsspec"}:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Forbidden())
+from captioner.deploy.onnx_runner import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(images[0])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{images[0]}\t")
+
+
+def test_eight_bits(model, folder, tmp_path):
+    export_graphs(model, "onnx", tmp_path / "small", int8=True)
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["config.json", "encoder.onnx", "step.onnx"]
+    runner = Runner(tmp_path / "small")
+    with torch.no_grad():
+        step, state, context = model.begin(some(model, 1))
+        words = torch.full((1,), 1)
+        log_probs, _ = step(words, state, context)
+        parts = [words.numpy(), *(part.numpy() for part in (*state, *context))]
+        found, *_ = runner.step.run(None, dict(zip(runner.inputs, parts, strict=True)))
+    error = np.abs(found - log_probs.numpy()).mean()
+    assert 0 < error < 0.1
+
+
+def test_torch_export(model, tmp_path):
+    export_graphs(model, "torch-export", tmp_path / "model")
+    encoder, step = (torch.export.load(tmp_path / "model" / f"{name}.pt2").module() for name in ("encoder", "step"))
+    images = some(model, 3)
+    with torch.no_grad():
+        eager, state, context = model.begin(images)
+        begun = encoder(images)
+        for ours, theirs in zip((*state, *context), begun, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        words = torch.full((3,), 1)
+        torch.testing.assert_close(eager(words, state, context)[0], step(words, *begun)[0], atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_exported_is_one_line(cli, model, weights, tmp_path, folder):
+    checkpoint, clips = tmp_path / "tiny.safetensors", tmp_path / "clips.safetensors"
+    model.save(checkpoint)
+    make_captioner(frames=2).save(clips)
+    for arguments, *says in (
+        (("--to", "onnx", "--checkpoint", clips), "clips and albums"),
+        (("--to", "torch-export", "--int8", "true", "--checkpoint", checkpoint), "--int8", "onnx"),
+        (("--to", "onnx", "--push", "a/b", "--checkpoint", checkpoint), "--push", "--to hf"),
+    ):
+        code, _, err = cli("export", "--output", tmp_path / "new", *arguments)
+        assert code == 2
+        assert is_one_line(err, *says)
+    code, _, err = cli("export", "--to", "hf", "--output", folder, "--checkpoint", checkpoint)
+    assert code == 2
+    assert is_one_line(err, "is there already")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.safetensors", "clips.safetensors"}
+
+
+def test_what_is_no_exported_model_is_one_line(folder, tmp_path, images, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "other" / "encoder.onnx").write_bytes(b"nonsense")
+    for place in (tmp_path / "none", tmp_path, tmp_path / "other"):
+        assert run([str(place), str(images[0])]) == 2
+        _, err = capsys.readouterr()
+        assert len(err.splitlines()) == 1
+        assert "is no model of captioner export" in err
+
+
+# ---- the hub
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_folder_for_the_hub_needs_nothing_else(cli, weights, tmp_path, images, trained, monkeypatch):
+    model, checkpoint = make_captioner(trained=trained), tmp_path / "tiny.safetensors"
+    model.save(checkpoint, half=False)
+    options = ("--title", "Squares", "--data", "thirty squares")
+    code, _, err = cli("export", "--to", "hf", "--checkpoint", checkpoint, "--output", tmp_path / "hub", *options)
+    assert (code, err) == (0, "")
+    assert {path.name for path in (tmp_path / "hub").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    said = (tmp_path / "hub" / "README.md").read_text()
+    assert said.startswith("---\nlibrary_name: captioner\npipeline_tag: image-to-text\n")
+    assert "# Squares" in said
+    assert "thirty squares" in said
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["model"]["encoder"] == "resnet18"
+    expected = model.caption(list(images))
+    monkeypatch.setattr("captioner.models.captioner.weights_digest", lambda *_: "others are here")
+    monkeypatch.setattr(
+        "captioner.models.encoder.weights_file", lambda *_: pytest.fail("the weights are in the folder")
+    )
+    assert captioner.load(tmp_path / "hub").caption(list(images)) == expected
+    code, out, _ = cli("predict", "--checkpoint", tmp_path / "hub", images[0])
+    assert (code, out) == (0, f"{images[0]}\t{expected[0]}\n")
+
+
+def test_the_folder_of_a_run_is_a_checkpoint(run, tmp_path):
+    assert Captioner.load(run).vocabulary.words == Captioner.load(run / "captioner.safetensors").vocabulary.words
+    with pytest.raises(captioner.errors.UserError, match="has none of"):
+        Captioner.load(tmp_path)
+
+
+def test_the_hub_is_asked_as_its_library_wants(cli, model, tmp_path, monkeypatch):
+    """With a stand-in for huggingface_hub: there is no network here."""
+    asked = []
+    export_hub(model, tmp_path / "there", "Squares", "")
+
+    class HfApi:
+        def create_repo(self, name, exist_ok):
+            asked.append(("create", name, exist_ok))
+
+        def upload_folder(self, folder_path, repo_id, commit_message):
+            assert (folder_path / "model.safetensors").is_file()
+            asked.append(("upload", repo_id))
+            return "https://hub.example.org/a/b"
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append(("download", name, revision))
+        if name == "a/none":
+            raise OSError("404\nnot found")
+        return str(tmp_path / "there")
+
+    stand_in = types.SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    checkpoint = tmp_path / "tiny.safetensors"
+    model.save(checkpoint)
+    code, out, _ = cli(
+        "export", "--to", "hf", "--checkpoint", checkpoint, "--output", tmp_path / "new", "--push", "a/b"
+    )
+    assert code == 0
+    assert out.splitlines()[-1] == "https://hub.example.org/a/b"
+    assert captioner.load("hf://a/b@v2").vocabulary.words == model.vocabulary.words
+    code, _, err = cli("predict", "--checkpoint", "hf://a/none", "x.jpg")
+    assert code == 2
+    assert is_one_line(err, "hf://a/none cannot be fetched", "404 not found")
+    assert asked == [
+        ("create", "a/b", True),
+        ("upload", "a/b"),
+        ("download", "a/b", "v2"),
+        ("download", "a/none", None),
+    ]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = cli("predict", "--checkpoint", "hf://a/b", "x.jpg")
+    assert code == 2
+    assert is_one_line(err, "pip install 'captioner[hub]'")

@@ -1,0 +1,385 @@
+"""``captioner serve``: every form of request, every limit, and the captions of predict."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from conftest import ROOT, is_one_line, make_captioner
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="pip install 'captioner[serve]'")
+from starlette.testclient import TestClient
+
+from captioner.config import SearchConfig, ServeConfig
+from captioner.deploy import safe_fetch as fetching
+from captioner.deploy.server import make_app
+
+
+@contextmanager
+def serving(model, search=None, **limits):
+    with TestClient(make_app(model, search or SearchConfig(beam=2), ServeConfig(**limits), "tiny")) as client:
+        yield client
+
+
+@pytest.fixture
+def client(captioner):
+    with serving(captioner, max_images=3, max_bytes=40_000, max_pixels=10_000) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def files(images):
+    return {path.name: path.read_bytes() for path in images}
+
+
+def post(client, *files):
+    return client.post("/caption", files=[("files", (name, data)) for name, data in files])
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_a_file_several_files_and_base64_have_the_captions_of_predict(client, captioner, images, files):
+    expected = {path.name: captioner.caption(path, beam=2) for path in images}
+    some = list(files.items())[:3]
+    one = post(client, some[0])
+    assert one.status_code == 200
+    assert one.json()["model"] == "tiny"
+    assert [(r["name"], r["caption"]) for r in one.json()["results"]] == [(some[0][0], expected[some[0][0]])]
+    several = post(client, *some).json()["results"]
+    assert [r["caption"] for r in several] == [expected[name] for name, _ in some]
+    assert {"log_prob", "score", "perplexity", "ended", "probabilities"} <= set(several[0])
+    coded = client.post(
+        "/caption", json={"images": [packed(some[0][1]), "data:image/png;base64," + packed(some[1][1])]}
+    )
+    assert [r["caption"] for r in coded.json()["results"]] == [expected[name] for name, _ in some[:2]]
+
+
+def test_n_best(captioner, files):
+    with serving(captioner, SearchConfig(beam=4, n_best=3)) as client:
+        (result,) = post(client, next(iter(files.items()))).json()["results"]
+    assert len(result["n_best"]) == 3
+    assert result["n_best"][0]["caption"] == result["caption"]
+
+
+def test_one_bad_image_among_good_ones_has_an_error(client, files):
+    good = next(iter(files.items()))
+    answer = post(client, ("bad.jpg", b"no image"), good)
+    assert answer.status_code == 200
+    bad, fine = answer.json()["results"]
+    assert "not an image" in bad["error"]
+    assert "caption" not in bad
+    assert fine["caption"]
+
+
+def large() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        ({"files": [("files", ("a.jpg", b"no image"))]}, 422, "not an image"),
+        ({"files": [("files", ("a.jpg", b""))]}, 422, "empty|not an image"),
+        ({"files": [("files", ("a.png", large()))]}, 422, "200 × 100: has more than 10,000 pixels"),
+        ({"files": [("files", ("a.jpg", b"x" * 40_001))]}, 413, "a.jpg: 40,001 bytes, at most 40,000"),
+        ({"files": [("files", ("a.jpg", b"x" * 250_000))]}, 413, "the request has more than 120,000 bytes"),
+        ({"files": [("files", (f"{n}.jpg", b"x")) for n in range(4)]}, 413, "4 images|Too many files"),
+        ({"files": [("files", (f"{n}.jpg", b"x")) for n in range(9)]}, 413, "Too many files"),
+        ({"data": {"files": "text"}, "files": [("a", ("a.jpg", b"x"))]}, 422, "'files' is text"),
+        ({"json": {"images": ["???"]}}, 422, "image 0: is not base64"),
+        ({"json": {"images": []}}, 422, "no image"),
+        ({"json": {"images": "abc"}}, 422, "list of strings"),
+        ({"json": {"images": [1]}}, 422, "list of strings"),
+        ({"json": {"pictures": []}}, 422, "expected"),
+        ({"json": {"images": [], "urls": []}}, 422, "expected"),
+        ({"json": [1]}, 422, "expected"),
+        ({"json": {"urls": ["http://example.org/a.jpg"]}}, 422, "fetches no addresses"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "not JSON"),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 422, "not JSON"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "multipart"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 422, "form cannot be read"),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}},
+            422,
+            "form cannot|no image",
+        ),
+        ({}, 415, "multipart"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_is_refused(client, request_, status, says):
+    answer = client.post("/caption", **request_)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    assert re.search(says, answer.json()["error"]), answer.text
+    assert "\n" not in answer.json()["error"]
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_other_paths_and_methods(client):
+    assert client.get("/caption").status_code == 405
+    assert client.get("/nothing").status_code == 404
+    description = client.get("/openapi.json").json()["paths"]["/caption"]["post"]
+    assert set(description["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert {"200", "413", "415", "422", "503", "504"} <= set(description["responses"])
+
+
+class Slow:
+    """A model that waits for a sign before it captions, and counts what it is given."""
+
+    def __init__(self, model):
+        self.go, self.seen, self.model = threading.Event(), [], model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def search(self, images, config):
+        self.go.wait(20)
+        self.seen.append(len(images))
+        return self.model.search(images, config)
+
+
+def test_requests_that_come_together_are_captioned_together(captioner, files):
+    slow = Slow(captioner)
+    with serving(slow, max_batch=4) as client, ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(post, client, item) for item in list(files.items()) * 2]
+        time.sleep(0.5)
+        slow.go.set()
+        alone = {name: captioner.caption(Image.open(io.BytesIO(data)), beam=2) for name, data in files.items()}
+        for answer in answers:
+            (result,) = answer.result().json()["results"]
+            assert result["caption"] == alone[result["name"]]
+    assert sum(slow.seen) == 10
+    assert max(slow.seen) == 4
+
+
+def test_too_many_and_too_slow_are_told_so(captioner, files):
+    slow, one = Slow(captioner), next(iter(files.items()))
+    with serving(slow, queue=1, max_batch=1, timeout=1.0) as client, ThreadPoolExecutor(8) as pool:
+        answers = [answer.result() for answer in [pool.submit(post, client, one) for _ in range(6)]]
+        assert {answer.status_code for answer in answers} == {503, 504}
+        assert all(answer.headers.get("retry-after") == "1" for answer in answers if answer.status_code == 503)
+        slow.go.set()
+        until = time.monotonic() + 10
+        while (status := post(client, one).status_code) == 503:  # the one that waits is still there
+            assert time.monotonic() < until
+        assert status == 200
+    assert sum(slow.seen) <= 3  # those nobody waits for any more are not captioned
+
+
+def test_a_failure_of_the_model_is_one_line_and_not_the_end(captioner, files, monkeypatch, capfd):
+    with serving(captioner) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(captioner), "search", lambda *_: 1 / 0)
+            client.raise_server_exceptions = False
+            answer = post(client, next(iter(files.items())))
+        assert (answer.status_code, answer.json()) == (500, {"error": "the server failed to caption this"})
+        assert post(client, next(iter(files.items()))).status_code == 200
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().out
+
+
+def test_metrics(client, files):
+    post(client, *list(files.items())[:2])
+    post(client, ("bad.jpg", b"x"))
+    text = client.get("/metrics").text
+    for line in (
+        'captioner_requests_total{status="200"} 1.0',
+        'captioner_requests_total{status="422"} 1.0',
+        'captioner_images_total{outcome="captioned"} 2.0',
+        'captioner_images_total{outcome="refused"} 1.0',
+        "captioner_request_seconds_count 2.0",
+        "captioner_batch_size_sum 2.0",
+        "captioner_waiting_images 0.0",
+    ):
+        assert line in text, line
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("::ffff:8.8.8.8", True),
+        *((address, False) for address in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254")),
+        *((address, False) for address in ("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1")),
+        *((address, False) for address in ("::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1")),
+        *((address, False) for address in ("64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1")),
+        *((address, False) for address in ("192.0.0.8", "192.0.0.192", "fec0::1")),
+    ],
+)
+def test_public_addresses(address, public):
+    assert fetching.is_public(address) == public
+
+
+def test_names_that_no_answer_can_hold(client, files):
+    body = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a\\ud800b.png"\r\n\r\nno image\r\n--x--\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    assert client.post("/caption", content=body, headers=kind).status_code == 422
+
+
+def test_very_many_images_are_counted_before_they_are_unpacked(client):
+    answer = client.post("/caption", json={"images": ["*"] * 10})
+    assert (answer.status_code, answer.json()) == (413, {"error": "10 images: at most 3 in a request"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/a.jpg",
+        "http://localhost/a.jpg",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://\ud800/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://8.8.8.8:22/",
+        "http://user:word@8.8.8.8/",
+        "ftp://8.8.8.8/a.jpg",
+        "file:///etc/passwd",
+        "gopher://8.8.8.8/",
+        "http://[::1",
+        "http://8.8.8.8:http/",
+        "nonsense",
+        "",
+    ],
+)
+def test_addresses_that_are_refused(captioner, url):
+    with serving(captioner, allow_urls=True) as client:
+        body = json.dumps({"urls": [url]})  # in ASCII, whatever it is
+        answer = client.post("/caption", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert re.search("public host|expected http|only the ports|is not an address|no such host", answer.json()["error"])
+
+
+@pytest.fixture
+def host(monkeypatch, files):
+    """A web server on this machine, which the name images.example.org is taken to mean."""
+    seen = []
+    image = next(iter(files.values()))
+
+    async def answer(reader, writer):
+        line = (await reader.readline()).decode()
+        path = line.split()[1]
+        seen.append(path)
+        while (await reader.readline()).strip():
+            pass
+        moved = {"/in": "http://127.0.0.1/secret", "/loop": "/loop", "/moved": "/a.png"}.get(path)
+        if moved:
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {moved}\r\nContent-Length: 0\r\n\r\n".encode())
+        elif path == "/a.png":
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image)
+        elif path == "/endless":
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 200_000)
+        else:
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(answer, "127.0.0.1", 0))
+    port = server.sockets[0].getsockname()[1]
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    real = fetching.is_public
+    monkeypatch.setattr(fetching, "is_public", lambda address: address == "192.0.2.1" or real(address))
+    plain_connect = fetching.httpcore.AnyIOBackend.connect_tcp
+
+    async def getaddrinfo(self, name, *arguments, **options):
+        address = "192.0.2.1" if name == "images.example.org" else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80))]
+
+    async def connect(self, name, wanted, *more):
+        assert name == "192.0.2.1", "connects to what was judged, and only to that"
+        return await plain_connect(self, "127.0.0.1", port, *more)
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(fetching.httpcore.AnyIOBackend, "connect_tcp", connect)
+    yield seen
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    server.close()
+    loop.close()
+
+
+def test_images_from_addresses(captioner, host, files):
+    with serving(captioner, allow_urls=True, max_bytes=50_000) as client:
+
+        def ask(path):
+            return client.post("/caption", json={"urls": [f"http://images.example.org{path}"]})
+
+        expected = captioner.caption(Image.open(io.BytesIO(next(iter(files.values())))), beam=2)
+        for path in ("/a.png", "/moved"):
+            assert [r["caption"] for r in ask(path).json()["results"]] == [expected]
+        for path, says in (
+            ("/in", "is not a public host"),
+            ("/loop", "more than 3 redirects"),
+            ("/endless", "more than 50,000 bytes"),
+            ("/none", "the host says 404"),
+        ):
+            answer = ask(path)
+            assert answer.status_code == 422
+            assert says in answer.json()["error"]
+    assert "/secret" not in host
+
+
+# ---- the command
+
+
+def test_what_cannot_be_served_is_one_line(cli, tmp_path, weights):
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    checkpoint = tmp_path / "tiny.safetensors"
+    make_captioner().save(checkpoint)
+    code, _, err = cli("serve", "--checkpoint", checkpoint, "--port", taken.getsockname()[1])
+    taken.close()
+    assert code == 2
+    assert is_one_line(err, "cannot be listened to", "--port")
+    code, _, err = cli("serve", "--max_batch", 0)
+    assert code == 2
+    assert is_one_line(err, "max_batch", "1 or more")
+    code, _, err = cli("serve", "--checkpoint", checkpoint, "--must", "unheard")
+    assert code == 2
+    assert is_one_line(err, "unheard")
+
+
+@pytest.mark.slow
+def test_sigterm_lets_requests_end(tmp_path, weights, files):
+    checkpoint = tmp_path / "tiny.safetensors"
+    make_captioner(trained=1).save(checkpoint)
+    command = [sys.executable, "-m", "captioner", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--max_wait_ms", "1500"], cwd=ROOT, env=environment, **pipes)
+    address = process.stdout.readline().split()[0]
+    body = json.dumps({"images": [packed(next(iter(files.values())))]}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(lambda: urllib.request.urlopen(request, timeout=30).read())
+        time.sleep(0.7)  # the request waits for company
+        process.send_signal(signal.SIGTERM)
+        assert json.loads(answer.result())["results"][0]["caption"]
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")

@@ -1,0 +1,147 @@
+"""--init-from: what is taken from another checkpoint, what is left, and what is refused."""
+
+import pytest
+import torch
+import yaml
+from conftest import WORDS, arguments, is_one_line, make_captioner, train
+
+from captioner.data.vocabulary import SPECIAL, UNK, Vocabulary
+from captioner.errors import UserError
+from captioner.models.captioner import Captioner
+from captioner.models.init_from import init_from
+
+
+def other(words=WORDS, trained=0, **options) -> Captioner:
+    """A model that agrees with make_captioner's in no number."""
+    model = make_captioner(trained, **options)
+    again = Captioner(model.config, Vocabulary(words), model.encoder, model.encoder_digest)
+    with torch.no_grad():
+        for parameter in again.decoder.parameters():
+            parameter += 1.0
+    return again
+
+
+def saved(model: Captioner, folder, half: bool = False):
+    model.save(folder / "model.safetensors", half)
+    return folder / "model.safetensors"
+
+
+def decoders_differ(a: Captioner, b: Captioner) -> list[str]:
+    one, two = a.decoder.state_dict(), b.decoder.state_dict()
+    return [name for name in one if not torch.equal(one[name], two[name])]
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_embeddings": True}, {"cell": "rnn", "layers": 2}, {"cell": "gru"}])
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_model_of_the_same_kind_is_taken_whole(tmp_path, options, trained):
+    first, second = other(trained=trained, **options), make_captioner(trained, **options)
+    if trained:
+        with torch.no_grad():
+            first.encoder.resnet.layer4[0].conv1.weight += 0.01
+    assert decoders_differ(first, second)
+    said = init_from(second, saved(first, tmp_path))
+    assert not decoders_differ(first, second)
+    assert not trained or torch.equal(
+        first.encoder.resnet.layer4[0].conv1.weight, second.encoder.resnet.layer4[0].conv1.weight
+    )
+    assert is_one_line(said, "model.safetensors: took ", "embedding, project, rnn, output (13 of 13 words"), said
+    assert "left" not in said
+
+
+def test_half_precision_is_enough(tmp_path):
+    first, second = other(), make_captioner()
+    init_from(second, saved(first, tmp_path, half=True))
+    assert torch.equal(second.decoder.output.weight, first.decoder.output.weight.half().float())
+
+
+@pytest.mark.parametrize("tied", [(False, False), (True, True), (True, False)])
+def test_rows_are_matched_by_word(tmp_path, tied):
+    """Other words in another order, and more of them."""
+    words = ["circle", "dog", "square", "a"]
+    first = other(words, tie_embeddings=tied[0])
+    second = make_captioner(tie_embeddings=tied[1])
+    fresh = {name: value.clone() for name, value in second.decoder.state_dict().items()}
+    said = init_from(second, saved(first, tmp_path))
+    assert "7 of 13 words" in said
+    rows = [(second.decoder.embedding.weight, first.decoder.embedding.weight, fresh["embedding.weight"])]
+    rows += [(second.decoder.output.weight, first.decoder.output.weight, fresh["output.weight"])]
+    rows += [(second.decoder.output.bias, first.decoder.output.bias, fresh["output.bias"])]
+    for now, source, before in rows:
+        for i, word in enumerate(second.vocabulary.words):
+            place = first.vocabulary.ids.get(word)
+            assert torch.equal(now[i], before[i] if place is None else source[place]), word
+    assert first.vocabulary.words[: UNK + 1] == second.vocabulary.words[: UNK + 1] == SPECIAL
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"layers": 2}, "left rnn (layers is 2 there and 1 here)"),
+        ({"hidden_size": 8}, "left rnn, output (hidden_size is 8 there and 16 here)"),
+        ({"cell": "rnn"}, "left rnn (cell is rnn there and lstm here)"),
+        ({"embedding_size": 8}, "left embedding, project, rnn (embedding_size is 8 there and 16 here)"),
+    ],
+)
+def test_a_part_that_does_not_fit_stays_as_it_was(tmp_path, options, left):
+    first, second, same = other(**options), make_captioner(), make_captioner()
+    said = init_from(second, saved(first, tmp_path))
+    assert said.endswith(left), said
+    for name in same.decoder.state_dict():
+        part = name.split(".")[0]
+        kept = torch.equal(second.decoder.state_dict()[name], same.decoder.state_dict()[name])
+        assert kept == (part in left.split("(")[0]), name
+
+
+def test_an_encoder_that_nobody_needs_is_left(tmp_path):
+    said = init_from(make_captioner(), saved(other(trained=1), tmp_path))
+    assert said.endswith("; left encoder"), said
+
+
+def test_nothing_fits(tmp_path):
+    file = saved(other(hidden_size=8, embedding_size=8, cell="gru"), tmp_path)
+    model, same = make_captioner(trained=0), make_captioner()
+    with pytest.raises(UserError) as refused:
+        init_from(model, file)
+    assert is_one_line(str(refused.value), str(file), "cell is gru there and lstm here", "hidden_size is 8 there")
+    assert not decoders_differ(model, same)
+
+
+# ---- captioner train --init-from
+
+
+def test_a_run_begins_with_the_weights(tiny, run, tmp_path, capsys):
+    """A rate of almost nothing leaves them as they were."""
+    still = ("--train.epochs", "1", "--train.lr", "1e-12", "--train.weight_decay", "0")
+    slim = run / "captioner.safetensors"
+    assert train(tiny, tmp_path / "run", *still, "--init-from", slim) == 0
+    assert f"{slim}: took embedding, project, rnn, output" in capsys.readouterr().out
+    source, found = Captioner.load(slim), Captioner.load(tmp_path / "run" / "captioner.safetensors")
+    for one, two in zip(source.decoder.parameters(), found.decoder.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-3)
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["init_from"] == str(slim)
+
+
+def test_a_resumed_run_keeps_its_own_weights(tiny, run, tmp_path, cli):
+    out = tmp_path / "run"
+    options = ("--train.epochs", "1", "--init-from", run / "last.ckpt")
+    assert train(tiny, out, *options) == 0
+    before = (out / "captioner.safetensors").read_bytes()
+    code, printed, _ = cli("train", "--config", out / "config.yaml", "--resume")
+    assert code == 0
+    assert "took" not in printed
+    assert (out / "captioner.safetensors").read_bytes() == before
+
+
+def test_a_wrong_file_is_one_line(tiny, tmp_path, cli):
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--init-from", tmp_path / "none.safetensors"))
+    assert code == 2
+    assert is_one_line(err, "none.safetensors", "captioner train"), err
+
+
+def test_a_config_without_it_is_read_back(tiny, tmp_path, cli):
+    out = tmp_path / "run"
+    assert train(tiny, out, "--train.epochs", "1") == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["init_from"] is None
+    code, _, err = cli("train", "--config", out / "config.yaml", "--resume")
+    assert code == 0, err

@@ -1,0 +1,193 @@
+"""The page of captioned images: whole, closed in itself, with every word's map."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from conftest import ROOT, is_one_line, make_captioner
+from PIL import Image
+
+from captioner.data.images import ImageError
+from captioner.errors import UserError
+from captioner.models.base import Caption
+from captioner.reports.gallery import SIDE, Gallery, shades
+
+VOID = {"meta", "img", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, which must be closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.found, self.text = [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+    def all(self, tag, kind="") -> list[dict]:
+        return [values for name, values in self.found if name == tag and kind in ["", *values.get("class", "").split()]]
+
+    def images(self) -> list[Image.Image]:
+        head = "data:image/jpeg;base64,"
+        sources = [values["src"] for values in self.all("img")]
+        assert all(source.startswith(head) for source in sources)
+        return [Image.open(io.BytesIO(base64.b64decode(source[len(head) :]))) for source in sources]
+
+
+def caption(text: str, grid: int = 0, ended: bool = True) -> Caption:
+    terms = (-0.5,) * (len(text.split()) + ended)
+    maps = torch.rand(len(terms), grid, grid).flatten(1).softmax(1).view(-1, grid, grid) if grid else None
+    return Caption(text, sum(terms), sum(terms), ended, terms, maps)
+
+
+def page(tmp_path, *cards, **options) -> Page:
+    file = tmp_path / "new" / "page.html"
+    with Gallery(file, "two <b> images", **options) as gallery:
+        for path, found in cards:
+            gallery.add(path, found)
+        assert not file.exists()
+    assert [path.name for path in file.parent.iterdir()] == ["page.html"]
+    html = file.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|src=\"(?!data:)|<link|@import|url\(|\{\{", html)
+    return Page(html)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """An image of 1000 × 500 whose name is no HTML and no Unicode."""
+    path = tmp_path / 'a <i>&"\udcff.png'
+    Image.new("RGB", (1000, 500), "red").save(path)
+    return path
+
+
+def test_a_card(tmp_path, wide):
+    found = page(tmp_path, (wide, [caption('a <script> & "quotes" \'n', 3), caption("a dog", 3, ended=False)]))
+    (image,) = found.images()
+    assert (image.format, image.size) == ("JPEG", (SIDE, SIDE // 2))
+    assert found.all("img")[0]["alt"] == 'a <script> & "quotes" \'n'
+    assert len(found.all("script")) == 1
+    assert "two <b> images" in found.text
+    assert 'a <i>&"?.png' in found.text
+    first, second = found.all("div", "words")
+    for words, count in ((first, 6), (second, 2)):
+        assert words["data-grid"] == "3"
+        assert len(base64.b64decode(words["data-maps"])) == count * 9
+    buttons = found.all("button", "word")
+    assert [button["title"].split(":")[0] for button in buttons[:4]] == ["a", "<script>", "&", '"quotes"']
+    assert all("61%" in button["title"] for button in buttons)
+    assert len(buttons) == 8
+    assert [button["tabindex"] for button in buttons] == ["0", *["-1"] * 5, "0", "-1"]
+    assert len(found.all("button", "end")) == 1
+    assert "…" in found.text
+    assert re.findall(r"-\d\.\d\d", found.text) == ["-3.00", "-1.00"]
+
+
+def test_without_attention_there_are_no_maps(tmp_path, images):
+    found = page(tmp_path, *[(path, [caption("a red square")]) for path in images])
+    assert len(found.images()) == 5
+    assert found.all("body", "no-maps")
+    assert len(found.all("article")) == 5
+    assert len(found.all("span", "word")) == 3 + 5 * 4  # the legend, too
+    assert not found.all("button", "word")
+    assert not found.all("details")
+    assert not any("data-maps" in values for _, values in found.found)
+    assert not found.all("span", "score")  # one caption each
+
+
+def test_unreadable_images_are_listed(tmp_path, images):
+    cards = [("x", ImageError("x <y>: damaged")), (images[0], [caption("a")]), ("gone.png", [caption("a")])]
+    found = page(tmp_path, *cards)
+    assert len(found.images()) == 1
+    assert "x <y>: damaged" in found.text
+    assert "gone.png: no such file" in found.text
+    assert "Without a caption" in found.text
+    assert "Without a caption" not in page(tmp_path / "whole", (images[0], [caption("a")])).text
+
+
+def test_the_share_of_the_sentinel_is_said(tmp_path, images):
+    one = caption("a dog", 2)
+    half = Caption(one.text, one.log_prob, one.score, True, one.word_log_probs, one.attention / 2)
+    titles = [button["title"] for button in page(tmp_path, (images[0], [half])).all("button", "word")]
+    assert titles[1] == "dog: 61%, 50% of it from the image"
+
+
+def test_characters(tmp_path, images):
+    """A model that writes characters is sure of each of them."""
+    found = Caption("a dog", -3.0, -3.0, True, (-0.5,) * 6)
+    words = page(tmp_path, (images[0], [found])).all("span", "word")[3:]  # after the legend
+    assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
+
+
+def test_shades():
+    weights = torch.zeros(7, 7)
+    weights[0, 1], weights[6, 6] = 0.75, 0.25
+    found = shades(weights)
+    assert (len(found), found[1], found[48], found[0]) == (49, 255, 85, 0)
+    even = shades(torch.full((7, 7), 1 / 49))
+    assert set(even) == {64}  # a flat map is no bright one
+    assert max(shades(torch.tensor([[1.0]]))) == 64
+
+
+def test_a_page_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), Gallery(tmp_path / "page.html", ""):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError) as caught, Gallery(tmp_path / "file" / "page.html", ""):
+        pass
+    assert is_one_line(str(caught.value), "page.html", "cannot be written")
+
+
+@pytest.mark.parametrize("options", [{"attention": "soft", "grid": 2}, {"attention": "adaptive", "grid": 2}, {}])
+def test_predict_report(cli, tmp_path, images, options):
+    make_captioner(**options).save(tmp_path / "model.safetensors", half=False)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    arguments = ("predict", *images, tmp_path / "bad.png", "--checkpoint", tmp_path / "model.safetensors")
+    _, expected, _ = cli(*arguments, "--n-best", 2)
+    code, out, err = cli(*arguments, "--n-best", 2, "--report", tmp_path / "page.html")
+    assert (code, out) == (1, expected)
+    assert "1 of 6" in err
+    found = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(found.images()) == 5
+    assert [values["alt"] for values in found.all("img")] == [line.split("\t")[1] for line in out.splitlines()[::2]]
+    assert str(tmp_path / "bad.png") in found.text
+    assert "6 images" in found.text
+    maps = [values for values in found.all("div", "words") if "data-maps" in values]
+    assert len(maps) == (10 if options else 0)
+    assert sum(len(base64.b64decode(m["data-maps"])) for m in maps) == 4 * len(found.all("button", "word"))
+
+
+def test_a_report_that_cannot_be_written(cli, tmp_path, images):
+    make_captioner().save(tmp_path / "model.safetensors")
+    page = tmp_path / "model.safetensors" / "page.html"
+    code, out, err = cli("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--report", page)
+    assert (code, out) == (2, "")  # before any image is captioned
+    assert is_one_line(err, "page.html", "cannot be written")
+
+
+def test_the_template_is_installed(tmp_path):
+    """What ``pip install`` copies has the page beside the module."""
+    code = "import setuptools; setuptools.setup()"
+    command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    installed = tmp_path / "lib" / "captioner" / "reports"
+    for name in ("gallery.html", "evaluation.html", "page.css", "maps.js"):
+        assert (installed / name).read_bytes() == (ROOT / "captioner" / "reports" / name).read_bytes()

@@ -1,0 +1,282 @@
+"""Files in, loaders out: the training split's vocabulary, bad images, features in memory or from the map."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import captions_of, is_one_line
+from PIL import Image
+
+from captioner.config import DataConfig, ModelConfig
+from captioner.data.images import eval_transform, open_image
+from captioner.data.vocabulary import END, PAD, UNK, tokenize
+from captioner.errors import UserError
+from captioner.models.encoder import Encoder
+from captioner.training import datamodule
+from captioner.training.datamodule import CaptionData
+
+FROZEN, TRAINED = 0, 1
+
+
+def load(coco, trained: int = FROZEN, **options) -> CaptionData:
+    model = ModelConfig("resnet18", image_size=32, second_size=0, trainable_layers=trained)
+    return CaptionData(DataConfig(**{**coco.data(), "min_count": 1, "batch_size": 8, "workers": 0, **options}), model)
+
+
+def batches(data: CaptionData) -> list:
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+
+
+def edit(coco, split: str, change) -> None:
+    file = coco.annotations(split)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_the_vocabulary_is_counted_on_the_training_split(fresh):
+    edit(fresh, "val", lambda content: content["annotations"][0].update(caption="a zebra a zebra"))
+    data = load(fresh)
+    words = {word for e in data.train.examples for caption in e.captions for word in tokenize(caption)}
+    assert set(data.vocabulary.words[4:]) == words
+    assert "zebra" not in words
+    batch = next(iter(data.val_dataloader()))
+    assert (batch.words == UNK).sum() == 2
+    assert data.references()[0][0] == ["a", "zebra", "a", "zebra"]
+
+
+def test_min_count_counts_training_words(tiny):
+    assert len(load(tiny, min_count=5).vocabulary) < len(load(tiny).vocabulary)
+    with pytest.raises(UserError, match=r"seen 1000 times: lower --data\.min_count"):
+        load(tiny, min_count=1000)
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+def test_a_fraction_is_of_images_chosen_by_the_seed(tiny, trained):
+    whole = load(tiny, trained)
+    model = ModelConfig("resnet18", image_size=32, second_size=0, trainable_layers=trained)
+
+    def part(fraction: float, seed: int) -> CaptionData:
+        return CaptionData(DataConfig(**{**tiny.data(), "min_count": 1, "fraction": fraction}), model, seed)
+
+    names = {seed: [e.path.name for e in part(0.3, seed).train.examples] for seed in range(4)}
+    assert all(len(one) == 4 and one == sorted(one) for one in names.values())  # 3.6 of 12, in the order of the file
+    assert len({tuple(one) for one in names.values()}) > 1
+    assert names[0] == [e.path.name for e in part(0.3, 0).train.examples]
+    assert set(names[0]) < {e.path.name for e in part(0.6, 0).train.examples}
+    assert len(part(1e-9, 0).train.examples) == 1
+    data = part(0.3, 1)
+    assert len(data.val.examples) == 6
+    assert {word for e in data.train.examples for c in e.captions for word in tokenize(c)} == set(
+        data.vocabulary.words[4:]
+    )
+    said = {data.vocabulary.decode(row[row > UNK]) for batch in data.train_dataloader() for row in batch.words}
+    assert said == {caption for example in data.train.examples for caption in example.captions}
+    if trained == FROZEN:  # each image keeps its own feature
+        place = [[e.path for e in whole.train.examples].index(e.path) for e in data.train.examples]
+        assert torch.equal(data.train.table[data.train.rows], whole.train.table[whole.train.rows[place]])
+
+
+def test_a_vocabulary_may_come_from_a_checkpoint(tiny, run):
+    """Of a run on other captions: words that are not in these, and in the order of the other's ids."""
+    there = load(tiny, vocabulary=str(run / "captioner.safetensors"), fraction=0.1, min_count=1000)
+    assert there.vocabulary.words == load(tiny).vocabulary.words
+    assert there.train_set.flat.max() < len(there.vocabulary)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load(tiny, vocabulary="none.safetensors")
+    with pytest.raises(UserError, match="level word, not char"):
+        load(tiny, vocabulary=str(run / "captioner.safetensors"), level="char")
+
+
+def test_captions_may_be_written_in_letters(tiny):
+    data = load(tiny, level="char", max_length=20)
+    assert data.vocabulary.level == "char"
+    assert set(data.vocabulary.words[4:]) == {
+        letter for n in range(12) for text in captions_of(n, n % 5 + 1) for letter in text
+    }
+    rows = [data.vocabulary.decode(row[row > UNK]) for batch in batches(data) for row in batch.words]
+    assert sorted(rows) == sorted(text[:20] for n in range(12) for text in captions_of(n, n % 5 + 1))
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+def test_every_caption_once(tiny, trained):
+    data = load(tiny, trained)
+    rows = [data.vocabulary.decode(row[row > UNK]) for batch in batches(data) for row in batch.words]
+    assert sorted(rows) == sorted(text for n in range(12) for text in captions_of(n, n % 5 + 1))
+    assert len(data.train_dataloader()) == len(data.train_sampler())
+    seen = [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
+    assert seen == list(range(6))
+
+
+@torch.no_grad()
+def test_a_frozen_encoder_s_features_are_its_own(tiny):
+    data = load(tiny)
+    encoder = Encoder(data.model)
+    for batch in batches(data):
+        assert batch.images.dtype == torch.float16
+        paths = [data.train.examples[i].path for i in batch.examples]
+        images = torch.stack([eval_transform(open_image(path), 32) for path in paths])
+        assert torch.allclose(batch.images.float(), encoder(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [8.0, 0.0])
+def test_features_of_mirrored_images(fresh, memory):
+    edit(fresh, "train", lambda content: [a.update(caption="on the left") for a in content["annotations"]])
+    edit(fresh, "train", lambda content: content["annotations"].append({"image_id": 100, "caption": "to the right"}))
+    (fresh.images("train") / "003.png").write_bytes(b"no pixels")
+    with Image.open(fresh.images("train") / "000.png") as image:
+        image.paste("white", (0, 0, 9, 32))  # no longer its own mirror image
+        image.save(fresh.images("train") / "000.png")
+    data = load(fresh, horizontal_flip=True, skip_bad_images=True, feature_memory=memory)
+    encoder = Encoder(data.model)
+    left = data.vocabulary.ids["left"]
+    seen = set()
+    for epoch in range(4):
+        data.train_set.epoch = epoch
+        batch = data.on_after_batch_transfer(data.train_set[list(range(len(data.train_set)))], 0)
+        for row, (features, number) in enumerate(zip(batch.images, batch.examples.tolist(), strict=True)):
+            mirrored, number = divmod(number, len(data.train.examples))
+            example = data.train.examples[number]
+            words = batch.words[batch.image_of == row]
+            assert mirrored == (left not in words[0])
+            seen.add(mirrored)
+            pixels = eval_transform(open_image(example.path), 32)
+            expected = encoder((pixels.flip(-1) if mirrored else pixels)[None])[0]
+            assert torch.allclose(features.float(), expected, atol=1e-3), (number, mirrored)
+            if number == 0:
+                assert (left in words[-1]) == mirrored  # "to the right"
+    assert seen == {True, False}
+    assert len(data.train.table) == 2 * 12
+    assert len(data.val.table) == 6
+
+    # A reward compares with the captions that are true of the pixels as it is shown.
+    words, lengths, rewards = np.array([[left, END], [data.vocabulary.ids["right"], END]]), [2, 2], data.rewards(0.0)
+    for shown, best in ((0, 0), (len(data.train.examples), 1)):
+        assert rewards(np.array([shown, shown]), words, np.array(lengths)).argmax() == best
+
+
+def test_a_share_of_the_images_keeps_its_mirrored_features(fresh):
+    data = load(fresh, horizontal_flip=True, fraction=0.5)
+    assert (data.train.mirrored_rows == data.train.rows + 12).all()
+
+
+def test_features_are_computed_once(fresh, monkeypatch):
+    first = batches(load(fresh))
+    monkeypatch.setattr(datamodule, "extract_features", lambda *_: pytest.fail("computed again"))
+    for a, b in zip(first, batches(load(fresh)), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_changed_image_is_computed_again(fresh):
+    first = load(fresh).train.table[0].clone()
+    file = fresh.images("train") / "000.png"
+    file.write_bytes((fresh.images("train") / "007.png").read_bytes() + b"  ")
+    assert not torch.equal(load(fresh).train.table[0], first)
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
+def test_features_in_memory_equal_those_from_the_map(tiny, loader):
+    memory, streamed = load(tiny), load(tiny, feature_memory=0.0)
+    assert isinstance(memory.train.table, torch.Tensor)
+    assert not isinstance(streamed.train.table, torch.Tensor)
+    split = memory.train if loader == "train_dataloader" else memory.val
+    for a, b in zip(getattr(memory, loader)(), getattr(streamed, loader)(), strict=True):
+        assert a.images.dtype == torch.int64
+        assert b.images.dtype == torch.float16
+        assert torch.equal(split.table[a.images], b.images)
+        assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def test_images_for_a_trained_encoder(tiny):
+    data = load(tiny, TRAINED)
+    assert data.train.table is None
+    for batch in batches(data):
+        assert batch.images.shape == (len(batch.examples), 3, 32, 32)
+        assert batch.images.dtype == torch.uint8
+        assert batch.image_of.tolist() == sorted(batch.image_of.tolist())
+        counts = batch.image_of.bincount().tolist()
+        assert counts == [len(data.train.examples[i].captions) for i in batch.examples]  # all captions of each
+        assert (batch.words != PAD).any(dim=0).all()
+
+
+def spoil(coco, split: str, name: str) -> None:
+    (coco.images(split) / name).write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+@pytest.mark.parametrize(("split", "name"), [("train", "004.png"), ("val", "013.png")])
+def test_an_unreadable_image_stops_unless_it_may_be_skipped(fresh, capsys, trained, split, name):
+    spoil(fresh, split, name)
+    if not (trained and split == "train"):  # else it is met while training, see test_training
+        with pytest.raises(UserError) as caught:
+            list(load(fresh, trained).val_dataloader())
+        assert is_one_line(str(caught.value), str(fresh.images(split) / name))
+    data = load(fresh, trained, skip_bad_images=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert is_one_line(line, f"captions_{split}.json: 1 skipped, e.g. ", name)
+    assert (len(data.train.examples), len(data.val.examples)) == ((11, 6) if split == "train" else (12, 5))
+    seen = []
+    for batch in batches(data):
+        seen += batch.examples[batch.image_of].tolist()
+        assert batch.images.dtype == torch.uint8 or not batch.images.isnan().any()
+    assert sorted(seen) == sorted(i for i, e in enumerate(data.train.examples) for _ in e.captions)
+    assert all(name != example.path.name for example in data.train.examples + data.val.examples)
+    assert sum(len(batch.examples) for batch in data.val_dataloader()) == len(data.val.examples)
+
+
+def test_features_belong_to_their_images_after_skipping(fresh):
+    """Rows of the table are numbers of images in the file, those of the examples close up the gap."""
+    whole = load(fresh)
+    expected = {e.path: whole.train.table[i] for i, e in enumerate(whole.train.examples)}
+    spoil(fresh, "train", "004.png")
+    data = load(fresh, skip_bad_images=True)
+    for batch in batches(data):
+        for row, i in zip(batch.images, batch.examples, strict=True):
+            assert torch.equal(row, expected[data.train.examples[i].path])
+
+
+def test_a_missing_image_and_one_without_captions(fresh, capsys):
+    (fresh.images("train") / "002.png").unlink()
+    edit(fresh, "train", lambda content: content["images"].append({"id": 999, "file_name": "000.png"}))
+    with pytest.raises(UserError, match=r"002.png.*--data.skip_bad_images"):
+        load(fresh)
+    assert len(load(fresh, skip_bad_images=True).train.examples) == 11
+    assert "captions_train.json: 2 skipped, e.g. " in capsys.readouterr().err
+
+
+def test_features_with_a_bad_image_are_not_used_where_none_may_be_skipped(fresh):
+    spoil(fresh, "train", "004.png")
+    load(fresh, skip_bad_images=True)
+    with pytest.raises(UserError) as caught:
+        load(fresh)
+    assert is_one_line(str(caught.value), "004.png", "--data.skip_bad_images")
+
+
+def test_all_images_bad(fresh):
+    for n in range(12):
+        spoil(fresh, "train", f"{n:03}.png")
+    with pytest.raises(UserError, match="no usable image"):
+        load(fresh, skip_bad_images=True)
+
+
+@pytest.mark.parametrize("missing", ["train", "train_images", "val", "val_images"])
+def test_files_that_are_not_named(tiny, missing):
+    with pytest.raises(UserError, match=f"--data.{missing}.*"):
+        load(tiny, **{missing: None})
+
+
+def test_long_captions_are_cut(tiny):
+    data = load(tiny, max_length=2)
+    assert max(batch.words.shape[1] for batch in batches(data)) == 4
+    assert max(len(words) for references in data.references() for words in references) > 2  # the references are not
+
+
+@pytest.mark.parametrize("world", [2, 4, 7])
+def test_processes_share_the_validation_images(tiny, monkeypatch, world):
+    """Each image in one process, also where there are more processes than images."""
+    data, seen = load(tiny), []
+    for rank in range(world):
+        monkeypatch.setattr(data, "_place", lambda rank=rank: (rank, world))
+        seen += [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
+    assert sorted(seen) == list(range(6))

@@ -1,0 +1,177 @@
+"""Gradients through time: an RNN worked by hand, every cell against autograd one state at a time, and the command."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from conftest import arguments, is_one_line, make_captioner
+
+from captioner.__main__ import main
+from captioner.data.vocabulary import PAD, START
+from captioner.models.captioner import Captioner
+from captioner.training.gradients import largest_singular_value, recurrent_matrices, through_time
+
+WORDS = torch.tensor([[START, 4, 5, 6, 7, 8], [START, 9, 4, 6, PAD, PAD], [START, 6, 5, 4, 6, PAD]])
+LENGTHS = torch.tensor([5, 3, 4])
+
+
+def test_a_linear_rnn_by_hand():
+    """h_t = W h_{t−1} + U[word]: the gradient is (Wᵀ)^d Cᵀ (p − onehot), whatever lies between."""
+    random = torch.Generator().manual_seed(0)
+    w, u, c = (torch.randn(shape, generator=random) for shape in ((4, 4), (11, 4), (11, 4)))
+    w.requires_grad_()
+
+    def step(words, state, context):
+        h = state[0][:, 0] @ w.T + u[words]
+        return torch.log_softmax(h @ c.T, dim=-1), (h.unsqueeze(1),)
+
+    (norms,) = through_time(step, (torch.zeros(3, 1, 4),), (), WORDS, LENGTHS)
+    assert norms.shape == (3, 3)
+    for row, length in enumerate(LENGTHS.tolist()):
+        h = torch.zeros(4)
+        for t in range(length):
+            h = w @ h + u[WORDS[row, t]]
+        gradient = torch.softmax(c @ h, dim=0)
+        gradient[WORDS[row, length]] -= 1
+        gradient = c.T @ gradient
+        for d in range(3):
+            gradient = w.T @ gradient
+            assert norms[row, d].item() == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("image_as", ["every_step", "first_word", "initial_state"])
+def test_every_cell_against_autograd_one_state_at_a_time(cell, layers, image_as):
+    model = make_captioner(cell=cell, layers=layers, image_as=image_as)
+    features = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    norms = through_time(*model.begin(features), WORDS, LENGTHS)
+    assert len(norms) == (2 if cell == "lstm" else 1)
+    for row, length in enumerate(LENGTHS.tolist()):
+        for d in range(1, 4):
+            step, state, context = model.begin(features[row : row + 1])
+            for t in range(length):
+                if t == length - d:
+                    state = leaves = tuple(part.detach().requires_grad_() for part in state)
+                log_probs, state = step(WORDS[row : row + 1, t], state, context)
+            (-log_probs[0, WORDS[row, length]]).backward()
+            for part, leaf in zip(norms, leaves, strict=True):
+                assert part[row, d - 1].item() == pytest.approx(leaf.grad.norm().item(), rel=1e-3)
+
+
+def test_the_bound_of_the_lecture():
+    """With every largest singular value at 1/2, the gradient of a tanh RNN at least halves with every state."""
+    model = make_captioner(cell="rnn")
+    with torch.no_grad():
+        for weight in recurrent_matrices(model.decoder).values():
+            weight *= 0.5 / torch.linalg.matrix_norm(weight, 2)
+    assert largest_singular_value(model.decoder) == pytest.approx(0.5)
+    (norms,) = through_time(*model.begin(torch.randn(3, 512)), WORDS, LENGTHS)
+    assert (norms[:, 1:] <= 0.5 * norms[:, :-1]).all()
+    assert (norms > 0).all()
+
+
+def test_each_gate_by_itself():
+    model = make_captioner(cell="lstm", layers=2)
+    matrices = list(recurrent_matrices(model.decoder).values())
+    assert [tuple(matrix.shape) for matrix in matrices] == [(64, 16)] * 2
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix.zero_()
+        matrices[1][16:32] = 3 * torch.eye(16)
+        matrices[1][32:48] = -2 * torch.eye(16)
+    assert largest_singular_value(model.decoder) == pytest.approx(3)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def gradients(cli, tiny, run):
+    def call(*more):
+        options = ["--annotations", tiny.annotations("val"), "--images", tiny.images("val")]
+        options += ["--feature_cache", tiny.folder / "features"]
+        return cli("gradients", "--checkpoint", run / "best.ckpt", *options, *more)
+
+    return call
+
+
+def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
+    pytest.importorskip("matplotlib")
+    file, image = tmp_path / "numbers.json", tmp_path / "image.png"
+    options = [
+        "--captions",
+        5,
+        "--weights",
+        "trained",
+        "untrained",
+        "--scale",
+        1,
+        3,
+        "--output",
+        file,
+        "--plot",
+        image,
+    ]
+    code, out, err = gradients(*options)
+    assert (code, err) == (0, "")
+    curves = json.loads(file.read_text())
+    assert [(curve["model"], curve["weights"], curve["scale"]) for curve in curves] == [
+        (run.name, weights, scale) for weights in ("trained", "untrained") for scale in (1, 3)
+    ]
+    assert len(out.splitlines()) == 2 + 2 * len(curves)  # h and c
+    for curve in curves:
+        assert curve["captions"] == 5
+        assert len(curve["h"]) == len(curve["c"]) >= 3
+        assert all(math.isfinite(norm) and norm > 0 for norm in curve["h"] + curve["c"])
+    one, three = (curves[i]["largest_singular_value"] for i in (0, 1))
+    assert three == pytest.approx(3 * one)
+    assert one == pytest.approx(largest_singular_value(Captioner.load(run / "best.ckpt").decoder))
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, gradients):
+    """A learning rate of next to nothing leaves them where they were."""
+    for seed in (0, 3):
+        folder = tmp_path / f"still-{seed}"
+        assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", seed, "--train.epochs", 1)) == 0
+        file = tmp_path / f"{seed}.json"
+        code, *_ = gradients(
+            "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", seed, "--output", file
+        )
+        assert code == 0
+        *_, trained, untrained = json.loads(file.read_text())
+        assert trained["model"] == folder.name
+        assert trained["c"] == pytest.approx(untrained["c"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--scale", "1", "0"], ["--scale", "above 0"]),
+        (["--captions", "0"], ["--captions is 0"]),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(gradients, options, says):
+    code, out, err = gradients(*options)
+    assert (code, out) == (2, "")
+    assert is_one_line(err, *says)
+
+
+def test_what_is_missing_is_one_line(cli, gradients, run, tmp_path, monkeypatch):
+    code, _, err = cli("gradients", "--checkpoint", run / "best.ckpt")
+    assert code == 2
+    assert is_one_line(err, "--annotations", "--images")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = gradients("--plot", tmp_path / "image.png")
+    assert code == 2
+    assert is_one_line(err, "matplotlib", "pip install 'captioner[plot]'")
+
+
+def test_a_trained_encoder_is_refused(gradients, tmp_path, weights):
+    make_captioner(trained=1).save(tmp_path / "tuned.safetensors")
+    code, _, err = gradients("--checkpoint", tmp_path / "tuned.safetensors")
+    assert code == 2
+    assert is_one_line(err, "frozen")

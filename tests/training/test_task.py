@@ -1,0 +1,295 @@
+"""The Lightning side: the loss by hand, the schedule, the groups of parameters."""
+
+import itertools
+import math
+from collections.abc import Callable
+from statistics import fmean
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import NO_DROPOUT
+
+from captioner.config import ModelConfig, SearchConfig, TrainConfig
+from captioner.data.dataset import Batch
+from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioner.models.captioner import Captioner
+from captioner.models.encoder import Encoder
+from captioner.training.rewards import Rewards
+from captioner.training.task import CaptionTask, SmoothedCrossEntropy, warmup_cosine
+
+WORDS = torch.tensor([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
+
+
+def make(trained: int = 0, tie: bool = False, **options) -> CaptionTask:
+    torch.manual_seed(0)
+    config = ModelConfig("resnet18", 32, 0, trained, hidden_size=8, embedding_size=8, tie_embeddings=tie, **NO_DROPOUT)
+    encoder = Encoder(config) if trained else None
+    model = Captioner(config, Vocabulary(["a", "b", "c", "d"]), encoder, "digest")
+    return CaptionTask(model, TrainConfig(**options), SearchConfig(beam=2, max_length=5), [[["a"]]] * 2, 100)
+
+
+def batch(words=WORDS, image_of=(0, 1, 1)) -> Batch:
+    v = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    return Batch(v, torch.tensor(image_of), words, torch.arange(2))
+
+
+@torch.no_grad()
+def by_hand(task: CaptionTask, smoothing: float = 0.0) -> float:
+    """Mean over the words to be predicted but PAD and UNK, one step at a time."""
+    losses, given = [], batch()
+    for caption, image in zip(given.words, given.image_of, strict=True):
+        state, context = task.model.decoder.start(given.images[image : image + 1])
+        for word, target in itertools.pairwise(caption):
+            if target == PAD:
+                break
+            log_probs, state = task.model.decoder.step(word[None], state, context)
+            if target != UNK:
+                losses.append(-(1 - smoothing) * log_probs[0, target] - smoothing * log_probs[0].mean())
+    assert len(losses) == 9
+    return torch.stack(losses).mean().item()
+
+
+def test_loss_asks_for_words_and_end_but_neither_padding_nor_unk():
+    task = make(label_smoothing=0.1).eval()
+    assert task.loss(batch())[0].item() == pytest.approx(by_hand(task), abs=1e-5)
+
+
+def test_labels_are_smoothed_in_training_only():
+    task = make(label_smoothing=0.3).train()
+    assert task.loss(batch())[0].item() == pytest.approx(by_hand(task, 0.3), abs=1e-5)
+    task = make(label_smoothing=0.0).train()
+    assert task.loss(batch())[0].item() == pytest.approx(by_hand(task), abs=1e-5)
+
+
+def test_padding_changes_nothing():
+    task, losses = make().train(), []
+    for words in (WORDS, torch.nn.functional.pad(WORDS, (0, 4), value=PAD)):
+        task.zero_grad()
+        loss, _ = task.loss(batch(words))
+        loss.backward()
+        losses.append([loss.detach(), *(p.grad.clone() for p in task.parameters())])
+    for plain, padded in zip(*losses, strict=True):
+        assert torch.allclose(plain, padded, atol=1e-6)
+
+
+def test_loss_in_bfloat16_is_close():
+    task = make().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = task.loss(batch())
+    assert loss.item() == pytest.approx(by_hand(task), rel=0.02)
+
+
+def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01, each: Callable[[], None] = lambda: None) -> None:
+    optimizer = torch.optim.Adam(task.parameters(), rate)
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        task.training_step(batch(), step).backward()
+        optimizer.step()
+        each()
+
+
+@pytest.fixture
+def logged(monkeypatch) -> dict[str, float]:
+    """What a task without a trainer logs."""
+    values: dict[str, float] = {}
+    monkeypatch.setattr(CaptionTask, "log", lambda self, name, value, **_: values.__setitem__(name, float(value)))
+    return values
+
+
+def critical(**options) -> CaptionTask:
+    """Whose images have one reference each: 4 5 6 and 7 4."""
+    task = make(objective="scst", **options)
+    task.rewards = Rewards([[[4, 5, 6]], [[7, 4]]], END, options.get("bleu_weight", 0.0))
+    return task.train()
+
+
+@pytest.mark.parametrize("baseline", ["others", "greedy"])
+def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
+    """From nothing but the rewards of sampled captions to captions that are worth much more."""
+    task = critical(rollouts=10, bleu_weight=1.0, baseline=baseline)
+    rewards = []
+    teach(task, rate=0.003, each=lambda: rewards.append(logged["reward"]))
+    assert fmean(rewards[-20:]) > 1.25 * fmean(rewards[:20])  # 1.6 to 2.5 for other first weights and versions
+    found = task.model.eval().search(batch().images, SearchConfig(beam=1, max_length=5))
+    words = [set(captions[0].text.split()) for captions in found]
+    assert words[0] <= {"a", "b", "c"}
+    assert words[1] <= {"a", "d"}
+
+
+def test_the_baseline_may_be_the_greedy_caption(logged):
+    """Rennie et al. 2017: a sample that says what greedy search says teaches nothing; dropout is off for that alone."""
+    task, seen = critical(rollouts=4, baseline="greedy"), []
+    task.rewards = lambda images, words, lengths: seen.append((words, lengths)) or np.arange(len(words)) % 4.0
+    task.model.decoder.register_forward_pre_hook(lambda *_: seen.append(task.model.decoder.training))
+    task.training_step(batch(), 0)
+    (samples, _), (words, lengths), training = seen
+    assert (len(samples), len(words), training) == (8, 2, True)
+    greedy = task.model.eval().search(batch().images, SearchConfig(beam=1))
+    assert [list(row[:n]) for row, n in zip(words, lengths, strict=True)] == [
+        [*task.model.vocabulary.encode(found[0].text.split()), END][:n]
+        for found, n in zip(greedy, lengths, strict=True)
+    ]
+
+
+def test_samples_that_are_worth_the_same_teach_nothing(logged):
+    """The baseline of each is the mean of the others."""
+    task = critical()
+    task.rewards = lambda images, words, lengths: np.full(len(images), 3.0)
+    loss = task.training_step(batch(), 0)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert logged["reward"] == 3
+
+
+def test_a_better_sample_becomes_likelier_and_a_worse_one_less_likely(logged):
+    """One step against the gradient, the very samples of which are known."""
+    task, seen = critical(rollouts=3), []
+
+    def rewards(images, words, lengths):
+        seen.append((images, words, lengths))
+        return np.arange(len(images), dtype=float)
+
+    task.rewards = rewards
+
+    def log_probs() -> torch.Tensor:
+        images, words, lengths = seen[0]
+        real = torch.arange(words.shape[1]) < torch.from_numpy(lengths).unsqueeze(1)
+        words = torch.from_numpy(words)
+        inputs = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
+        logits = task.model.decoder(batch().images, inputs, torch.from_numpy(images), real)
+        logits[:, [PAD, START, UNK]] = -math.inf
+        each = torch.zeros(real.shape)
+        each[real] = logits.log_softmax(1).gather(1, words[real].unsqueeze(1))[:, 0]
+        return each.sum(dim=1)
+
+    torch.manual_seed(1)
+    loss = task.training_step(batch(), 0)
+    advantage = torch.tensor([-1.5, 0.0, 1.5] * 2)  # 0 1 2 and 3 4 5, less the mean of the two others
+    with torch.no_grad():
+        number = seen[0][2].sum()
+        assert loss.item() == pytest.approx(-(advantage * log_probs()).sum().item() / number, abs=1e-5)
+
+
+def test_word_dropout_and_scheduled_sampling_disturb_what_is_fed_only(monkeypatch):
+    """START and PAD stay; with everything dropped UNK follows START; with everything sampled, the model's words do."""
+    task, given = make(word_dropout=0.999999).train(), batch()
+    inputs, targets = given.words[:, :-1], given.words[:, 1:]
+    real = (targets != PAD) & (targets != UNK)
+    disturbed = task.disturbed(inputs, real, None)
+    assert torch.equal(disturbed[:, 0], inputs[:, 0])
+    assert torch.equal(disturbed == PAD, inputs == PAD)
+    assert (disturbed[:, 1:][inputs[:, 1:] != PAD] == UNK).all()
+
+    def decode(words):  # after a word comes the next one, for certain
+        return 1e4 * torch.nn.functional.one_hot(words[real] + 1, 9).float()
+
+    task = make(scheduled_sampling=1.0).train()
+    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": task.steps}))
+    disturbed = task.disturbed(inputs, real, decode)
+    expected = torch.where(real[:, :-1], inputs[:, :-1] + 1, inputs[:, 1:])
+    assert torch.equal(disturbed[:, 1:], expected)
+    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": 0}))
+    assert torch.equal(task.disturbed(inputs, real, decode), inputs)  # a share that grows from 0
+
+
+def test_r_drop_adds_the_divergence_of_two_passes():
+    """Without dropout both passes are one, and nothing is added; with it the loss is larger the more it weighs."""
+    torch.manual_seed(0)
+    plain = make().train().loss(batch())[0]
+    assert make(r_drop=5.0).train().loss(batch())[0].item() == pytest.approx(plain.item(), abs=1e-5)
+    losses = []
+    for weight in (1e-6, 1.0, 2.0):
+        task = make(r_drop=weight).train()
+        task.model.decoder.dropout.p = 0.5
+        torch.manual_seed(1)
+        losses.append(task.loss(batch())[0].item())
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 0.5), (1, 0.1), (1000, 0.033)])
+def test_warmup_and_cosine(steps, warmup):
+    rates = [warmup_cosine(step, steps, warmup) for step in range(steps)]
+    climb = math.ceil(warmup * steps)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:climb] == sorted(rates[:climb])
+    assert rates[climb:] == sorted(rates[climb:], reverse=True)
+    assert max(rates) == pytest.approx(1, abs=0.1)
+    steps_up = [b - a for a, b in itertools.pairwise(rates[:climb])]
+    assert steps_up == pytest.approx([rates[0]] * len(steps_up))  # straight
+    middle = climb + (steps - climb) // 2
+    if steps >= 100:
+        assert rates[middle] == pytest.approx(0.5, abs=0.02)
+        assert rates[-1] < 0.01
+    for beyond in (steps, 2 * steps):
+        assert 0 <= warmup_cosine(beyond, steps, warmup) < 0.05
+
+
+def groups(task: CaptionTask) -> list[dict]:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, max_epochs=1)
+    task.trainer = trainer
+    return task.configure_optimizers()["optimizer"].param_groups
+
+
+@pytest.mark.parametrize(("trained", "tie"), [(0, False), (0, True), (2, False)])
+def test_every_trainable_parameter_has_one_group(trained, tie):
+    task = make(trained, tie=tie, lr=0.5, encoder_lr=0.25, weight_decay=0.125, warmup=0.0)
+    found = [p for group in groups(task) for p in group["params"]]
+    assert len({id(p) for p in found}) == len(found)
+    assert {id(p) for p in found} == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+def test_no_decay_for_vectors_and_embeddings_and_the_encoder_s_own_rate():
+    task = make(2, lr=0.5, encoder_lr=0.25, weight_decay=0.125, warmup=0.0)
+    settings = {id(p): group for group in groups(task) for p in group["params"]}
+    for name, parameter in task.model.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in settings
+            continue
+        group = settings[id(parameter)]
+        assert group["lr"] == (0.25 if name.startswith("encoder.") else 0.5), name
+        vector = parameter.dim() < 2 or name == "decoder.embedding.weight"
+        assert group["weight_decay"] == (0.0 if vector else 0.125), name
+
+
+def test_each_stage_of_the_encoder_at_its_rate():
+    task = make(3, encoder_lr=0.25, encoder_lr_decay=0.5, warmup=0.0)
+    settings = {id(p): group["lr"] for group in groups(task) for p in group["params"]}
+    for name, parameter in task.model.encoder.named_parameters():
+        if parameter.requires_grad:
+            expected = {"layer4": 0.25, "layer3": 0.125, "layer2": 0.0625}[name.split(".")[1]]
+            assert settings[id(parameter)] == expected, name
+    assert len(groups(make(3, encoder_lr_decay=1.0))) == 4
+
+
+def test_dropout_of_a_batch_depends_on_its_place_alone():
+    task = make(seed=3)
+    task.trainer = trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    draws = []
+    for index in (4, 5, 4):
+        task.on_train_batch_start(batch(), index)
+        draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    assert trainer.current_epoch == 0
+
+
+def test_a_checkpoint_describes_itself():
+    task, checkpoint = make(), {}
+    task.on_save_checkpoint(checkpoint)
+    assert checkpoint["captioner"] == task.model.header()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_cross_entropy_is_torchs(smoothing):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (7,))
+    ours = SmoothedCrossEntropy.apply(logits, targets, smoothing)
+    theirs = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    (expected,) = torch.autograd.grad(3 * theirs, logits)
+    (gradient,) = torch.autograd.grad(3 * ours, logits)
+    assert torch.allclose(gradient, expected, atol=1e-12)

@@ -1,0 +1,517 @@
+"""Whole runs of ``captioner train``: what they leave behind, what they learn, and that a killed one is resumed."""
+
+import csv
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
+from PIL import Image
+
+from captioner import metrics
+from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
+from captioner.data import clips
+from captioner.models.captioner import Captioner, read_checkpoint
+from captioner.models.encoder import Encoder
+from captioner.training.callbacks import SIDE
+from captioner.training.datamodule import CaptionData
+from captioner.training.task import CaptionTask
+
+
+def logged(run: Path, name: str) -> list[float]:
+    """The values of a column of all of a run's metrics.csv."""
+    files = sorted(run.glob("logs/part_*/metrics.csv"))
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+def tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a Lightning checkpoint, by its place."""
+    found = {}
+
+    def look(place, value):
+        if isinstance(value, torch.Tensor):
+            found[place] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                look(f"{place}/{key}", inner)
+        elif isinstance(value, (list, tuple)):
+            for i, inner in enumerate(value):
+                look(f"{place}/{i}", inner)
+
+    checkpoint = torch.load(file, weights_only=True)
+    for part in ("state_dict", "current_model_state", "optimizer_states"):
+        look(part, checkpoint.get(part, {}))
+    return found
+
+
+def different(a: Path, b: Path) -> list[str]:
+    """What differs, bit by bit, between two checkpoints."""
+    one, two = tensors(a), tensors(b)
+    assert set(one) == set(two)
+    return [name for name in one if not torch.equal(one[name], two[name])]
+
+
+@pytest.fixture
+def cli_train(cli):
+    def call(coco, out, *options):
+        return cli(*arguments(coco, out, *options))
+
+    return call
+
+
+# ---- a finished run
+
+
+def test_what_a_run_leaves_behind(run):
+    assert {path.name for path in run.iterdir()} == {
+        *("best.ckpt", "last.ckpt", "captioner.safetensors", "config.yaml", "samples.md", "logs")
+    }
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert {"data", "model", "train", "search", "trainer", "out"} <= set(config)
+    assert ModelConfig(**config["model"]).hidden_size == 16
+    assert len(list(run.glob("logs/part_0/events.out.tfevents.*"))) == 1
+
+
+def test_what_a_run_logs(run):
+    for name in ("val_cider", "val_bleu4", "val_rouge", "val_distinct", "val_loss"):
+        assert len(logged(run, name)) == 2, name
+    assert len(logged(run, "train_loss")) == len(logged(run, "grad_norm")) == 2 * 5  # 33 captions in batches of 8
+    assert all(norm > 0 for norm in logged(run, "grad_norm"))
+    assert logged(run, "captions_per_s")
+    assert len(set(logged(run, "lr"))) > 5
+
+
+def test_tensorboard_has_scalars_and_images_with_captions(run, tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "logs" / "part_0"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train_loss", "val_loss", "val_cider", "lr", "grad_norm", "captions_per_s"} <= set(tags["scalars"])
+    assert len(tags["images"]) == len(list(tiny.images("val").iterdir()))
+    for tag in tags["images"]:
+        pages = events.Images(tag)
+        assert len(pages) == 2  # epochs
+        page = Image.open(io.BytesIO(pages[-1].encoded_image_string))
+        assert page.width == SIDE < page.height
+        darkest, lightest = page.crop((0, SIDE, SIDE, page.height)).convert("L").getextrema()
+        assert darkest < 50 < lightest  # something stands there
+
+
+def test_the_bar_of_a_terminal(tiny, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = cli(*arguments(tiny, tmp_path / "run"))
+    assert code == 0
+    last = (out + err).replace("\n", "\r").split("val_cider=")[0].split("\r")[-1]
+    assert re.search(r"train_loss=.*grad_norm=.*captions_per_s=", last)
+    assert "v_num" not in out + err
+    assert "val_rouge=" not in out + err
+
+
+def test_samples_show_the_same_images_each_epoch(run, tiny):
+    text = (run / "samples.md").read_text()
+    assert [line[:10] for line in text.splitlines() if line.startswith("## ")] == ["## Epoch 1", "## Epoch 2"]
+    names = re.findall(r"^\| (\d+\.png) \| ", text, re.MULTILINE)
+    assert names == [path.name for path in sorted(tiny.images("val").iterdir())] * 2
+
+
+def test_the_average_of_the_weights_is_what_is_saved(run):
+    last = torch.load(run / "last.ckpt", weights_only=True)
+    live = last["current_model_state"]
+    assert any(not torch.equal(last["state_dict"][name], live[name]) for name in live)
+
+
+def test_the_slim_model_is_the_best_one(run):
+    header, best = read_checkpoint(run / "best.ckpt")
+    slim_header, slim = read_checkpoint(run / "captioner.safetensors")
+    assert header == slim_header
+    assert set(best) == set(slim)
+    assert all(torch.equal(best[name].half(), slim[name]) for name in best)
+
+
+def test_a_run_is_repeatable(tiny, tmp_path, run):
+    assert train(tiny, tmp_path / "again", "--train.ema_decay", "0.5") == 0
+    assert not different(run / "last.ckpt", tmp_path / "again" / "last.ckpt")
+    assert train(tiny, tmp_path / "other", "--train.ema_decay", "0.5", "--train.seed", "1") == 0
+    assert different(run / "last.ckpt", tmp_path / "other" / "last.ckpt")
+
+
+# ---- going on with a run
+
+
+def test_a_run_is_not_overwritten_and_other_options_are_refused(tiny, run, cli_train):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, _, err = cli_train(tiny, run, "--train.ema_decay", "0.5")
+    assert code == 2
+    assert is_one_line(err, str(run), "--resume"), err
+    options = ["--resume", "--train.ema_decay", "0.5", "--model.cell", "gru", "--train.epochs", "7"]
+    code, _, err = cli_train(tiny, run, *options)
+    assert code == 2
+    assert is_one_line(err, "model.cell was lstm and is gru", "train.epochs was 2 and is 7", "config.yaml"), err
+    assert "ema_decay" not in err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_resuming_a_finished_run_is_harmless(tiny, tmp_path, cli):
+    out = tmp_path / "run"
+    assert train(tiny, out, "--train.epochs", "1", "--train.ema_decay", "0.5") == 0
+    slim = (out / "captioner.safetensors").read_bytes()
+    best, last = tensors(out / "best.ckpt"), tensors(out / "last.ckpt")
+    code, printed, _ = cli("train", "--config", out / "config.yaml", "--resume", "--train.checkpoint_minutes", 5)
+    assert code == 0
+    assert "captioner predict" in printed
+    assert (out / "captioner.safetensors").read_bytes() == slim
+    for before, name in ((best, "best.ckpt"), (last, "last.ckpt")):
+        assert all(torch.equal(value, before[key]) for key, value in tensors(out / name).items())
+
+
+def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path):
+    out, options = tmp_path / "run", ("--train.epochs", "9", "--train.patience", "1", "--train.lr", "1e-9")
+    assert train(tiny, out, *options) == 0
+    epochs = len(logged(out, "val_cider"))
+    assert epochs < 9
+    last = tensors(out / "last.ckpt")
+    assert train(tiny, out, *options, "--resume") == 0
+    assert len(logged(out, "val_cider")) == epochs
+    assert all(torch.equal(value, last[key]) for key, value in tensors(out / "last.ckpt").items())
+
+
+def test_resume_without_a_run_begins_one(tiny, tmp_path):
+    assert train(tiny, tmp_path / "run", "--train.epochs", "1", "--resume") == 0
+    assert (tmp_path / "run" / "captioner.safetensors").exists()
+
+
+def test_print_config_goes_round(tiny, tmp_path, cli_train, cli):
+    code, out, _ = cli_train(tiny, tmp_path / "run", "--print_config")
+    assert code == 0
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "config.yaml").write_text(out)
+    code, again, err = cli("train", "--config", tmp_path / "config.yaml", "--model.cell", "rnn", "--print_config")
+    assert (code, err) == (0, "")
+    first, second = yaml.safe_load(out), yaml.safe_load(again)
+    assert second["model"].pop("cell") == "rnn"  # typed options win
+    assert first["model"].pop("cell") == "lstm"
+    assert first == second
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("decay", ["0", "0.9"])
+def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
+    options = ["--model.trainable_layers", "1", "--train.encoder_lr", "1e-2", "--train.epochs", "1"]
+    options += ["--train.ema_decay", decay, "--data.horizontal_flip", "true"]
+    assert train(tiny, tmp_path / "run", *options) == 0
+    tuned = Captioner.load(tmp_path / "run" / "best.ckpt").encoder.resnet
+    start = Encoder(ModelConfig("resnet18", trainable_layers=1)).resnet.state_dict()
+    parameters = {name for name, _ in tuned.named_parameters()}
+    for name, value in tuned.state_dict().items():
+        if name.startswith("layer4.") and name in parameters:
+            assert (value - start[name]).abs().max() > 1e-3, name
+        elif name in parameters and decay != "0":  # averaging a weight with itself rounds it
+            assert torch.allclose(value, start[name], rtol=1e-4, atol=1e-6), name
+        else:
+            assert torch.equal(value, start[name]), name
+    slim = Captioner.load(tmp_path / "run" / "captioner.safetensors")
+    assert torch.allclose(slim.encoder.resnet.layer4[0].conv1.weight, tuned.layer4[0].conv1.weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_stops_in_one_line(fresh, tmp_path, cli_train, trained, workers):
+    bad = fresh.images("train") / "004.png"
+    bad.write_bytes(b"no image")
+    code, _, err = cli_train(fresh, tmp_path / "run", "--model.trainable_layers", trained, "--data.workers", workers)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if "error: " in line]
+    assert is_one_line(line, "captioner train: error: ", str(bad), "--data.skip_bad_images true"), err
+
+
+def test_bad_images_are_skipped_and_counted(fresh, tmp_path, cli_train):
+    (fresh.images("train") / "004.png").write_bytes(b"no image")
+    (fresh.images("val") / "013.png").unlink()
+    code, _, err = cli_train(fresh, tmp_path / "run", "--train.epochs", 1, "--data.skip_bad_images", "true")
+    assert code == 0
+    said = [line for line in err.splitlines() if "1 skipped" in line]
+    assert is_one_line(said[0], "captions_train.json", "004.png")
+    assert is_one_line(said[1], "captions_val.json", "013.png")
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_handful_of_images_is_learnt_by_heart(tmp_path, cell):
+    """The end-to-end check: six images, each with a caption of its own, and the model says which is which."""
+    coco = write_set(tmp_path / "set", train=6, val=1, captions=lambda n: captions_of(5 * n, 1))
+    options = {
+        **{f"model.{name}": value for name, value in NO_DROPOUT.items()},
+        **{"model.cell": cell, "model.hidden_size": 64, "model.embedding_size": 64},
+        **{"data.batch_size": 3, "data.val": coco.annotations("train"), "data.val_images": coco.images("train")},
+        **{"train.epochs": 60, "train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0},
+    }
+    out = tmp_path / "run"
+    assert train(coco, out, *(str(word) for name, value in options.items() for word in (f"--{name}", value))) == 0
+    losses = logged(out, "val_loss")
+    assert losses[0] > 1 > 0.1 > losses[-1]
+    said = Captioner.load(out / "captioner.safetensors").caption(sorted(coco.images("train").iterdir()))
+    assert said == [captions_of(5 * n, 1)[0] for n in range(6)]
+    assert logged(out, "val_distinct")[-1] == 100
+
+
+# ---- killed and resumed
+
+
+def begin(coco, out: Path, options, patch: str) -> subprocess.Popen:
+    """``captioner train`` in a process of its own, with a patch that slows it down and tells how far it is."""
+    # A job that was started in the background ignores SIGINT, and so would what it starts.
+    ears = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, sys, time\n{ears}\n{patch}\n"
+    code += "from captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments(coco, out, *options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+
+def kill_at(process: subprocess.Popen, reached: Callable[[str], bool]) -> None:
+    with process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if reached(line):
+                process.send_signal(signal.SIGKILL)
+                return
+    pytest.fail(f"never got there:\n{''.join(lines)}")
+
+
+SLOW_BATCHES = """
+from captioner.training import task
+begin = task.CaptionTask.on_train_batch_start
+def slow(self, batch, i):
+    print("batch", self.current_epoch, i, flush=True)
+    time.sleep(0.2)
+    begin(self, batch, i)
+task.CaptionTask.on_train_batch_start = slow
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "options"),  # in the second epoch, before this one of 17, 12 or 6 batches
+    [
+        (12, "--model.cell lstm --train.ema_decay 0.9 --trainer.precision bf16-mixed"),
+        (8, "--model.grid 2 --model.attention soft --train.ema_decay 0.9 --trainer.precision bf16-mixed"),
+        (12, "--model.cell lstm --train.ema_decay 0.9"),
+        (12, "--model.cell lstm"),
+        (12, "--model.cell gru --model.layers 2 --train.ema_decay 0.9"),
+        (12, "--model.cell rnn --data.feature_memory 0"),
+        (12, "--trainer.accumulate_grad_batches 3"),
+        (5, "--model.trainable_layers 1 --train.ema_decay 0.9 --train.encoder_lr 0.01 --data.batch_size 6"),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(tiny, tmp_path, stop, options):
+    """Bit for bit: weights, their average, and the optimiser's state."""
+    options = f"--data.batch_size 2 --train.epochs 3 {options}".split()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(tiny, whole, *options) == 0
+    process = begin(tiny, killed, [*options, "--train.checkpoint_minutes", "0.005"], SLOW_BATCHES)
+    kill_at(process, lambda line: line == f"batch 1 {stop}\n")
+    step = torch.load(killed / "last.ckpt", weights_only=True)["global_step"]
+    every = torch.load(whole / "last.ckpt", weights_only=True)["global_step"] // 3
+    assert every < step < 2 * every  # in the middle of the second epoch
+    assert train(tiny, killed, *options, "--resume") == 0
+    assert not different(whole / "last.ckpt", killed / "last.ckpt")
+    assert not different(whole / "best.ckpt", killed / "best.ckpt")
+    assert (whole / "captioner.safetensors").read_bytes() == (killed / "captioner.safetensors").read_bytes()
+    assert logged(killed, "val_cider")[-1] == logged(whole, "val_cider")[-1]
+
+
+SLOW_FEATURES = """
+from captioner.training import datamodule
+extract = datamodule.extract_features
+def slow(*arguments):
+    for block in extract(*arguments):
+        yield block
+        print("block", flush=True)
+        time.sleep(0.5)
+datamodule.extract_features = slow
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_computes_features_goes_on(tmp_path, monkeypatch):
+    coco = write_set(tmp_path / "set", train=100, val=3)
+    out, blocks = tmp_path / "run", []
+    options = ["--train.epochs", "1", "--train.samples", "0"]
+    kill_at(begin(coco, out, options, SLOW_FEATURES), lambda line: blocks.append(line) or blocks.count("block\n") == 2)
+    opened, open_image = [], clips.open_image
+    monkeypatch.setattr(clips, "open_image", lambda path, **more: opened.append(path) or open_image(path, **more))
+    assert train(coco, out, *options) == 0
+    assert len(opened) == 100 - 2 * 32 + 3 + 2  # the first of each once more, to compare its features
+    monkeypatch.undo()
+    model = ModelConfig("resnet18", 32, 0)
+    data = {**coco.data(), "min_count": 1}
+    resumed = CaptionData(DataConfig(**data), model)
+    whole = CaptionData(DataConfig(**{**data, "feature_cache": str(tmp_path / "other")}), model)
+    assert torch.equal(resumed.train.table, whole.train.table)
+    assert torch.equal(resumed.val.table, whole.val.table)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_so_and_can_be_resumed(tiny, tmp_path):
+    """Ctrl-C in the second epoch."""
+    out = tmp_path / "run"
+    with begin(tiny, out, [], SLOW_BATCHES) as process:
+        for line in process.stdout:
+            if line == "batch 1 2\n":
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "captioner train: interrupted" in err
+    assert train(tiny, out, "--resume") == 0
+
+
+# ---- several processes
+
+
+STOP = """
+from captioner.training import task
+begin = task.CaptionTask.on_train_batch_start
+def stop(self, batch, i):
+    if (self.current_epoch, i) == (1, 5):
+        sys.exit("stopped")
+    begin(self, batch, i)
+task.CaptionTask.on_train_batch_start = stop
+"""
+
+
+def module_train(coco, out: Path, *options: str, patch: str = "") -> subprocess.CompletedProcess:
+    """``python -m captioner train``; what it starts ends with it, also where it hangs."""
+    file = out.with_suffix(".py")  # a file, which Lightning can start again for the other processes
+    file.write_text(f"import sys\n{patch}\nfrom captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))")
+    command = [sys.executable, *([str(file)] if patch else ["-m", "captioner"]), *arguments(coco, out, *options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            out_text, err_text = process.communicate(timeout=600)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out_text, err_text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["0", "1"])
+def test_two_processes(tmp_path, trained):
+    """gloo on the CPU; seven validation images do not divide by two."""
+    coco, out = write_set(tmp_path / "set", train=12, val=7), tmp_path / "run"
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--train.samples", "7"]
+    options += ["--model.trainable_layers", trained, "--data.batch_size", "4", "--train.patience", "0"]
+    done = module_train(coco, out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("Done") for line in done.stdout.splitlines()) == 1
+    text = (out / "samples.md").read_text()
+    names = re.findall(r"^\| (\d+\.png) \| ", text, re.MULTILINE)
+    assert sorted(names) == sorted([path.name for path in coco.images("val").iterdir()] * 2)
+
+    model = Captioner.load(out / "last.ckpt")
+    data = CaptionData(DataConfig(**{**coco.data(), "min_count": 1}), ModelConfig(**model.header()["model"]))
+    found = [one[0].text for one in model.search(images_of(data), SearchConfig(beam=2, max_length=8))]
+    said = dict(re.findall(r"^\| (\d+\.png) \| (.*?) \| ", text.split("## Epoch 2")[1], re.MULTILINE))
+    assert [said[example.path.name] for example in data.val.examples] == found
+    expected = 100 * float(metrics.cider_d(data.references(), [metrics.ptb_tokenize(text) for text in found]).mean())
+    assert logged(out, "val_cider")[-1] == pytest.approx(expected, abs=1e-2)
+    (batch,) = data.val_dataloader()
+    task = CaptionTask(model, TrainConfig(), SearchConfig(), data.references(), steps=1).eval()
+    loss, _ = task.loss(batch._replace(images=images_of(data)))  # of all words in one process
+    assert logged(out, "val_loss")[-1] == pytest.approx(loss.item(), abs=1e-3)  # bf16 on some CPUs
+
+    again = module_train(coco, out, *options, "--resume")
+    assert again.returncode == 0, again.stderr
+
+
+def images_of(data: CaptionData) -> torch.Tensor:
+    """Features or images of the validation set, as the validation sees them."""
+    (batch,) = data.val_dataloader()
+    return data.val.table[batch.images] if batch.images.dim() == 1 else batch.images
+
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "5")
+ONE = ("--data.batch_size", "10")
+
+
+def still() -> list[str]:
+    """Options without anything random but the order, and with captions of unlike lengths in a batch."""
+    none = [word for name in NO_DROPOUT for word in (f"--model.{name}", "0")]
+    return [*none, "--trainer.precision", "32-true", "--train.patience", "0", "--train.lr", "0.01"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["0", "1"])
+@pytest.mark.parametrize("flip", ["false", "true"])
+def test_two_processes_learn_as_one_with_the_double_batch(tmp_path, trained, flip):
+    """Each step's loss and gradient are those of all words, though the processes have unequally many."""
+    coco = write_set(tmp_path / "set", train=13, val=3)
+    options = [
+        *still(),
+        "--model.trainable_layers",
+        trained,
+        "--data.horizontal_flip",
+        flip,
+        "--train.ema_decay",
+        "0.9",
+    ]
+    done = module_train(coco, tmp_path / "two", *options, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert train(coco, tmp_path / "one", *options, *ONE) == 0
+    for name in ("train_loss", "grad_norm", "val_loss", "val_cider"):
+        one, two = logged(tmp_path / "one", name), logged(tmp_path / "two", name)
+        assert len(one) >= 2
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [1, 2])
+def test_a_run_is_resumed_on_another_number_of_processes(tmp_path, begun):
+    """Stopped in mid-epoch: it goes on with the same batches, and ends where one that was not stopped does."""
+    coco = write_set(tmp_path / "set", train=12, val=3)
+    options = [*still(), "--data.batch_size", "2", "--train.epochs", "3"]
+    if begun == 1:
+        options = [*still(), "--data.batch_size", "4", "--train.epochs", "3"]
+    one, two = ["--trainer.devices", "1"], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    first, second = (one, two) if begun == 1 else (two, one)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = module_train(coco, whole, *options, *first)
+    assert done.returncode == 0, done.stderr
+    done = module_train(coco, stopped, *options, *first, "--train.checkpoint_minutes", "0.00001", patch=STOP)
+    assert done.returncode != 0
+    state = torch.load(stopped / "last.ckpt", weights_only=True)
+    assert state["CaptionData"] == {"together": 4}
+    assert 0 < state["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["delivered"] < 9
+    done = module_train(coco, stopped, *options, *second, "--resume")
+    assert done.returncode == 0, done.stderr
+    there, here = tensors(whole / "last.ckpt"), tensors(stopped / "last.ckpt")
+    for name, value in there.items():
+        assert torch.allclose(here[name].float(), value.float(), rtol=1e-3, atol=1e-4), name
+    assert logged(stopped, "val_loss")[-1] == pytest.approx(logged(whole, "val_loss")[-1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_in_one_line(tmp_path):
+    coco = write_set(tmp_path / "set")
+    (coco.images("train") / "004.png").write_bytes(b"no image")
+    done = module_train(coco, tmp_path / "run", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert done.returncode == 2
+    assert sum("error: " in line for line in done.stderr.splitlines()) == 1
