@@ -18,7 +18,7 @@ ID = int | str  # what names an image
 IDS = (int, str)
 
 
-def leaves(name: str) -> bool:
+def escapes_folder(name: str) -> bool:
     """Whether a file name points outside of the folder it should be relative to."""
     drive, rest = os.path.splitdrive(os.path.normpath(name))
     return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir
@@ -39,22 +39,22 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     raise OSError(errno.EISDIR if directory else errno.EINVAL, "a folder" if directory else "a pipe or a device", path)
 
 
-def check(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
+def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
     """Raise UserError unless the entry is an object whose fields have the right types (true and false are no ids)."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: {what}: expected an object with {', '.join(fields)}, found {kind(entry)}")
+        raise UserError(f"{path}: {what}: expected an object with {', '.join(fields)}, found {json_type(entry)}")
     for key, types in fields.items():
         value = entry.get(key)
         if not isinstance(value, types) or isinstance(value, bool):
             wanted = "a whole number or a string" if types == IDS else "a string"
-            found = f"is {kind(value)}" if key in entry else "is missing"
+            found = f"is {json_type(value)}" if key in entry else "is missing"
             number = entry.get("id", entry.get("image_id"))
             named = f" (id {number!r})" if isinstance(number, IDS) and key != "id" else ""
             hint = "; name a captions file, not instances or keypoints" if key == "caption" else ""
             raise UserError(f"{path}: {what}{named}: {key!r} {found}, expected {wanted}{hint}")
 
 
-def kind(value: Any) -> str:
+def json_type(value: Any) -> str:
     """JSON's word for a value."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value!r}")
@@ -95,42 +95,44 @@ def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
         raise UserError(f"{path}: not JSON that can be read: {str(error).splitlines()[0]}") from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all; see :func:`write_text`."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
-
-
 @contextlib.contextmanager
-def aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A place beside a file to write to, which takes its name when all went well; a link stays a link.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path`, which replaces it when the block ends without an error; a link stays a link.
 
     Raises:
         UserError: the file cannot be written there, or is a folder, a pipe or a device, which would be replaced.
     """
     final = Path(os.path.realpath(path))
-    part = final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"  # some writers go by the ending
+    part = final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"  # some writers go by the suffix
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.exists(final) and not os.path.isfile(final):
             raise OSError(errno.EINVAL, "it is a folder" if os.path.isdir(final) else "it is a pipe or a device")
         yield part
-        with open(part, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part, final)
+        publish(part, final)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written: {reason}; name another place or make room") from error
+        raise UserError(f"{path}: cannot be written: {reason}; name another place or free disk space") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
+def publish(part: Path, final: Path) -> None:
+    """Flush a finished file to the disk and give it its final name."""
+    with open(part, "r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(part, final)
+
+
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when all went well; what a crash has left there is removed.
+def atomic_folder(out: Path, option: str = "--output") -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name when the block ends without an error.
+
+    What a crashed run has left in the temporary folder is removed. `option` names `out` in messages.
 
     Raises:
-        UserError: there is something in `out`, another run is writing it, or it cannot be written.
+        UserError: `out` exists and is not empty, another run is writing it, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -139,7 +141,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     lock = FileLock(f"{part}.lock", timeout=0)
     try:
         if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-            raise UserError(f"--output {typed} is there already: name another folder or delete that one first")
+            raise UserError(f"{option} {typed} exists already: name another folder or delete that one first")
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock:
             try:
@@ -154,27 +156,33 @@ def new_folder(out: Path) -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     os.unlink(lock.lock_file)
     except Timeout:
-        raise UserError(f"another run is writing --output {typed}: wait for it or name another folder") from None
+        raise UserError(f"another run is writing {option} {typed}: wait for it or name another folder") from None
     except OSError as error:
-        raise UserError(f"--output {typed}: cannot be written: {error.strerror or error}; make room there") from error
+        reason = error.strerror or error
+        raise UserError(f"{option} {typed}: cannot be written: {reason}; free disk space or name another") from error
 
 
 def check_writable(path: Path) -> None:
-    """Find out before hours of work whether a file can be written there; nothing but its folder is made.
+    """Find out before hours of work whether a file can be written; only its folder is created.
 
     Raises:
-        UserError: it cannot, as :func:`aside` would say later.
+        UserError: it cannot, as :func:`atomic_write` would say later.
     """
-    with contextlib.suppress(_Tried), aside(path) as part:
+    with contextlib.suppress(_Writable), atomic_write(path) as part:
         part.touch()
-        raise _Tried
+        raise _Writable
 
 
-class _Tried(Exception):
-    """It could be written, and need not be."""
+class _Writable(Exception):
+    """Ends the trial of :func:`check_writable` before anything is replaced."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; see :func:`aside`."""
-    with aside(path) as part:
-        part.write_text(text, encoding="utf-8")
+def write_text(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 file whole or not at all; see :func:`atomic_write`. `errors` is that of :func:`open`."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Write a JSON file whole or not at all; see :func:`atomic_write`."""
+    write_text(path, json.dumps(data, indent=1) + "\n")

@@ -24,7 +24,7 @@ from captioner.config import SearchConfig, TrainConfig
 from captioner.data import dataset, features
 from captioner.data.annotations import read
 from captioner.errors import UserError
-from captioner.files import new_folder
+from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner, save_slim
 from captioner.training import callbacks
 from captioner.training import sanity_checks as health
@@ -229,9 +229,9 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
         assert train(tiny, tmp_path / "run") == 2
     assert is_one_line(capsys.readouterr().err.strip(), "another run is writing to", "--out")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    with new_folder(tmp_path / "new") as part:
+    with atomic_folder(tmp_path / "new") as part:
         (part / "a").touch()
-        with pytest.raises(UserError, match="another run is writing"), new_folder(tmp_path / "new"):
+        with pytest.raises(UserError, match="another run is writing"), atomic_folder(tmp_path / "new"):
             pytest.fail("began")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]

@@ -54,9 +54,10 @@ def run(options: Any) -> None:
 
     from tqdm import tqdm
 
-    from captioner.data.annotations import read, recognise, write_json
+    from captioner.data.annotations import read
+    from captioner.data.formats import recognise
     from captioner.errors import UserError
-    from captioner.files import check_writable
+    from captioner.files import check_writable, write_json
     from captioner.metrics.scoring import ScoreOptions, open_others, score_images, show_scores
     from captioner.models.captioner import load
     from captioner.reports.evaluation import N_BEST

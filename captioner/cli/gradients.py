@@ -41,7 +41,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Measure, print, write and draw; see the module's docstring."""
-    from captioner.data.annotations import write_json
+    from captioner.files import write_json
     from captioner.training.curves import pyplot
 
     if options.plot is not None:

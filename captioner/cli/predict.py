@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from captioner.cli import config_of
 from captioner.config import IMAGES, SearchConfig
 from captioner.errors import UserError, printable
-from captioner.files import aside, check_writable
+from captioner.files import atomic_write, check_writable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
@@ -213,5 +213,5 @@ def _writer(output: str | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    with aside(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with atomic_write(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
         yield file

@@ -33,8 +33,9 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
-    from captioner.data.annotations import leaves, read_named_references, read_results
+    from captioner.data.annotations import read_named_references, read_results
     from captioner.errors import UserError
+    from captioner.files import escapes_folder
     from captioner.metrics.scoring import ScoreOptions, score_captions, show_scores
 
     wanted = config_of(ScoreOptions, options)
@@ -49,6 +50,8 @@ def run(options: Any) -> None:
     results = read_results(Path(options.results))
     if wanted.clip_score is not None:
         known = {image: names.get(image, image) for image in references}
-        named = {image: name for image, name in known.items() if isinstance(name, str) and not leaves(normpath(name))}
+        named = {
+            image: name for image, name in known.items() if isinstance(name, str) and not escapes_folder(normpath(name))
+        }
         images = {image: Path(options.images, name) for image, name in named.items()}
     show_scores(score_captions(references, results, wanted, names, images, options.results), wanted.metrics)

@@ -29,32 +29,23 @@ from captioner.data.formats import (
     read_pairs,
     read_table,
     read_webdataset,
-    recognise,
     texts_of,
 )
 from captioner.data.shards import Member, are_shards, is_remote
 from captioner.errors import UserError
-from captioner.files import ID, IDS, check, kind, leaves, parse_json, read_json, read_text, write_json, write_text
+from captioner.files import (
+    ID,
+    IDS,
+    escapes_folder,
+    json_type,
+    parse_json,
+    read_json,
+    read_text,
+    require_fields,
+)
 
 MOST = 10_000  # characters of a caption; tokens take a time that grows with the square of those
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-# What others import from here.
-__all__ = [
-    "ID",
-    "Example",
-    "leaves",
-    "match",
-    "read",
-    "read_coco",
-    "read_json",
-    "read_named_references",
-    "read_references",
-    "read_results",
-    "recognise",
-    "write_json",
-    "write_text",
-]
 
 
 @contextlib.contextmanager
@@ -234,7 +225,7 @@ def _look(
 
     def is_there(relative: str) -> bool:
         folder, name = os.path.split(relative)
-        return not leaves(relative) and name in names(folder)
+        return not escapes_folder(relative) and name in names(folder)
 
     below = Path(images)
     examples: list[Example] = []
@@ -247,7 +238,7 @@ def _look(
         written = tuple(filter(None, map(clean, entry.captions)))
         if packed and entry.image is None:
             problems.append(("missing image file", f"{where} has no image"))
-        elif found is None and leaves(relative):
+        elif found is None and escapes_folder(relative):
             problems.append(("file name outside the folder", f"{where}: file name {file_name!r} leaves {images}"))
         elif found is None and not packed:
             problems.append(("missing image file", f"{where}: no file {file_name!r} in {images}"))
@@ -471,7 +462,7 @@ def _rows(
             yield image, texts_of(f"{path}: image {image!r}", value), None
         return
     if not isinstance(data, list) or not data:
-        found = "an empty list" if data == [] else "an empty object" if data == {} else kind(data)
+        found = "an empty list" if data == [] else "an empty object" if data == {} else json_type(data)
         raise UserError(f"{path}: not {what} or JSON Lines, found {found}")
 
     first = data[0] if isinstance(data[0], dict) else {}
@@ -483,9 +474,9 @@ def _rows(
     if len(present) > 1:
         raise UserError(f"{path}: {one} 0 has both {present[0]!r} and {present[1]!r}; keep the one that is meant")
     for position, entry in enumerate(data):
-        check(path, f"{one} {position}", entry, {image_key: IDS})
+        require_fields(path, f"{one} {position}", entry, {image_key: IDS})
         if present[0] not in entry:
-            check(path, f"{one} {position}", entry, {present[0]: str})
+            require_fields(path, f"{one} {position}", entry, {present[0]: str})
         name = entry.get(file_key)
         texts = texts_of(f"{path}: {one} {position}: {present[0]!r}", entry[present[0]])
         yield entry[image_key], texts, name if isinstance(name, str) else None
@@ -502,11 +493,11 @@ def _coco(
 
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            found = kind(data) if not isinstance(data, dict) else f"no list {key!r}"
+            found = json_type(data) if not isinstance(data, dict) else f"no list {key!r}"
             raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
 
     for position, image in enumerate(data["images"]):
-        check(path, f"image {position}", image, fields or {"id": IDS, "file_name": str})
+        require_fields(path, f"image {position}", image, fields or {"id": IDS, "file_name": str})
     annotations = data["annotations"]
     for position, entry in enumerate(annotations):
         # There are five times as many as images; this first look is for speed.
@@ -514,7 +505,7 @@ def _coco(
             number = entry.get("id")
             if number is None or type(number) in IDS:
                 continue
-        check(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
+        require_fields(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
     numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
     if len(numbers) < len(annotations):
         annotations = [{**entry, "id": position} for position, entry in enumerate(annotations)]

@@ -15,8 +15,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from captioner.data.annotations import write_text
 from captioner.errors import UserError
+from captioner.files import write_text
 
 # What comes of reading a damaged file: of the disk, of JSON, of numpy and of the tokenizer that it reads headers with.
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError, TokenError)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from captioner.data import shards
 from captioner.data.images import SUFFIXES, VIDEOS
 from captioner.errors import UserError
-from captioner.files import ID, IDS, check, kind, parse_json, read_json, read_text
+from captioner.files import ID, IDS, json_type, parse_json, read_json, read_text, require_fields
 
 # What files call the number, the name and the captions of an image, likeliest first.
 NUMBERS = ("image_id", "cocoid", "img_id", "imgid")
@@ -122,7 +122,7 @@ def of_json(path: Path, data: Any) -> str:
         return "table"
     raise UserError(
         f"{path}: no captions that are known: expected COCO's 'images' and 'annotations', Karpathy's 'images' with "
-        f"'sentences', or a list of objects with a file name and a caption, found {kind(data)}"
+        f"'sentences', or a list of objects with a file name and a caption, found {json_type(data)}"
     )
 
 
@@ -188,15 +188,15 @@ def read_karpathy(path: Path, data: Any, split: str) -> Listed:
     seen: set[ID] = set()
     entries: list[Entry] = []
     for position, image in enumerate(data["images"]):
-        check(path, f"image {position}", image, {"filename": str, "split": str})
+        require_fields(path, f"image {position}", image, {"filename": str, "split": str})
         image_id = next((image[key] for key in ("cocoid", "imgid") if key in image), position)
-        check(path, f"image {position}", {"id": image_id}, {"id": IDS})
+        require_fields(path, f"image {position}", {"id": image_id}, {"id": IDS})
         if image_id in seen:
             raise UserError(f"{path}: image id {image_id!r} comes twice, so its captions are ambiguous; remove one")
         seen.add(image_id)
         sentences, what = image.get("sentences"), f"{path}: image {position}"
         if not isinstance(sentences, list):
-            raise UserError(f"{what}: 'sentences' is {kind(sentences)}, expected a list")
+            raise UserError(f"{what}: 'sentences' is {json_type(sentences)}, expected a list")
         names = [image["filename"]]
         if isinstance(image.get("filepath"), str):
             names.insert(0, f"{image['filepath']}/{image['filename']}")
@@ -295,9 +295,9 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Listed:
         name, image_id = row.get(image), row.get(number) if number else None
         if not isinstance(name, str):
             hint = " (images inside a table are not read: write them to files)" if isinstance(name, dict) else ""
-            raise UserError(f"{where}: {image!r} is {kind(name)}, expected a file name{hint}")
+            raise UserError(f"{where}: {image!r} is {json_type(name)}, expected a file name{hint}")
         if image_id is not None and (not isinstance(image_id, IDS) or isinstance(image_id, bool)):
-            raise UserError(f"{where}: {number!r} is {kind(image_id)}, expected a whole number or a string")
+            raise UserError(f"{where}: {number!r} is {json_type(image_id)}, expected a whole number or a string")
         captions = _captions(f"{where}: {caption!r}", row.get(caption))
         rows.append(_Row(where, image_id, name.strip(), captions))
         splits.append(row.get("split"))
@@ -384,7 +384,7 @@ def _objects(path: Path, suffix: str) -> tuple[list[str], Iterable[tuple[str, di
         rows = [(f"{path}: line {n}", parse_json(path, line, n)) for n, line in lines if line.strip()]
     for where, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"{where}: is {kind(row)}, expected an object with a file name and a caption")
+            raise UserError(f"{where}: is {json_type(row)}, expected an object with a file name and a caption")
     return list(dict.fromkeys(key for _, row in rows for key in row)), rows, []
 
 
@@ -432,7 +432,7 @@ def texts_of(where: str, value: Any) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             of = "has" if isinstance(value, list) else "is"
-            raise UserError(f"{where} {of} {kind(text)}, expected a string or a list of strings")
+            raise UserError(f"{where} {of} {json_type(text)}, expected a string or a list of strings")
     return texts
 
 

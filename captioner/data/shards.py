@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.errors import UserError
-from captioner.files import leaves, open_regular
+from captioner.files import escapes_folder, open_regular
 
 BLOCK = 4 * 2**20  # bytes of a remote shard that are fetched together when it is indexed
 TEXT = 2**24  # bytes of captions of a sample
@@ -164,7 +164,7 @@ def _members(shard: str, texts: tuple[str, ...]) -> Iterator[tuple[Member, bytes
         for info in tar:
             if info.isreg():
                 last = Member(shard, info.name.removeprefix("./"), info.offset_data, info.size)
-                if leaves(last.file):
+                if escapes_folder(last.file):
                     raise UserError(f"{shard}: {last.file!r} leaves the folder it would be unpacked in; name it anew")
                 if info.issparse():
                     raise UserError(f"{last}: is a sparse file, whose size is not that of its bytes; write it anew")

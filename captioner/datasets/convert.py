@@ -11,7 +11,7 @@ from captioner.data.annotations import Example
 from captioner.data.images import ImageError, opened, reading
 from captioner.data.shards import Member
 from captioner.errors import UserError
-from captioner.files import leaves, new_folder, write_json
+from captioner.files import atomic_folder, escapes_folder, write_json
 
 IMAGE_FILES = ("refer", "copy", "link")
 
@@ -34,7 +34,7 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, image_files: str
         UserError: `out` is there already or cannot be written, an image cannot be opened, or one that is referred to
             lies outside of `root`.
     """
-    with new_folder(out) as aside:
+    with atomic_folder(out) as aside:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for example, name in zip(examples, _names(examples), strict=True):
@@ -81,7 +81,7 @@ def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000
         from webdataset import ShardWriter
     except ImportError:
         raise UserError("shards are written with webdataset: pip install 'captioner[shards]'") from None
-    with new_folder(out) as aside:
+    with atomic_folder(out) as aside:
         names = _names(examples)
         # Beside its own limit of images a ShardWriter has one of bytes. PAX: names may be long and not ASCII.
         limits: dict[str, Any] = {"maxcount": shard_size, "maxsize": float("inf"), "verbose": 0}
@@ -138,7 +138,7 @@ def _names(examples: Sequence[Example]) -> list[str]:
     names, taken = [], set()
     for example in examples:
         name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
-        if leaves(name):
+        if escapes_folder(name):
             raise UserError(f"{example.path}: its name leaves the folder; give it another")
         (stem, suffix), again = os.path.splitext(name), 1
         while name in taken:

@@ -28,8 +28,8 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from captioner import __version__
-from captioner.data.annotations import write_json
 from captioner.errors import UserError
+from captioner.files import write_json
 
 TIMEOUT = 60.0  # seconds without a byte
 RETRIES = 8  # in a row without progress: with the pauses, about three minutes

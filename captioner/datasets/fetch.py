@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captioner.data.annotations import read_json, write_json
 from captioner.datasets.download import RETRIES, TIMEOUT, check, download, is_address, kept, room
 from captioner.errors import UserError
+from captioner.files import read_json, write_json
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what archivers of other systems leave in zips
 BOMB = 100  # times its size that a zip may unpack to; the annotations of COCO: 4, of Karpathy: 5 or so

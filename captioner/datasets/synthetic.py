@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.errors import UserError
+from captioner.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -244,19 +244,9 @@ def make_shapes(
             return
         what = "something else" if found is None else f"a shapes set with other options ({found})"
         raise UserError(f"--out {out} holds {what}: name another folder or delete that one first")
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        _write_split(aside, "train", range(1, images + 1), options)
-        _write_split(aside, "val", range(images + 1, images + val + 1), options)
-        if out.exists():
-            out.rmdir()  # empty
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with atomic_folder(out, "--out") as folder:
+        _write_split(folder, "train", range(1, images + 1), options)
+        _write_split(folder, "val", range(images + 1, images + val + 1), options)
 
 
 def _options_of(out: Path) -> dict[str, int] | None:
@@ -269,8 +259,6 @@ def _options_of(out: Path) -> dict[str, int] | None:
 
 def _write_split(folder: Path, split: str, ids: range, options: dict[str, int]) -> None:
     """Draw the images with these ids into ``folder/split`` and write ``captions_SPLIT.json``."""
-    from captioner.data.annotations import write_json
-
     size, frames = options["size"], options.get("frames", 0)
     rng = random.Random(f"{options['seed']} {split}")
     single, pairs = contents(split == "val", options["seed"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captioner import __version__
 from captioner.config import SearchConfig
 from captioner.errors import UserError
-from captioner.files import new_folder
+from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner, save_slim
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
             ["log_probs", *(f"{name}_after" for name in states)],
         ),
     }
-    with new_folder(folder) as aside:
+    with atomic_folder(folder) as aside:
         for name, (module, inputs, ins, outs) in graphs.items():
             shapes: Any = ({0: rows},) if name == "encoder" else ({0: rows}, tuple({0: rows} for _ in inputs[1:]))
             with warnings.catch_warnings(), torch.no_grad():
@@ -151,7 +151,7 @@ def export_hub(model: Captioner, folder: Path, about: str, data: str) -> None:
         UserError: a folder that cannot be written.
     """
     header = {**model.header(), "encoder_inside": True}
-    with new_folder(folder) as aside:
+    with atomic_folder(folder) as aside:
         save_slim(aside / "model.safetensors", header, _lossless(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
         (aside / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

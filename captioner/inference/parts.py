@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from captioner.errors import UserError
+from captioner.files import write_json, write_text
 
 Record = dict[str, Any]
 Answer = Callable[[Sequence[Any]], Iterable[Record]]  # the records of items, in their order, one at a time
@@ -60,7 +61,7 @@ class Parts:
                     others = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
                     if others:
                         raise UserError(f"{self.folder} holds other files ({others[0]} …): name another --output")
-                    self._write("manifest.json", json.dumps(self.manifest, indent=1) + "\n")
+                    write_json(file, self.manifest)
                 yield
         except Timeout:
             raise UserError(f"another run is writing to {self.folder}: wait for it or name another --output") from None
@@ -91,12 +92,8 @@ class Parts:
 
     def write(self, number: int, records: Iterable[Record]) -> None:
         """The part of a chunk: a record for each of its items, in their order."""
-        self._write(_name(number), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-    def _write(self, name: str, text: str) -> None:
-        aside = self.folder / f".{name}.{os.getpid()}"
-        aside.write_text(text, **ENCODING)
-        os.replace(aside, self.folder / name)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_text(self.folder / _name(number), lines, ENCODING["errors"])
 
     def records(self) -> Iterator[Record]:
         """Those of all items, in their order; one part is in memory at a time.

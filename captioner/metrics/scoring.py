@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from captioner import metrics
-from captioner.data.annotations import ID, match, read_references, read_results, write_json, write_text
+from captioner.data.annotations import match, read_references, read_results
 from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
-from captioner.files import check_writable
+from captioner.files import ID, check_writable, write_json, write_text
 from captioner.metrics import external, significance
 from captioner.metrics.ptb_tokenizer import ptb_tokenize_all
 

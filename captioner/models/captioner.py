@@ -19,7 +19,7 @@ from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD, SPECIAL, START, Vocabulary, is_word
 from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError
-from captioner.files import aside
+from captioner.files import atomic_write
 from captioner.models.attention import AttentionDecoder
 from captioner.models.base import CaptionModel
 from captioner.models.clip_decoder import SequenceDecoder
@@ -349,7 +349,7 @@ def save_slim(
         short = value.half() if half and value.is_floating_point() else value
         kept = short if short.isfinite().all() else value
         tensors[name] = kept.detach().cpu().contiguous()
-    with aside(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(save(tensors, metadata={"captioner": json.dumps(header)}))
 
 

@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from captioner.data.images import open_image
 from captioner.errors import UserError, printable
+from captioner.files import atomic_write
 from captioner.models.base import Caption
 
 if TYPE_CHECKING:
@@ -46,42 +47,37 @@ class Page:
     """
 
     def __init__(self, path: Path, template: str, **values: str) -> None:
-        self.path = Path(os.path.realpath(path))  # a link stays a link
-        self.aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        self.path = path
+        self.stack = contextlib.ExitStack()
         self.failures: list[str] = []
         self.top, self.bottom = filled(read(template), {name: read(name) for name in SHARED}).split("{{pieces}}")
         self.top = filled(self.top, values)
 
     def __enter__(self) -> Self:
-        with self._writing():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if os.path.exists(self.path) and not os.path.isfile(self.path):
-                raise OSError("it is a folder" if os.path.isdir(self.path) else "it is a pipe or a device")
-            self.file = open(self.aside, "w", encoding="utf-8")
-            try:
-                self.file.write(self.top)
-                self.file.flush()
-            except OSError:
-                self.aside.unlink()
-                raise
+        with contextlib.ExitStack() as stack:
+            part = stack.enter_context(atomic_write(self.path))
+            self.file = stack.enter_context(open(part, "w", encoding="utf-8"))
+            self.file.write(self.top)
+            self.file.flush()
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._writing(), self.file:
-                if kind is None:
-                    self.file.write(filled(self.bottom, {"failures": self._failures(), **self.end()}))
-            if kind is None:
-                with self._writing():
-                    os.replace(self.aside, self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                self.aside.unlink()
+        if kind is not None:
+            unfinished = Exception()
+            self.stack.__exit__(type(unfinished), unfinished, None)  # removes the temporary file
+            return
+        with self.stack:
+            self.file.write(filled(self.bottom, {"failures": self._failures(), **self.end()}))
 
     def write(self, piece: str) -> None:
         """Add some HTML."""
-        with self._writing():
+        try:
             self.file.write(piece)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); name another place or free disk space"
+            ) from None
 
     def end(self) -> dict[str, str]:
         """What stands for {{name}} below the pieces, as HTML."""
@@ -93,13 +89,6 @@ class Page:
             return ""
         items = "".join(f"<li>{text(failure)}</li>\n" for failure in self.failures)
         return f'<section class="failures">\n<h2>Without a caption</h2>\n<ul>\n{items}</ul>\n</section>\n'
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error}); name another place or make room") from None
 
 
 class Gallery(Page):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import textwrap
@@ -29,6 +28,7 @@ from captioner.data.clips import look
 from captioner.data.dataset import Batch
 from captioner.data.images import ImageError
 from captioner.errors import UserError
+from captioner.files import atomic_write
 
 SIDE = 256  # pixels of the images in TensorBoard
 
@@ -45,24 +45,16 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             UserError: there is no room, or the folder cannot be written.
         """
-        aside = Path(f"{path}.part")
         try:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                aside.unlink()
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-                raise
-            reason = "the disk is full" if isinstance(error, RuntimeError) else error.strerror  # torch's own word of it
-            raise UserError(
-                f"{path} cannot be written ({reason}): make room, or give the right to write; what was saved before "
-                "stays, and --resume goes on from it"
-            ) from None
+            with atomic_write(path) as part:
+                try:
+                    torch.save(checkpoint, part)
+                except RuntimeError as error:
+                    if "inline_container" not in str(error):  # torch's own words for a failed write
+                        raise
+                    raise OSError("the disk is full") from None
+        except UserError as error:
+            raise UserError(f"{error}; what was saved before stays, and --resume continues from it") from None
 
 
 class Timed(ModelCheckpoint):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError
-from captioner.files import aside, read_text
+from captioner.files import atomic_write, read_text
 
 Curve = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
 LINES = {  # a panel each, where a run has one of them: its title, what is drawn as a line and what as dots and line
@@ -143,7 +143,7 @@ def save(figure: Any, target: Path) -> None:
         UserError: an ending nobody knows, or a place that cannot be written.
     """
     try:
-        with aside(target) as part:  # the ending says the format
+        with atomic_write(target) as part:  # the ending says the format
             figure.savefig(part, dpi=100)
     except ValueError as error:
         raise UserError(f"{target} cannot be written ({error}): name a PNG, SVG or PDF") from None

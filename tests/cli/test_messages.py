@@ -94,7 +94,7 @@ MISTAKES = [
     (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
     (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
     ("train --out BAD/empty.txt/run", ["empty.txt", "--out"]),
-    ("export --checkpoint RUN --to onnx --output BAD", ["BAD is there already", "--output"]),
+    ("export --checkpoint RUN --to onnx --output BAD", ["BAD exists already", "--output"]),
     ("data convert ANNOTATIONS --images IMAGES --to coco --output BAD", ["BAD", "--output"]),
 ]
 

@@ -8,17 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.data.annotations import (
-    Example,
-    match,
-    read_coco,
-    read_json,
-    read_named_references,
-    read_references,
-    read_results,
-    write_json,
-)
+from captioner.data.annotations import Example, match, read_coco, read_named_references, read_references, read_results
 from captioner.errors import UserError
+from captioner.files import read_json, write_json
 
 COCO = Path(__file__).parents[3] / "shared" / "coco_sample"
 needs_coco = pytest.mark.skipif(not COCO.is_dir(), reason="the COCO sample is not here (../shared/coco_sample)")

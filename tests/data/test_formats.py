@@ -11,7 +11,8 @@ import webdataset as wds
 from conftest import captions_of, draw, is_one_line, make_captioner
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
-from captioner.data.annotations import read, recognise
+from captioner.data.annotations import read
+from captioner.data.formats import recognise
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder

@@ -110,7 +110,7 @@ def test_nothing_half_written(cli, coco, tmp_path, to):
     before = sorted(path.read_bytes() for path in out.iterdir())
     code, _, err = cli(*call)
     assert code == 2
-    assert is_one_line(err, "is there already")
+    assert is_one_line(err, "exists already")
     assert sorted(path.read_bytes() for path in out.iterdir()) == before
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

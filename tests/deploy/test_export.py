@@ -175,7 +175,7 @@ def test_what_cannot_be_exported_is_one_line(cli, model, weights, tmp_path, fold
         assert is_one_line(err, *says)
     code, _, err = cli("export", "--to", "hf", "--output", folder, "--checkpoint", checkpoint)
     assert code == 2
-    assert is_one_line(err, "is there already")
+    assert is_one_line(err, "exists already")
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.safetensors", "clips.safetensors"}
 
 
