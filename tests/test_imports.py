@@ -124,7 +124,7 @@ def reached(name: str) -> set[str]:
         current = todo.pop()
         if current not in seen:
             seen.add(current)
-            names = imported_names(MODULES[current], inside_functions=current == name)
+            names = imported_names(MODULES[current], inside_functions=current in (name, "captioner.cli.options"))
             found |= names
             todo += own_modules(names)
     return found

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from captioner.cli.options import add_device_argument, resolve_device
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -18,7 +20,7 @@ def configure(parser: Any) -> None:
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0: the page is there for everybody")
     parser.add_argument("--port", type=int, default=7860, help="where the page is: http://127.0.0.1:7860")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+    add_device_argument(parser)
 
 
 def run(options: Any) -> None:
@@ -33,7 +35,6 @@ def run(options: Any) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise UserError("the page is made with gradio: pip install 'captioner[demo]'") from None
-    from captioner.cli.predict import usable_device
     from captioner.deploy.demo import Models, serve
 
-    serve(Models(options.checkpoint, usable_device(options.device)), options.host, options.port)
+    serve(Models(options.checkpoint, resolve_device(options.device)), options.host, options.port)

@@ -9,17 +9,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from captioner.cli import config_of
-from captioner.cli.predict import about, add_model_arguments, load_model, model_name
+from captioner.cli.options import (
+    add_model_arguments,
+    add_split_arguments,
+    config_of,
+    load_model,
+    model_name,
+    report_heading,
+)
 from captioner.config import SearchConfig
-
-
-def add_split_arguments(parser: Any) -> None:
-    """The options that say which of the annotations are meant."""
-    parser.add_argument("--split", type=str, default="val", help="which split, where the annotations have several")
-    parser.add_argument("--list", type=str, help="file with an image's name in each line: only these")
-    parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table, where not the usual ones")
-
 
 MAIN = """
 checkpoint device annotations images split beam output report compare compare_checkpoint metrics
@@ -128,7 +126,7 @@ def run(options: Any) -> None:
             wanted,
             {image: names[image] for image in known},
             {image: example.path for image, example in known.items()},
-            model_name(options),
+            model_name(options.checkpoint),
             others,
         )
         if page is not None:
@@ -145,7 +143,7 @@ def _page(options: Any, models: list[Any], count: int) -> Any:
 
     if not options.report:
         return nullcontext()
-    heading = f"{about(options, count)} · {options.annotations}"
+    heading = f"{report_heading(options, count)} · {options.annotations}"
     against = options.compare_checkpoint or options.compare
-    names = [model_name(options), *([against] if against else [])]
+    names = [model_name(options.checkpoint), *([against] if against else [])]
     return Evaluation(Path(options.report), heading, count, any(model.attends for model in models), names)

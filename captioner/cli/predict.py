@@ -19,55 +19,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
-from captioner.cli import config_of
-from captioner.config import IMAGES, SearchConfig
+from captioner.cli.options import add_model_arguments, config_of, load_model, report_heading
+from captioner.config import SearchConfig
 from captioner.errors import UserError, printable
 from captioner.files import atomic_write, check_writable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
-
-
-def add_model_arguments(parser: Any) -> None:
-    """The options that predict and evaluate share."""
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        type=str,
-        help="captioner.safetensors, best.ckpt …; without it, the shipped one; several times: an ensemble",
-    )
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch_size", type=int, default=IMAGES, help="images decoded together")
-    parser.add_argument("--workers", type=int, default=-1, help="processes that read images (-1 = choose)")
-    parser.add_class_arguments(SearchConfig)
-
-
-def usable_device(name: str) -> str:
-    """The device of ``--device``: with auto, the best one.
-
-    Raises:
-        UserError: it cannot be used.
-    """
-    import torch
-
-    from captioner.data.dataset import best_device
-
-    device = best_device() if name == "auto" else name
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def load_model(options: Any) -> tuple[Any, int]:
-    """The model of ``--checkpoint`` on ``--device``, and how many processes should read images for it."""
-    from captioner.data.dataset import choose_workers
-    from captioner.models.captioner import load
-
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
-    device = usable_device(options.device)
-    return load(options.checkpoint, device), choose_workers(options.workers, device)
 
 
 def configure(parser: Any) -> None:
@@ -145,7 +102,11 @@ def _stream(options: Any, search: SearchConfig, model: Any, workers: int, items:
 
     attention = options.report is not None and model.attends
     every = model.caption_files(items, search, options.batch_size, workers, attention)
-    page = Gallery(Path(options.report), about(options, len(items)), attention) if options.report else nullcontext()
+    page = (
+        Gallery(Path(options.report), report_heading(options, len(items)), attention)
+        if options.report
+        else nullcontext()
+    )
     failed = 0
     with _writer(options.output) as out, page as report:
         for item, found in zip(items, every, strict=True):
@@ -194,17 +155,6 @@ def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
     else:
         print(f"{record['image']}\t{record['caption']}", file=out)
     return False
-
-
-def model_name(options: Any) -> str:
-    """What to call the model of ``--checkpoint``."""
-    return " + ".join(options.checkpoint or ["the shipped model"])
-
-
-def about(options: Any, images: int) -> str:
-    """What the page of ``--report`` says of itself."""
-    search = f"sampled, seed {options.seed}" if options.sample else f"beam {options.beam}"
-    return f"{images} {'image' if images == 1 else 'images'} · {model_name(options)} · {search}"
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from captioner.cli import config_of
-from captioner.cli.evaluate import add_split_arguments
+from captioner.cli.options import add_split_arguments, config_of
 
 
 def configure(parser: Any) -> None:

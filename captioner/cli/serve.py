@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from captioner.cli import config_of
+from captioner.cli.options import add_checkpoint_arguments, config_of, model_name, resolve_device
 from captioner.config import SearchConfig, ServeConfig
 from captioner.errors import UserError
 
@@ -17,10 +17,7 @@ MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images t
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--checkpoint", action="append", type=str, help="captioner.safetensors …; without it, the shipped one"
-    )
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 answers other machines, too")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
     parser.add_class_arguments(ServeConfig)
@@ -37,13 +34,11 @@ def run(options: Any) -> None:
         raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
     import socket
 
-    from captioner.cli.predict import usable_device
     from captioner.models.captioner import load
 
     search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)
-    model = load(options.checkpoint, usable_device(options.device))
-    name = " + ".join(options.checkpoint or ["the shipped model"])
-    app = make_app(model, search, config, name)
+    model = load(options.checkpoint, resolve_device(options.device))
+    app = make_app(model, search, config, model_name(options.checkpoint))
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

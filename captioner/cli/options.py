@@ -1,0 +1,87 @@
+"""Options that several commands share: how they are declared, and what is made of their values."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from captioner.config import IMAGES, SearchConfig
+from captioner.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def config_of(kind: type[Config], options: Any) -> Config:
+    """The dataclass whose fields were declared among the options with ``parser.add_class_arguments(kind)``."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def add_checkpoint_arguments(parser: Any) -> None:
+    """``--checkpoint``, which may be given several times for an ensemble, and ``--device``."""
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        type=str,
+        help="captioner.safetensors, best.ckpt …; without it, the shipped one; several times: an ensemble",
+    )
+    add_device_argument(parser)
+
+
+def add_device_argument(parser: Any) -> None:
+    """``--device``, for :func:`resolve_device`."""
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+
+
+def add_model_arguments(parser: Any) -> None:
+    """The options of a command that captions files: which model, how many images at a time, and how to search."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--batch_size", type=int, default=IMAGES, help="images decoded together")
+    parser.add_argument("--workers", type=int, default=-1, help="processes that read images (-1 = choose)")
+    parser.add_class_arguments(SearchConfig)
+
+
+def add_split_arguments(parser: Any) -> None:
+    """The options that select examples from the annotations."""
+    parser.add_argument("--split", type=str, default="val", help="which split, where the annotations have several")
+    parser.add_argument("--list", type=str, help="file with an image's name in each line: only these")
+    parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table, where not the usual ones")
+
+
+def resolve_device(name: str) -> str:
+    """The device of ``--device``; for auto, the best one there is.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    import torch
+
+    from captioner.data.dataset import best_device
+
+    device = best_device() if name == "auto" else name
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_model(options: Any) -> tuple[Any, int]:
+    """The model of ``--checkpoint`` on ``--device``, and the number of processes that read images for it."""
+    from captioner.data.dataset import choose_workers
+    from captioner.models.captioner import load
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
+    device = resolve_device(options.device)
+    return load(options.checkpoint, device), choose_workers(options.workers, device)
+
+
+def model_name(checkpoints: list[str] | None) -> str:
+    """The files of ``--checkpoint``, joined by +, as pages and answers name a model."""
+    return " + ".join(checkpoints or ["the shipped model"])
+
+
+def report_heading(options: Any, images: int) -> str:
+    """The line at the top of the page of ``--report``: number of images, model and search."""
+    search = f"sampled, seed {options.seed}" if options.sample else f"beam {options.beam}"
+    return f"{images} {'image' if images == 1 else 'images'} · {model_name(options.checkpoint)} · {search}"
