@@ -350,9 +350,6 @@ class TrainConfig:
             other samples; greedy: the reward of its greedy caption
         bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
         xe_weight: of the cross-entropy of the training captions in self-critical training
-        word_dropout: share of the words fed in training that are replaced by UNK
-        scheduled_sampling: share of the words fed in training that the model chose itself, reached in the last epoch
-        r_drop: weight of the divergence between two passes with different dropout (0 = one pass)
         epochs: most passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
@@ -374,9 +371,6 @@ class TrainConfig:
     baseline: Literal["others", "greedy"] = "others"
     bleu_weight: float = 0.0
     xe_weight: float = 0.0
-    word_dropout: float = 0.0
-    scheduled_sampling: float = 0.0
-    r_drop: float = 0.0
     epochs: int = 12
     lr: float = 3e-3
     encoder_lr: float = 2e-5
@@ -401,9 +395,6 @@ class TrainConfig:
         )
         _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
         _require(self.xe_weight >= 0, "train.xe_weight", self.xe_weight, "0 or more")
-        _require(0 <= self.word_dropout < 1, "train.word_dropout", self.word_dropout, "0 to below 1")
-        _require(0 <= self.scheduled_sampling <= 1, "train.scheduled_sampling", self.scheduled_sampling, "0 to 1")
-        _require(self.r_drop >= 0, "train.r_drop", self.r_drop, "0 or more")
         _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
         _require(self.lr > 0, "train.lr", self.lr, "more than 0")
         _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,7 +190,7 @@ class CaptionTask(Task):
         """The validation captions of this process, then of all, by number of the example."""
         self.nats: list[tuple[float, int]] = []
         """Mean loss and number of words of each validation batch of this process, then of all."""
-        self.waits = rewards is not None or train.scheduled_sampling > 0  # where words are drawn
+        self.waits = rewards is not None  # where words are drawn
 
     # ---- training
 
@@ -204,41 +202,9 @@ class CaptionTask(Task):
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]
         real = (targets != PAD) & (targets != UNK)
         features = self.model.features(batch.images)
-        decode = partial(self.model.decoder, features, image_of=batch.image_of, real=real)
-        if not self.training:
-            logits = decode(inputs).float()
-            return SmoothedCrossEntropy.apply(logits, targets[real], 0.0), len(logits)
-        inputs = self.disturbed(inputs, real, decode)
-        smoothing = self.config.label_smoothing
-        logits = decode(inputs).float()
-        loss = SmoothedCrossEntropy.apply(logits, targets[real], smoothing)
-        if self.config.r_drop:
-            # R-Drop (Liang et al. 2021): two passes with different dropout, and the mean of both divergences.
-            again = decode(inputs).float()
-            loss = (loss + SmoothedCrossEntropy.apply(again, targets[real], smoothing)) / 2
-            p, q = logits.log_softmax(dim=1), again.log_softmax(dim=1)
-            loss = loss + self.config.r_drop * ((p.exp() - q.exp()) * (p - q)).sum(dim=1).mean() / 2
-        return loss, len(logits)
-
-    def disturbed(self, inputs: Tensor, real: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, T) the words that are fed in training, START never touched.
-
-        Word dropout puts UNK in the place of some (Bowman et al. 2016). Scheduled sampling (Bengio et al. 2015) puts
-        there what the model draws, a share that grows with the steps; it is drawn after the right words, in one
-        parallel pass (Mihaylova and Martins 2019).
-        """
-        words = inputs[:, 1:]
-        if self.config.scheduled_sampling:
-            share = self.config.scheduled_sampling * self.trainer.global_step / self.steps
-            with torch.no_grad():
-                drawn = inputs.new_zeros(inputs.shape)
-                drawn[real] = torch.multinomial(decode(inputs).float().softmax(dim=1), 1)[:, 0]
-            chosen = (torch.rand(words.shape, device=words.device) < share) & real[:, :-1]
-            words = torch.where(chosen, drawn[:, :-1], words)
-        if self.config.word_dropout:
-            dropped = torch.rand(words.shape, device=words.device) < self.config.word_dropout
-            words = words.masked_fill(dropped & (words != PAD), UNK)
-        return torch.cat([inputs[:, :1], words], dim=1)
+        logits = self.model.decoder(features, inputs, batch.image_of, real).float()
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return SmoothedCrossEntropy.apply(logits, targets[real], smoothing), len(logits)
 
     @torch.no_grad()
     def rollout(

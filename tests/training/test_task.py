@@ -172,43 +172,6 @@ def test_a_better_sample_becomes_likelier_and_a_worse_one_less_likely(logged):
         assert loss.item() == pytest.approx(-(advantage * log_probs()).sum().item() / number, abs=1e-5)
 
 
-def test_word_dropout_and_scheduled_sampling_disturb_what_is_fed_only(monkeypatch):
-    """START and PAD stay; with everything dropped UNK follows START; with everything sampled, the model's words do."""
-    task, given = make(word_dropout=0.999999).train(), batch()
-    inputs, targets = given.words[:, :-1], given.words[:, 1:]
-    real = (targets != PAD) & (targets != UNK)
-    disturbed = task.disturbed(inputs, real, None)
-    assert torch.equal(disturbed[:, 0], inputs[:, 0])
-    assert torch.equal(disturbed == PAD, inputs == PAD)
-    assert (disturbed[:, 1:][inputs[:, 1:] != PAD] == UNK).all()
-
-    def decode(words):  # after a word comes the next one, for certain
-        return 1e4 * torch.nn.functional.one_hot(words[real] + 1, 9).float()
-
-    task = make(scheduled_sampling=1.0).train()
-    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": task.steps}))
-    disturbed = task.disturbed(inputs, real, decode)
-    expected = torch.where(real[:, :-1], inputs[:, :-1] + 1, inputs[:, 1:])
-    assert torch.equal(disturbed[:, 1:], expected)
-    monkeypatch.setattr(CaptionTask, "trainer", type("", (), {"global_step": 0}))
-    assert torch.equal(task.disturbed(inputs, real, decode), inputs)  # a share that grows from 0
-
-
-def test_r_drop_adds_the_divergence_of_two_passes():
-    """Without dropout both passes are one, and nothing is added; with it the loss is larger the more it weighs."""
-    torch.manual_seed(0)
-    plain = make().train().loss(batch())[0]
-    assert make(r_drop=5.0).train().loss(batch())[0].item() == pytest.approx(plain.item(), abs=1e-5)
-    losses = []
-    for weight in (1e-6, 1.0, 2.0):
-        task = make(r_drop=weight).train()
-        task.model.decoder.dropout.p = 0.5
-        torch.manual_seed(1)
-        losses.append(task.loss(batch())[0].item())
-    assert losses[0] < losses[1] < losses[2]
-    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
-
-
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 0.5), (1, 0.1), (1000, 0.033)])
 def test_warmup_and_cosine(steps, warmup):
     rates = [warmup_cosine(step, steps, warmup) for step in range(steps)]
