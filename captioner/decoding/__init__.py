@@ -1,1 +1,1 @@
-"""A step function to captions: search and constraints."""
+"""From a step function to captions: beam search, sampling, and constraints on both."""

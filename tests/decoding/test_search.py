@@ -1,4 +1,4 @@
-"""Every search over step functions small enough to look at everything."""
+"""Searches over step functions so small that every caption can be enumerated."""
 
 import itertools
 import random
@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.config import ModelConfig, SearchConfig
 from captioner.data.vocabulary import END, PAD, START, UNK
-from captioner.decoding import constraints as rules
-from captioner.decoding.search import Beams, Found, Ids, drawn, ensemble, in_turns
+from captioner.decoding import constraints
+from captioner.decoding.search import Beams, Hypotheses, Ids, constrained, ensemble, sample
 from captioner.decoding.search import search as search_for
 from captioner.models.decoder import Decoder
 
@@ -24,7 +24,7 @@ quick = settings(max_examples=60, deadline=None, database=None)
 
 
 def of_rows(context: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """What belongs to each row, where `context` has a row for each image."""
+    """The context of each row, where `context` has a row for each image."""
     return context.repeat_interleave(len(words) // len(context), dim=0)
 
 
@@ -49,7 +49,7 @@ def images(seed: int, count: int, size: int = 5) -> torch.Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
-def search(step, context: torch.Tensor, ids: Ids = IDS, keys=None, **config) -> Found:
+def search(step, context: torch.Tensor, ids: Ids = IDS, keys=None, **config) -> Hypotheses:
     config = SearchConfig(**{"min_length": 0, **config})  # no word at all is a caption, too
     if config.sample and keys is None:
         keys = keys_of(context)
@@ -66,7 +66,7 @@ def keys_of(context: torch.Tensor) -> list[int]:
     return [int(1e6 * row.abs().sum()) for row in context]
 
 
-def captions(found: Found, i: int) -> list[tuple[int, ...]]:
+def captions(found: Hypotheses, i: int) -> list[tuple[int, ...]]:
     """The captions of image i."""
     return [
         tuple(words[:length])
@@ -178,7 +178,7 @@ def test_batched_equals_one_by_one_in_any_order(config, ids, seed):
 
 
 def scripted_step(words, state, context):
-    """Says the image's own caption, which stands in its context; the state counts the words."""
+    """Gives the image's own caption, which is its context; the state counts the words."""
     place = state[0].long()  # (N, 1)
     log_probs = torch.full((len(words), 40), -20.0).scatter(1, of_rows(context[0], words).gather(1, place), -0.01)
     return log_probs, (state[0] + 1,)
@@ -287,7 +287,7 @@ def test_scores_are_those_of_the_decoder_with_teacher_forcing(cell, layers):
     config = SearchConfig(beam=4, n_best=4, length_penalty=0.5, max_length=6)
     state, context = decoder.start(v)
     found = search_for(decoder.step, state, context, IDS, config)
-    said = set()
+    best = set()
     for i in range(6):
         for k, caption in enumerate(captions(found, i)):
             words = torch.tensor([[START, *caption, *([END] if found.ended[i, k] else [])]])
@@ -295,33 +295,33 @@ def test_scores_are_those_of_the_decoder_with_teacher_forcing(cell, layers):
             logits = decoder(v[i : i + 1], words[:, :-1], torch.tensor([0]), torch.ones_like(targets, dtype=torch.bool))
             log_prob = logits.log_softmax(-1).gather(1, targets.T).sum().item()
             assert found.log_probs[i, k].item() == pytest.approx(log_prob, abs=1e-4)
-        said.add(captions(found, i)[0])
-    assert len(said) > 1
+        best.add(captions(found, i)[0])
+    assert len(best) > 1
 
 
-# ---- rules
+# ---- constraints
 
 
-def allowed(ids: Ids, config: SearchConfig, said: tuple[int, ...], word: int) -> bool:
-    """Whether `word` may follow `said`, told another way than the rules tell it."""
-    place, whole = len(said), (*said, word)
+def allowed(ids: Ids, config: SearchConfig, history: tuple[int, ...], word: int) -> bool:
+    """Whether `word` may follow `history`: the constraints, written a second time."""
+    place, whole = len(history), (*history, word)
     if place < len(ids.prefix):
         return word == ids.prefix[place]
-    if word in ids.never:
+    if word in ids.banned:
         return False
     if word == END:
-        ends_badly = config.no_bad_ending and place and said[-1] in ids.bad_endings
-        return place >= config.min_length and set(ids.must) <= set(said) and not ends_badly
+        ends_badly = config.no_bad_ending and place and history[-1] in ids.bad_endings
+        return place >= config.min_length and set(ids.must) <= set(history) and not ends_badly
     if config.no_bad_ending and place == config.max_length - 1 and word in ids.bad_endings:
         return False
-    if config.no_repeat_word and said[-1:] == (word,):
+    if config.no_repeat_word and history[-1:] == (word,):
         return False
     n = config.no_repeat_ngram
-    return not n or place < n or whole[-n:] not in [said[i : i + n] for i in range(place - n + 1)]
+    return not n or place < n or whole[-n:] not in [history[i : i + n] for i in range(place - n + 1)]
 
 
 def everything(step, v: torch.Tensor, ids: Ids, config: SearchConfig) -> list[tuple[float, tuple[int, ...]]]:
-    """(log-probability, caption) of every ended caption that keeps the rules, the best score first."""
+    """(log-probability, caption) of every ended caption that satisfies the constraints, the best score first."""
     found = []
 
     def follow(words: tuple[int, ...], total: float, log_probs, state) -> None:
@@ -362,7 +362,7 @@ three_words = st.lists(st.sampled_from([4, 5, 6]), max_size=2)
     must=three_words.map(lambda words: tuple(dict.fromkeys(words))),
     endings=three_words,
 )
-def test_a_wide_beam_finds_the_best_of_all_under_any_rules(seed, options, prefix, must, endings):
+def test_a_wide_beam_finds_the_best_of_all_under_any_constraints(seed, options, prefix, must, endings):
     ids = Ids(START, END, BANNED, tuple(endings), tuple(prefix), must)
     options = {"min_length": 0, **options}
     config = SearchConfig(beam=400, n_best=4, **options)
@@ -391,7 +391,7 @@ def test_a_wide_beam_finds_the_best_of_all_under_any_rules(seed, options, prefix
     must=three_words.map(lambda words: tuple(dict.fromkeys(words))),
     groups=st.sampled_from([1, 2]),
 )
-def test_a_narrow_beam_keeps_the_rules(seed, beam, ngram, twice, shortest, must, groups):
+def test_a_narrow_beam_satisfies_the_constraints(seed, beam, ngram, twice, shortest, must, groups):
     ids = IDS._replace(must=must, bad_endings=(4,))
     options = {"no_repeat_ngram": ngram and 3, "no_repeat_word": twice, "min_length": shortest, "no_bad_ending": True}
     options |= {"max_length": 7, "groups": groups, "beam": beam * groups}
@@ -408,12 +408,14 @@ def test_log_probabilities_stay_those_of_the_model():
         found = search(step, context, ids, **config)
         for i, v in enumerate(context):
             for k, words in enumerate(captions(found, i)):
-                said = (*words, END) if found.ended[i, k] else words
-                terms = [log_prob_of(step, v, said[: t + 1]) - log_prob_of(step, v, said[:t]) for t in range(len(said))]
-                assert found.word_log_probs[i, k, : len(said)].tolist() == pytest.approx(terms, abs=1e-4)
-                assert (found.word_log_probs[i, k, len(said) :] == 0).all()
+                whole = (*words, END) if found.ended[i, k] else words
+                terms = [
+                    log_prob_of(step, v, whole[: t + 1]) - log_prob_of(step, v, whole[:t]) for t in range(len(whole))
+                ]
+                assert found.word_log_probs[i, k, : len(whole)].tolist() == pytest.approx(terms, abs=1e-4)
+                assert (found.word_log_probs[i, k, len(whole) :] == 0).all()
                 assert found.log_probs[i, k].item() == pytest.approx(sum(terms), abs=1e-4)
-                expected = score_of(sum(terms), len(said), SearchConfig(**config))
+                expected = score_of(sum(terms), len(whole), SearchConfig(**config))
                 assert found.scores[i, k].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -426,9 +428,9 @@ def test_log_probabilities_stay_those_of_the_model():
         {"sample": True, "top_k": 3, "min_p": 0.5},
     ],
 )
-def test_what_no_caption_can_keep_leaves_empty_places(options):
+def test_constraints_that_no_caption_satisfies_leave_empty_places(options):
     found = search(random_step(0), images(0, 3), min_length=4, no_repeat_ngram=1, max_length=5, **options)
-    assert [captions(found, i) for i in range(3)] == [[], [], []]  # there are but three words
+    assert [captions(found, i) for i in range(3)] == [[], [], []]  # there are only three words
 
 
 # ---- words that must appear
@@ -447,8 +449,8 @@ def test_unlikely_words_appear_as_soon_as_the_beam_is_wider_than_they_are_many(s
 def test_what_is_impossible_takes_no_place():
     beams = Beams(torch.arange(1), torch.zeros(1, 1), torch.zeros(1, 1, 0, dtype=torch.long))
     log_probs = torch.arange(8.0).log_softmax(0).unsqueeze(0)
-    log_probs[0, [5, 6]] = NEVER  # no word that must appear can come now
-    scores, _, words = in_turns(torch.tensor([5, 6]))(beams, log_probs, 4)
+    log_probs[0, [5, 6]] = NEVER  # none of the words that must appear is possible now
+    scores, _, words = constrained(torch.tensor([5, 6]))(beams, log_probs, 4)
     assert words.tolist() == [[7, 4, 3, 2]]
     assert scores.isfinite().all()
 
@@ -458,21 +460,21 @@ def test_what_is_impossible_takes_no_place():
 
 def diverse_by_hand(step, v, groups: int, strength: float, longest: int) -> list[tuple[tuple[int, ...], bool]]:
     """Groups of width 1: each takes the best word after what the groups before it cost; (caption, ended) of each."""
-    said, states, done = [()] * groups, [(torch.zeros(1, len(v)),)] * groups, [False] * groups
+    words, states, done = [()] * groups, [(torch.zeros(1, len(v)),)] * groups, [False] * groups
     for length in range(longest + 1):
         cost = torch.zeros(7)
         for g in range(groups):
             if done[g]:
                 continue
-            log_probs, states[g] = step(torch.tensor([said[g][-1] if length else START]), states[g], (v[None],))
+            log_probs, states[g] = step(torch.tensor([words[g][-1] if length else START]), states[g], (v[None],))
             log_probs[:, list(BANNED)] = NEVER
             word = int((log_probs[0] - cost).argmax())
             cost[word] += strength
             if word == END:
                 done[g] = True
             elif length < longest:
-                said[g] = (*said[g], word)
-    return list(zip(said, done, strict=True))
+                words[g] = (*words[g], word)
+    return list(zip(words, done, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -503,7 +505,7 @@ def test_every_group_has_its_best_caption_among_the_n_best():
         assert len(set(captions(every, i))) == len(captions(every, i)) > 3
         assert set(captions(each, i)) <= set(captions(every, i))
 
-    def words(found: Found) -> int:
+    def words(found: Hypotheses) -> int:
         return sum(len({word for words in captions(found, i) for word in words}) for i in range(10))
 
     assert words(each) > 1.2 * words(plain)
@@ -602,7 +604,7 @@ def test_the_number_drawn_stays_below_one():
     p[:, -3:] = 0
     largest = torch.full((4096, 1), (2**23 - 1) / 2**23)
     beams = Beams(torch.arange(4096), torch.zeros(4096, 1), torch.zeros(4096, 1, 0, dtype=torch.long))
-    scores, _, words = drawn(largest, SearchConfig(sample=True))(beams, (p / p.sum(1, keepdim=True)).log(), 2)
+    scores, _, words = sample(largest, SearchConfig(sample=True))(beams, (p / p.sum(1, keepdim=True)).log(), 2)
     assert (words == 46).all()
     assert scores.isfinite().all()
 
@@ -670,40 +672,40 @@ def test_the_host_waits_once_a_step_at_most(config, ids):
         assert min(steps) < max(steps)  # finished images leave the batch
 
 
-# ---- the rules by themselves
+# ---- the constraints by themselves
 
 
-def left(rule: rules.Rule, *said: int) -> list[int]:
-    """The words 0..7 that a rule lets follow `said`."""
+def left(constraint: constraints.Constraint, *history: int) -> list[int]:
+    """The words 0..7 that may follow `history`."""
     log_probs = torch.zeros(1, 8)
-    rule(log_probs, torch.tensor([said], dtype=torch.long).view(1, -1))
+    constraint(log_probs, torch.tensor([history], dtype=torch.long).view(1, -1))
     assert ((log_probs == 0) | (log_probs == NEVER)).all()
     return (log_probs[0] == 0).nonzero()[:, 0].tolist()
 
 
-def test_each_rule():
+def test_each_constraint():
     every = list(range(8))
 
     def but(*words: int) -> list[int]:
         return [word for word in every if word not in words]
 
-    assert left(rules.never([0, 3]), 5) == but(0, 3)
-    assert left(rules.at_least(2, END), 5) == but(END)
-    assert left(rules.at_least(2, END), 5, 5) == every
-    assert left(rules.no_word_twice_in_a_row) == every
-    assert left(rules.no_word_twice_in_a_row, 4, 5) == but(5)
-    assert left(rules.no_ngram_twice(1), 4, 5, 4) == but(4, 5)
-    assert left(rules.no_ngram_twice(2), 4, 5, 6, 4) == but(5)
-    assert left(rules.no_ngram_twice(2), 4, 5, 4, 6, 4) == but(5, 6)
-    assert left(rules.no_ngram_twice(3), 4, 4, 4) == but(4)
-    assert left(rules.no_ngram_twice(3), 4, 5, 6, 5) == every
-    ending = rules.no_ending_in(torch.tensor([6, 7]), END, longest=3)
+    assert left(constraints.forbid([0, 3]), 5) == but(0, 3)
+    assert left(constraints.min_length(2, END), 5) == but(END)
+    assert left(constraints.min_length(2, END), 5, 5) == every
+    assert left(constraints.no_repeat_word) == every
+    assert left(constraints.no_repeat_word, 4, 5) == but(5)
+    assert left(constraints.no_repeat_ngram(1), 4, 5, 4) == but(4, 5)
+    assert left(constraints.no_repeat_ngram(2), 4, 5, 6, 4) == but(5)
+    assert left(constraints.no_repeat_ngram(2), 4, 5, 4, 6, 4) == but(5, 6)
+    assert left(constraints.no_repeat_ngram(3), 4, 4, 4) == but(4)
+    assert left(constraints.no_repeat_ngram(3), 4, 5, 6, 5) == every
+    ending = constraints.no_bad_ending(torch.tensor([6, 7]), END, max_length=3)
     assert left(ending) == left(ending, 5) == every
     assert left(ending, 6) == but(END)
     assert left(ending, 5, 5) == but(6, 7)
     assert left(ending, 5, 6) == but(6, 7, END)
-    assert left(rules.all_of(torch.tensor([4, 5]), END), 5, 6) == but(END)
-    assert left(rules.all_of(torch.tensor([4, 5]), END), 5, 6, 4) == every
-    prefix = rules.begin_with([0, 0], [rules.never([0])])
+    assert left(constraints.require(torch.tensor([4, 5]), END), 5, 6) == but(END)
+    assert left(constraints.require(torch.tensor([4, 5]), END), 5, 6, 4) == every
+    prefix = constraints.begin_with([0, 0], [constraints.forbid([0])])
     assert left(prefix) == left(prefix, 0) == [0]
     assert left(prefix, 0, 0) == but(0)
