@@ -343,7 +343,7 @@ def test_names_are_looked_at_again_where_they_are_written(folder):
 
 
 def test_texts_of_a_shard_have_a_size_that_is_theirs(folder, monkeypatch):
-    monkeypatch.setattr(shards, "TEXT", 100)
+    monkeypatch.setattr(shards, "MAX_TEXT", 100)
     image = (folder / "secret.png").read_bytes()
     refused(read, packed(folder, **{"a.png": image, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
     sparse = tarfile.TarInfo("a.txt")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captioner.data.addresses import is_address
 from captioner.data.formats import (
     Entry,
     Listed,
@@ -31,7 +32,7 @@ from captioner.data.formats import (
     read_webdataset,
     texts_of,
 )
-from captioner.data.shards import Member, are_shards, is_remote
+from captioner.data.shards import Member, are_shards
 from captioner.errors import UserError
 from captioner.files import (
     ID,
@@ -153,7 +154,7 @@ def _entries(
     """
     file = Path(path)
     if layout == "webdataset":
-        here = path if is_remote(path) or not file.is_dir() else folder_of(file, split)
+        here = path if is_address(path) or not file.is_dir() else folder_of(file, split)
         return read_webdataset(here, albums), file
     if layout in ("imagefolder", "pairs"):
         file = folder_of(file, split)
@@ -322,7 +323,7 @@ def _is_json(path: str | os.PathLike) -> bool:
     """Whether a file is JSON or JSON Lines, by its name or else by how it begins."""
     text = os.fspath(path)
     if (
-        is_remote(text)
+        is_address(text)
         or are_shards(text)
         or os.path.isdir(text)
         or text.lower().endswith((".csv", ".tsv", ".parquet"))

@@ -17,7 +17,6 @@ from captioner.data.annotations import Example
 from captioner.data.clips import look
 from captioner.data.flip_captions import mirrored
 from captioner.data.images import ImageError, train_transform
-from captioner.data.inputs import Address, Row
 from captioner.data.vocabulary import END, PAD, START, Numbered, Vocabulary, number
 from captioner.errors import UserError
 
@@ -43,7 +42,7 @@ class ImageDataset(Dataset):
     """Images by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read.
 
     With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.data.clips.look`. Among the
-    paths may be an :class:`captioner.data.inputs.Address` or `Row`.
+    paths may be a :class:`captioner.data.addresses.StoredImage`.
     """
 
     def __init__(self, paths: Sequence[Any], size: int, frames: int = 0) -> None:
@@ -55,7 +54,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor | ImageError:
         path = self.paths[i]
         try:
-            return look(path.fetch() if isinstance(path, (Address, Row)) else path, self.size, self.frames)
+            return look(path, self.size, self.frames)
         except ImageError as error:
             return error
 

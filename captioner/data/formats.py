@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.data import shards
+from captioner.data.addresses import is_address
 from captioner.data.images import SUFFIXES, VIDEOS
+from captioner.data.parquet import read_rows
 from captioner.errors import UserError
 from captioner.files import ID, IDS, json_type, parse_json, read_json, read_text, require_fields
 
@@ -81,7 +83,7 @@ def opened(path: str | os.PathLike) -> tuple[str, Any]:
 
 def _recognise(text: str) -> str:
     """The layout of what is not a .json file."""
-    if shards.is_remote(text) or shards.are_shards(text):
+    if is_address(text) or shards.are_shards(text):
         return "webdataset"
     if os.path.isdir(text):
         found = _of_folder(Path(text))
@@ -325,7 +327,8 @@ def _cells(path: Path, chosen: Sequence[str] | None) -> tuple[list[str], Iterabl
     """The names of the columns, the rows (where each is, and its cells by column), and the rows of another form."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _parquet(path)
+        names, rows = read_rows(path)
+        return names, [(f"{path}: row {n}", row) for n, row in enumerate(rows)], []
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _objects(path, suffix)
     text = read_text(path, "text")
@@ -386,22 +389,6 @@ def _objects(path: Path, suffix: str) -> tuple[list[str], Iterable[tuple[str, di
         if not isinstance(row, dict):
             raise UserError(f"{where}: is {json_type(row)}, expected an object with a file name and a caption")
     return list(dict.fromkeys(key for _, row in rows for key in row)), rows, []
-
-
-def _parquet(path: Path) -> tuple[list[str], Iterable[tuple[str, dict]], list[Problem]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet is read with pyarrow: pip install 'captioner[parquet]'") from None
-    try:
-        table = parquet.ParquetFile(path)
-        names = table.schema_arrow.names
-        few = [name for name in names if not pyarrow.types.is_binary(table.schema_arrow.field(name).type)]
-        rows = table.read(few).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not Parquet that can be read: {str(error).splitlines()[0]}") from None
-    return names, [(f"{path}: row {n}", row) for n, row in enumerate(rows)], []
 
 
 def _captions(where: str, cell: Any) -> tuple[str, ...]:

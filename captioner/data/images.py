@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from captioner.data.shards import Member, are_shards, expand, is_remote, samples
+from captioner.data.addresses import StoredImage, is_address
+from captioner.data.shards import Member, are_shards, expand, samples
 from captioner.errors import UserError, printable
 from captioner.files import open_regular
 
@@ -70,8 +71,8 @@ def open_image(
     """Open any image as upright RGB in memory; no file stays open.
 
     Args:
-        source: a path, a file of a shard (:class:`captioner.data.shards.Member`), the bytes of a file, a binary stream
-            (read from its start, left open), or an image.
+        source: a path, a :class:`captioner.data.addresses.StoredImage` such as a file of a shard, the bytes of a file,
+            a binary stream (read from its start, left open), or an image.
         size_hint: the short side that is needed, in pixels. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size, never below the hint; other formats ignore it.
         frame: which one of an animated file.
@@ -97,8 +98,8 @@ def open_image(
 
 
 def opened(path: str | os.PathLike) -> BinaryIO:
-    """The file of a path, or of a shard, to read."""
-    return path.open() if isinstance(path, Member) else open_regular(path)
+    """The file of a path, or the bytes of an image in a shard, at an address or in a Parquet file, to read."""
+    return path.open() if isinstance(path, StoredImage) else open_regular(path)
 
 
 def _read(file: BinaryIO, source: object, size_hint: int | None, frame: int) -> Image.Image:
@@ -284,7 +285,7 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
         images: Sequence[Path | Member]
         if len(path) > 4096 or "\0" in path:  # no file is called so, and patterns are not looked for so
             images = [Path(path)]
-        elif is_remote(path) or are_shards(path):
+        elif is_address(path) or are_shards(path):
             images = [file for file in _packed(path) if _is_image(file.name)]
         elif os.path.isdir(path):
             images = [Path(path)] if clips else sorted(_walk(path))

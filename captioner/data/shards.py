@@ -1,8 +1,8 @@
-"""Files in tar archives (WebDataset shards), local or remote, read at random by an index of where each one lies.
+"""Files in tar archives (WebDataset shards), on disk or at an address, indexed by offset and read at random.
 
-WebDataset itself streams samples. An index costs one pass over the shards when a training starts; then the order of the
-images depends on the seed alone, as with files, and resumption in mid-epoch, several processes, fine-tuning and the
-feature file work as they do there.
+WebDataset itself streams samples. The index costs one pass over the shards at the start of a training; then the order
+of the images depends on the seed alone, and resumption in mid-epoch, several processes, fine-tuning and the feature
+file work as with image files.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from captioner.data.addresses import StoredImage, is_address, open_address, read_bytes, read_errors
 from captioner.errors import UserError
 from captioner.files import escapes_folder, open_regular
 
 BLOCK = 4 * 2**20  # bytes of a remote shard that are fetched together when it is indexed
-TEXT = 2**24  # bytes of captions of a sample
+MAX_TEXT = 2**24  # bytes of a caption file
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # folders and name up to the first dot; WebDataset's rule
 
 
 @dataclass(frozen=True)
-class Member(os.PathLike):
-    """A file in a shard, which :func:`captioner.data.images.open_image` takes as a path.
+class Member(StoredImage):
+    """A file in a shard.
 
     shard: path or address of the tar.
     file: the name of the file in it.
-    offset, size: where its bytes lie in the tar.
+    offset, size: of its bytes in the tar.
     """
 
     shard: str
@@ -39,11 +40,8 @@ class Member(os.PathLike):
     offset: int
     size: int
 
-    def __fspath__(self) -> str:
-        """What messages call it; no such path exists."""
+    def __str__(self) -> str:
         return f"{self.shard}/{self.file}"
-
-    __str__ = __fspath__
 
     @property
     def name(self) -> str:
@@ -54,16 +52,14 @@ class Member(os.PathLike):
         """Its bytes, in memory.
 
         Raises:
-            UserError: the shard cannot be read there, or is not the one that was indexed.
+            UserError: the shard cannot be read, or has changed since it was indexed.
         """
-        with _errors(self.shard):
-            if is_remote(self.shard):
-                files, path = _file_system(self.shard)
-                data = files.cat_file(path, start=self.offset, end=self.offset + self.size)
-            else:
-                with open_regular(self.shard) as file:
-                    file.seek(self.offset)
-                    data = file.read(self.size)
+        if is_address(self.shard):
+            data = read_bytes(self.shard, self.offset, self.offset + self.size)
+        else:
+            with read_errors(self.shard), open_regular(self.shard) as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
         if len(data) != self.size:
             raise UserError(f"{self}: {len(data):,} of {self.size:,} bytes came: the shard has changed or is cut short")
         return io.BytesIO(data)
@@ -71,21 +67,16 @@ class Member(os.PathLike):
 
 @dataclass(frozen=True)
 class Sample:
-    """Files of a shard that follow each other and have one name up to the first dot.
+    """Consecutive files of a shard with the same name up to the first dot.
 
     key: that name.
-    files: by the rest of the name, in small letters: "jpg", "txt".
-    texts: the bytes of those that were asked for.
+    files: by the rest of the name, in lower case: "jpg", "txt".
+    texts: the bytes of the text files.
     """
 
     key: str
     files: dict[str, Member]
     texts: dict[str, bytes]
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether this is an address, such as https://… or s3://…, that fsspec reads."""
-    return "://" in os.fspath(path)
 
 
 def are_shards(path: str | os.PathLike) -> bool:
@@ -100,7 +91,7 @@ def expand(path: str | os.PathLike) -> list[str]:
         UserError: a folder without a .tar, or no such file.
     """
     text = os.fspath(path)
-    if is_remote(text):
+    if is_address(text):
         return _braces(text)
     if os.path.isdir(text):
         found = [str(file) for file in sorted(Path(text).iterdir()) if file.name.endswith(".tar")]
@@ -124,15 +115,15 @@ def _braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern))
     except ValueError as error:
-        raise UserError(f"{pattern}: braces that do not fit together ({error}); write them as {{000..009}}") from None
+        raise UserError(f"{pattern}: unbalanced braces ({error}); write them as {{000..009}}") from None
 
 
 def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Sample]:
-    """The samples of a shard in its order, in one pass; a remote one is fetched in blocks, once.
+    """The samples of a shard in its order, in one pass; a remote shard is downloaded once, in blocks.
 
     Args:
         shard: path or address of a tar.
-        texts: files that end so are read; of the others only the place is kept.
+        texts: files with these endings are read; of the others only the place is kept.
 
     Raises:
         UserError: not a tar, a damaged or compressed one, a file that comes twice in a sample, or a server that sends
@@ -141,11 +132,13 @@ def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Samp
     key, files, read = "", dict[str, Member](), dict[str, bytes]()
     for member, data in _members(shard, tuple(f".{text}" for text in texts)):
         match = KEY.fullmatch(member.file)
-        if match is None or match[1].startswith("__"):  # hidden, without an ending, or of the tool that wrote it
+        if match is None or match[1].startswith(
+            "__"
+        ):  # hidden, without an ending, or added by the program that wrote it
             continue
-        if match[1] != key and files:
-            yield Sample(key, files, read)
         if match[1] != key:
+            if files:
+                yield Sample(key, files, read)
             key, files, read = match[1], {}, {}
         ending = match[2].lower()
         if ending in files:
@@ -158,81 +151,44 @@ def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Samp
 
 
 def _members(shard: str, texts: tuple[str, ...]) -> Iterator[tuple[Member, bytes | None]]:
-    """The plain files of a tar, with the bytes of those that end in `texts`."""
-    last = None
-    with _errors(shard), _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    """The regular files of a tar, with the bytes of those whose names end in `texts`."""
+    member = None
+    with read_errors(shard), _open_shard(shard) as file, _open_tar(shard, file) as tar:
         for info in tar:
             if info.isreg():
-                last = Member(shard, info.name.removeprefix("./"), info.offset_data, info.size)
-                if escapes_folder(last.file):
-                    raise UserError(f"{shard}: {last.file!r} leaves the folder it would be unpacked in; name it anew")
-                if info.issparse():
-                    raise UserError(f"{last}: is a sparse file, whose size is not that of its bytes; write it anew")
+                member = _member(shard, info)
                 content = tar.extractfile(info) if info.name.lower().endswith(texts) else None
-                if content is not None and info.size > TEXT:
-                    raise UserError(f"{last}: has {info.size:,} bytes of captions, at most {TEXT:,} are read")
-                data = None if content is None else content.read()
-                yield last, data
-        file.seek(tar.offset)  # a damaged header ends the loop as the zeros at the end do
+                if content is not None and info.size > MAX_TEXT:
+                    raise UserError(f"{member}: has {info.size:,} bytes of captions, at most {MAX_TEXT:,} are read")
+                yield member, None if content is None else content.read()
+        file.seek(tar.offset)  # the loop ends at a damaged header, as it does at the zeros that end a tar
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise UserError(f"{shard}: is damaged at byte {tar.offset:,}; fetch it again")
-    if last is not None and is_remote(shard):
-        _check_parts(last)
+    if member is not None and is_address(shard):
+        read_bytes(shard, member.offset, member.offset + 1)  # an error if the server would send the whole shard
 
 
-def _check_parts(member: Member) -> None:
-    """A server that ignores what part was asked for would send the whole shard for each image."""
-    with _errors(member.shard):
-        files, path = _file_system(member.shard)
-        parts = len(files.cat_file(path, start=member.offset, end=member.offset + 1)) <= 1
-    if not parts:
-        raise UserError(_whole(member.shard))
-
-
-def _whole(shard: str) -> str:
-    return f"{shard}: the server sends only whole files; download it, or write simplecache::{shard}"
+def _open_shard(shard: str) -> Any:
+    if is_address(shard):
+        return open_address(shard, block_size=BLOCK, cache_type="readahead")
+    return open_regular(shard)
 
 
 @contextlib.contextmanager
-def _opened(shard: str) -> Iterator[Any]:
-    """The shard to read from front to back."""
-    if is_remote(shard):
-        files, path = _file_system(shard)
-        with files.open(path, "rb", block_size=BLOCK, cache_type="readahead") as file:
-            yield file
-    else:
-        with open_regular(shard) as file:
-            yield file
-
-
-def _file_system(shard: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it. fsspec keeps one for each process."""
+def _open_tar(shard: str, file: Any) -> Iterator[tarfile.TarFile]:
     try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise UserError(f"{shard}: addresses are read with fsspec: pip install 'captioner[shards]'") from None
-    try:
-        return url_to_fs(shard)
-    except ImportError as error:  # it names the package of the protocol: s3fs, gcsfs …
-        raise UserError(f"{shard}: {error}; for http: pip install 'captioner[shards]'") from None
-
-
-@contextlib.contextmanager
-def _errors(shard: str) -> Iterator[None]:
-    """Whatever goes wrong with a shard becomes one line that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        gone = "no such shard, or no answer; check the address" if is_remote(shard) else "no such shard; check the path"
-        raise UserError(f"{shard}: {gone}") from None
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            yield tar
     except tarfile.ReadError as error:
-        packed = any(shard.lower().endswith(end) for end in (".gz", ".tgz", ".bz2", ".xz", ".zst"))
-        what = "is compressed, which can only be read as a whole: unpack it to .tar" if packed else ""
-        raise UserError(f"{shard}: {what or f'is not a whole tar ({error}): fetch it again'}") from None
-    except Exception as error:  # of the disk, the network, or a file system of fsspec
-        if "range requests" in str(error) or "Cannot seek streaming" in str(error):
-            raise UserError(_whole(shard)) from None
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{shard}: cannot be read ({said}); check the address and the network") from error
+        if shard.lower().endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")):
+            raise UserError(f"{shard}: is compressed and can only be read as a whole: unpack it to .tar") from None
+        raise UserError(f"{shard}: is not a whole tar ({error}): fetch it again") from None
+
+
+def _member(shard: str, info: tarfile.TarInfo) -> Member:
+    member = Member(shard, info.name.removeprefix("./"), info.offset_data, info.size)
+    if escapes_folder(member.file):
+        raise UserError(f"{shard}: {member.file!r} leaves the folder it would be unpacked in; rename it")
+    if info.issparse():
+        raise UserError(f"{member}: is a sparse file, which is not stored byte for byte; write it again")
+    return member

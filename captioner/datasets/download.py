@@ -22,7 +22,6 @@ from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -270,10 +269,3 @@ def _read(note: Path) -> _Version | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return _Version(**json.loads(note.read_text(encoding="utf-8")))
     return None
-
-
-def is_address(url: str) -> bool:
-    """Whether it is http://host/… or https://host/…"""
-    with contextlib.suppress(ValueError):
-        return urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
-    return False

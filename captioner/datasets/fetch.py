@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captioner.datasets.download import RETRIES, TIMEOUT, check, download, is_address, kept, room
+from captioner.data.addresses import is_http
+from captioner.datasets.download import RETRIES, TIMEOUT, check, download, kept, room
 from captioner.errors import UserError
 from captioner.files import read_json, write_json
 
@@ -92,7 +93,7 @@ def fetch(
     from filelock import FileLock, Timeout
 
     for url in mirror:
-        if not is_address(url):
+        if not is_http(url):
             raise UserError(f"--mirror is {url!r}: expected the address of a folder, such as https://host/coco")
     known = SETS[name]
     try:

@@ -13,9 +13,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from captioner.data.addresses import is_address
 from captioner.data.annotations import Example
 from captioner.data.images import opened
-from captioner.data.shards import Member, is_remote
+from captioner.data.shards import Member
 from captioner.data.vocabulary import UNK
 from captioner.errors import UserError
 from captioner.training.datamodule import CaptionData
@@ -122,7 +123,7 @@ def shared_images(train: Sequence[Example], val: Sequence[Example]) -> list[str]
 def _size(path: Any) -> int:
     """Bytes of a file; 0 for an album, for what is not there, and for what would have to be fetched."""
     if isinstance(path, Member):
-        return 0 if is_remote(path.shard) else path.size
+        return 0 if is_address(path.shard) else path.size
     try:
         return 0 if os.path.isdir(path) else os.stat(path).st_size
     except OSError:

@@ -6,9 +6,11 @@ import sys
 import pytest
 from conftest import is_one_line
 
+from captioner.data.addresses import RemoteImage
 from captioner.data.dataset import read_images
-from captioner.data.images import ImageError
-from captioner.data.inputs import ROWS, Address, Row, find_inputs
+from captioner.data.images import ImageError, open_image
+from captioner.data.inputs import find_inputs
+from captioner.data.parquet import BATCH, ParquetImage
 from captioner.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -42,7 +44,7 @@ def test_lists(images, folder, tmp_path):
 
 def test_addresses(images, folder):
     """Of a folder, a pattern and a file, by the file system that needs no server."""
-    expected = [Address(f"file://{path}") for path in images]
+    expected = [RemoteImage(f"file://{path}") for path in images]
     assert find_inputs([f"file://{folder}"]) == expected
     assert find_inputs([f"file://{folder}/*.png"]) == expected
     assert find_inputs([f"file://{images[1]}", f"file://{folder}"]) == [expected[1], expected[0], *expected[2:]]
@@ -62,7 +64,7 @@ def test_addresses_of_nothing(name, says):
 def test_a_missing_address_is_said_when_it_is_opened():
     (item,) = find_inputs(["file:///nowhere/cat.png"])
     with pytest.raises(ImageError, match=r"file:///nowhere/cat\.png: no such file"):
-        item.fetch()
+        open_image(item)
 
 
 def test_s3_without_its_package(monkeypatch):
@@ -88,12 +90,16 @@ def test_parquet_of_bytes(images, tmp_path, kind):
 
 
 def test_any_row_in_any_order(tmp_path):
-    count = 3 * ROWS + 5
-    file = table(tmp_path / "a.parquet", [str(n).encode() for n in range(count)], row_group_size=2 * ROWS)
-    for order in (range(count), range(0, count, 7), [count - 1, 0, 5, 5, 4, ROWS, 2 * ROWS, ROWS - 1, 2 * ROWS - 1]):
-        assert [Row(file, "image", n).fetch().read() for n in order] == [str(n).encode() for n in order]
-    with pytest.raises(ImageError, match=f"#{count}: cannot be read"):
-        Row(file, "image", count).fetch()
+    count = 3 * BATCH + 5
+    file = table(tmp_path / "a.parquet", [str(n).encode() for n in range(count)], row_group_size=2 * BATCH)
+    for order in (
+        range(count),
+        range(0, count, 7),
+        [count - 1, 0, 5, 5, 4, BATCH, 2 * BATCH, BATCH - 1, 2 * BATCH - 1],
+    ):
+        assert [ParquetImage(file, "image", n).open().read() for n in order] == [str(n).encode() for n in order]
+    with pytest.raises(UserError, match=f"#{count}: cannot be read .the file has {count} rows"):
+        ParquetImage(file, "image", count).open()
 
 
 def test_parquet_of_paths(images, tmp_path):

@@ -104,7 +104,7 @@ def test_a_server_of_whole_files(serve):
 
 def test_what_is_not_there(folder, serve, tmp_path):
     for path, says in {
-        f"{serve(whole=False)}/none.tar": "no such shard",
+        f"{serve(whole=False)}/none.tar": "no such file",
         str(tmp_path / "none-{0..1}.tar"): "none-0.tar: no such shard",
         "nonsense://bucket/a.tar": "nonsense",
         str(folder / "s-{0.tar"): "braces",

@@ -1,0 +1,133 @@
+"""Addresses such as https://… and s3://…: what is one, reading it with fsspec, failures as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from captioner.errors import UserError
+
+PROTOCOL = "[a-z][a-z0-9+._-]+"
+ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
+
+
+class StoredImage(os.PathLike[str]):
+    """An image that is not a file of its own; :func:`captioner.data.images.open_image` takes it as a path.
+
+    Its path is its name in messages and results; no such file exists.
+    """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """Its bytes, in memory.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImage(StoredImage):
+    """An image at an address."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def open(self) -> BinaryIO:
+        """Download it; see :meth:`StoredImage.open`."""
+        return io.BytesIO(read_bytes(self.address))
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Whether fsspec reads this: PROTOCOL://…, or a chain such as simplecache::https://…"""
+    return ADDRESS.match(os.fspath(path)) is not None
+
+
+def is_http(address: str) -> bool:
+    """Whether this is http://host/… or https://host/…"""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    return False
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it. fsspec keeps one file system per process.
+
+    Raises:
+        UserError: a package for this kind of address is missing, or the kind is unknown.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise UserError(f"{address}: addresses are read with fsspec: pip install 'captioner[shards]'") from None
+    try:
+        return url_to_fs(address)
+    except ImportError as error:  # its message names the package: s3fs, gcsfs …
+        kind = re.search(r"\b(s3|http)[as]?://", address)
+        extra = {"s3": "pip install 'captioner[s3]'", "http": "pip install 'captioner[shards]'"}
+        hint = extra[kind[1]] if kind else str(error)
+        raise UserError(f"{address}: needs a package that is not installed: {hint}") from None
+    except ValueError as error:
+        raise UserError(f"{address}: unknown kind of address ({error})") from None
+
+
+def read_bytes(address: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes at an address, or those from `start` up to `end`; fewer where there are fewer.
+
+    Raises:
+        UserError: they cannot be read, or the server sends only whole files.
+    """
+    with read_errors(address):
+        files, path = file_system(address)
+        data = files.cat_file(path, start=start, end=end)
+    if start is not None and end is not None and len(data) > end - start:
+        raise UserError(_only_whole_files(address))
+    return data
+
+
+def open_address(address: str, **options: Any) -> Any:
+    """A seekable binary file at an address, fetched in blocks; `options` are those of fsspec's ``open``."""
+    files, path = file_system(address)
+    return files.open(path, "rb", **options)
+
+
+@contextlib.contextmanager
+def read_errors(source: str) -> Iterator[None]:
+    """Turn any error while a path or an address is read into a UserError of one line that names it."""
+    place = "address" if is_address(source) else "path"
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file; check the {place}") from None
+    except Exception as error:  # every library under fsspec has its own errors
+        if "range requests" in str(error) or "Cannot seek streaming" in str(error):
+            raise UserError(_only_whole_files(source)) from None
+        also = "the network and the credentials" if place == "address" else "the file"
+        raise UserError(f"{source}: cannot be read ({one_line(error)}); check the {place} and {also}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, or its type where it has none; at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _only_whole_files(address: str) -> str:
+    return f"{address}: the server sends only whole files; download it, or write simplecache::{address}"

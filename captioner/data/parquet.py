@@ -1,0 +1,143 @@
+"""Parquet files on disk or at an address: the rows of a table, and the images in a column."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from captioner.data.addresses import RemoteImage, StoredImage, is_address, one_line, open_address, read_errors
+from captioner.errors import UserError
+
+BATCH = 64  # rows decoded together
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetImage(StoredImage):
+    """An image whose bytes are in a Parquet file.
+
+    file: path or address.
+    column: of bytes; `image.bytes` is a field of a column of structs, as in data sets of Hugging Face.
+    number: of the row, from 0.
+    """
+
+    file: str
+    column: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.number}"
+
+    def open(self) -> BinaryIO:
+        """Its bytes; fast only when rows are opened in their order. See :meth:`StoredImage.open`."""
+        try:
+            reader = _column_reader(self.file, self.column)
+            if self.number < reader.first:  # it only reads forwards
+                _column_reader.cache_clear()
+                reader = _column_reader(self.file, self.column)
+            return io.BytesIO(reader.read(self.number) or b"")
+        except Exception as error:  # of pyarrow, or of a library under fsspec
+            _column_reader.cache_clear()
+            raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
+
+
+def read_rows(path: str | os.PathLike) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of all columns, and the rows without columns of bytes.
+
+    Raises:
+        UserError: pyarrow is missing, or the file cannot be read.
+    """
+    with _parquet_errors(path):
+        file = _open_parquet(path)
+        import pyarrow
+
+        schema = file.schema_arrow
+        few = [name for name in schema.names if not pyarrow.types.is_binary(schema.field(name).type)]
+        return schema.names, file.read(few).to_pylist()
+
+
+def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
+    """The images of a column of paths, addresses or bytes, in the order of the rows.
+
+    Raises:
+        UserError: pyarrow is missing, the file cannot be read, or it has no such column of images.
+    """
+    with _parquet_errors(path):
+        file = _open_parquet(path)
+        from pyarrow import types
+
+        if column not in file.schema_arrow.names:
+            columns = ", ".join(file.schema_arrow.names)
+            raise UserError(f"{path} has no column {column!r}: name one by --column ({columns})")
+        kind = file.schema_arrow.field(column).type
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            column, kind = f"{column}.bytes", kind.field("bytes").type
+        if types.is_binary(kind) or types.is_large_binary(kind):
+            yield from (ParquetImage(path, column, number) for number in range(file.metadata.num_rows))
+        elif types.is_string(kind) or types.is_large_string(kind):
+            for batch in file.iter_batches(columns=[column]):
+                for name in batch.column(0).to_pylist():
+                    yield RemoteImage(name) if is_address(name or "") else Path(name or f"{path}#null")
+        else:
+            raise UserError(f"{path}: column {column} holds {kind}: expected paths, addresses or the bytes of images")
+
+
+class _ColumnReader:
+    """The values of one column, read forwards; row groups before the wanted row are skipped."""
+
+    def __init__(self, path: str, column: str) -> None:
+        self.file, self.column = _open_parquet(path), column
+        self.first, self.values = 0, list[bytes | None]()  # the current batch and the number of its first row
+        self.batches: Iterator[Any] = iter(())
+
+    def read(self, number: int) -> bytes | None:
+        if number >= self.first + len(self.values):
+            group, group_first = self._row_group(number)
+            if group_first > self.first or not self.values:
+                self.first, self.values = group_first, []
+                self.batches = self.file.iter_batches(BATCH, row_groups=[group], columns=[self.column])
+            while number >= self.first + len(self.values):
+                self.first += len(self.values)
+                column = next(self.batches).column(0)
+                self.values = (column.flatten()[0] if "." in self.column else column).to_pylist()
+        return self.values[number - self.first]
+
+    def _row_group(self, number: int) -> tuple[int, int]:
+        """The row group with a row, and the number of the group's first row."""
+        first = 0
+        for group in range(self.file.num_row_groups):
+            rows = self.file.metadata.row_group(group).num_rows
+            if number < first + rows:
+                return group, first
+            first += rows
+        raise IndexError(f"the file has {first:,} rows")
+
+
+@functools.lru_cache(maxsize=1)
+def _column_reader(path: str, column: str) -> _ColumnReader:
+    return _ColumnReader(path, column)
+
+
+def _open_parquet(path: str | os.PathLike) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path}: Parquet is read with pyarrow: pip install 'captioner[parquet]'") from None
+    return ParquetFile(open_address(str(path)) if is_address(path) else path)
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turn any error while a Parquet file is read into a UserError of one line."""
+    with read_errors(str(path)):
+        try:
+            yield
+        except ValueError as error:  # pyarrow.ArrowInvalid is one
+            raise UserError(
+                f"{path}: not a Parquet file that can be read ({one_line(error)}); fetch it again"
+            ) from None
