@@ -77,7 +77,7 @@ def _run(name: str, arguments: list[str]) -> int:
         raise UserError(f"there is no command {name!r}: one of {', '.join(COMMANDS)}")
     parser = Parser(name)
     if "--help" in arguments or "-h" in arguments:
-        print(parser.page(whole=arguments[-1] == "all"), end="")
+        print(parser.help_page(everything=arguments[-1] == "all"), end="")
         return 0
     return parser.command.run(parser.parse([_underscored(argument) for argument in arguments])) or 0
 

@@ -32,9 +32,9 @@ def data_fetch(
         name: of the set; karpathy is COCO 2014 in the splits that papers use
         out: folder of the set, data/NAME by default; karpathy and coco2014 may share one
         mirror: addresses of folders that have the zips, tried in turn instead of the set's own hosts
-        download_images: fetch the images, too, not only the captions
+        download_images: fetch the images, not only the captions
         keep_archives: keep the zips after unpacking
-        check_sums: false takes a zip of another size or SHA-256 than is known
+        check_sums: refuse a zip whose size or SHA-256 is not the known one
         timeout: seconds without a byte after which a connection counts as cut
         retries: of a file in a row without progress
     """

@@ -24,7 +24,9 @@ def configure(parser: Any) -> None:
     for name in ("list", "val_list", "test_list"):
         parser.add_argument(f"--{name}", type=str, help="file with an image's name in each line: only these")
     parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table")
-    parser.add_argument("--read_images", type=bool, default=True, help="false: look only at the captions")
+    parser.add_argument(
+        "--read_images", type=bool, default=True, help="decode the images; without, only the captions are inspected"
+    )
     parser.add_argument("--distance", type=int, default=4, help="bits of 64 in which hashes of one image may differ")
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode images; -1: one a core, up to 8")
     parser.add_argument("--json", type=Path, help="also write everything that was found to this file")

@@ -100,7 +100,7 @@ def run(options: Any) -> None:
         for example, caption, other in zip(examples, bar, too, strict=True):
             bad = next((each for each in (caption, other) if isinstance(each, UserError)), None)
             if bad is not None and not skip:
-                raise UserError(f"{bad}: mend or remove it, or use --skip_bad_images true to skip such images")
+                raise UserError(f"{bad}: mend or remove it, or use --skip_bad_images to skip such images")
             if bad is not None:
                 skipped.append(str(bad))
                 continue

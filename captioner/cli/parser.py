@@ -1,4 +1,4 @@
-"""The commands and their options: declared by a module each, explained in a page that fits a screen."""
+"""The table of commands, and the parser that reads their options and prints their help."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import shutil
 import sys
 import textwrap
 from argparse import ONE_OR_MORE, SUPPRESS, Action
+from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
 
 from captioner.errors import printable
 
@@ -22,68 +24,95 @@ COMMANDS = {
     "demo": "caption images on a page in the browser",
     "serve": "caption images over HTTP",
     "evaluate": "caption a validation set and score the captions",
-    "score": "score captions that are there already",
+    "score": "score existing captions",
     "plot": "draw the curves of training runs",
     "gradients": "measure and draw gradients through time",
     "average": "average the weights of several checkpoints into one model",
     "export": "write a model as ONNX or torch.export graphs, or for the Hugging Face hub",
     "data fetch": "download COCO, Karpathy's splits or Flickr8k, resumably",
-    "data inspect": "look at a data set: words, images, duplicates, splits that overlap",
+    "data inspect": "check a data set: words, images, duplicates, splits that overlap",
     "data convert": "write a data set as COCO JSON or as WebDataset shards",
     "shapes": "draw the sample data of the demo",
-    "completion": "write a script by which a shell completes all this",
+    "completion": "write a script that completes commands and options in a shell",
 }
 
+MAX_DEPTH = 20  # of YAML lists and mappings inside of each other
+MAX_MESSAGE = 600  # characters of an error message, which may quote a whole file
 
-DEEPEST = 20
-LONGEST = 600  # characters of a complaint, which may quote a whole file
 
-
-def _load(text: str) -> Any:
-    """Options and values in YAML, as jsonargparse reads it; nothing that takes more than its size lets expect.
+def _load_yaml(text: str) -> Any:
+    """Parse options or a value as jsonargparse does, but refuse YAML that expands to far more than its size.
 
     Raises:
-        yaml.YAMLError: it is none, has aliases, a few lines of which may stand for any number of values, or is deep.
+        yaml.YAMLError: the YAML is invalid, has an alias, or is nested deeper than MAX_DEPTH.
     """
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}: write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: more than {DEEPEST} values inside of each other")
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
     try:
-        return _read_yaml(text)
+        return _jsonargparse_load(text)
     except ValueError as error:  # a number of thousands of digits
         raise yaml.YAMLError(str(error)) from None
 
 
-_read_yaml = get_loader("yaml")
-set_loader("yaml", _load, (yaml.YAMLError,))
+_jsonargparse_load = get_loader("yaml")
+set_loader("yaml", _load_yaml, (yaml.YAMLError,))
+
+
+class Flag(ActionYesNo):
+    """A boolean: ``--sample`` and ``--no_sample``; in a group ``--data.lines`` and ``--data.no_lines``.
+
+    The opposite of an option that is itself named no_…, such as ``--no_bad_ending``, is ``--bad_ending``.
+    """
+
+    def __init__(self, option_strings: list[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings=option_strings, dest=dest, **more)
+        group, dot, name = option_strings[0].removeprefix("--").rpartition(".")
+        opposite = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+        self.option_strings = [option_strings[0], f"--{group}{dot}{opposite}"]
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+    def _check_type(self, value: Any) -> Any:  # of a config file
+        if not isinstance(value, bool):
+            raise TypeError(f'Parser key "{self.dest}": Expected a {bool}. Got value: {value}')
+        return value
 
 
 class Help(DefaultHelpFormatter):
-    """At most 100 columns; paragraphs stay apart; defaults where there are any, no types."""
+    """Help of at most 100 columns, with paragraphs and defaults, without types and long metavars."""
 
     def __init__(self, prog: str, **more: Any) -> None:
         columns = min(100, shutil.get_terminal_size().columns)
-        super().__init__(prog, **{**more, "width": columns - 2, "max_help_position": 30})
+        super().__init__(prog, **{**more, "width": columns - 2, "max_help_position": 33})
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]
         wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)  # names stay whole
         return "\n\n".join(wrapper.fill(part) for part in paragraphs)
 
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        return "…"
+
     def _get_type_str(self, action: Action) -> None:
         return None
 
     def _get_help_string(self, action: Action) -> str:
-        text = super()._get_help_string(action)
-        return text.replace(" (default: %(default)s)", "") if action.default in (None, "") else text
+        text, default = super()._get_help_string(action), " (default: %(default)s)"
+        if isinstance(action, Flag):
+            return text.replace(default, " (default: on)" if action.default else "")
+        if isinstance(action.default, list):
+            return text.replace(default, f" (default: {' '.join(map(str, action.default))})")
+        return text.replace(default, "") if action.default in (None, "") else text
 
 
 class Parser(ArgumentParser):
-    """The parser of a command, whose complaints are one line.
+    """The parser of one command; its errors are one line.
 
     A module of :mod:`captioner.cli` with many options names in ``MAIN`` those that ``--help`` explains;
     ``--help all`` explains all.
@@ -94,38 +123,63 @@ class Parser(ArgumentParser):
         super().__init__(prog=f"captioner {name}", description=self.command.__doc__, formatter_class=Help)
         self.command.configure(self)
 
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """Declare an option; one of type bool is a :class:`Flag`.
+
+        jsonargparse copies this method to the groups of the parser.
+        """
+        if options.get("type") is bool:
+            options = {**options, "action": Flag}
+            del options["type"]
+        return super().add_argument(*names, **options)
+
     def parse(self, arguments: list[str]) -> Any:
-        """The options, instantiated.
+        """The options, their groups as dataclasses.
 
         Raises:
-            SystemExit: they are none, or --help or the like was asked for.
+            SystemExit: an option is wrong (code 2), or --print_config was given.
         """
+        for typed, following in pairwise([*arguments, ""]):
+            option, equals, _ = typed.partition("=")
+            flag = self._option_string_actions.get(option)
+            if isinstance(flag, Flag) and (equals or following.lower() in ("true", "false")):
+                self.error(f"{option} takes no value: type {' or '.join(flag.option_strings)}")
         try:
-            return self.instantiate(self.parse_args(arguments))
+            options = self.parse_args(arguments)
         except UnicodeDecodeError as error:
             self.error(f"--config: byte {error.start} is not UTF-8 text")
+        for group in {dest.partition(".")[0] for dest in self._dests() if "." in dest}:
+            if not isinstance(options[group], Namespace):
+                self.error(f"--config: {group} is {options[group]}: expected its options, indented, a line each")
+        return self.instantiate(options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One line on stderr, exit code 2; what was wrong in the words of the command line, not of Python."""
+        """Print one line on stderr and exit with code 2; messages of jsonargparse become the words of the user."""
         text = " ".join(message.split())
-        if found := re.match(r'Parser key "(.+?)": Expected a (.+?)\. Got value: (.*)', text):
+        if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: Expected an? (.+?)\. Got value: (.*)', text):
             key, kind, value = found.groups()
             text = f"{self._shown(key)} is {value}: expected {_kind(kind)}"
+        elif found := re.match(r'Parser key "(.+?)": (.+)', text):
+            text = f"{self._shown(found[1])}: {found[2]}"
         elif found := re.match(r"the following arguments are required: (.+)", text):
             text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
-        text = printable(text if len(text) < LONGEST else f"{text[:LONGEST]} …")
+        elif found := re.match(r"unrecognized arguments: (\S+)", text):
+            text = self._unknown(found[1])
+        elif found := re.match(r"Group '(.+)' does not accept option '(.+)'", text):
+            text = f"--config: {self._unknown(f'--{found[1]}.{found[2]}')}"
+        text = printable(text if len(text) < MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …")
         text = text.replace("Problems parsing config:", "--config:").replace(' in "<unicode string>",', " in")
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
-    def page(self, whole: bool) -> str:
-        """The help, of all options or of the main ones."""
+    def help_page(self, everything: bool) -> str:
+        """The help of all options, or of the main ones."""
         options = [action for action in self._actions if action.option_strings]
         required = [f"{each.option_strings[0]} …" for each in options if each.required]
         positional = [_usage(action) for action in self._actions if not action.option_strings]
         self.usage = " ".join([self.prog, *positional, *required, "[options]"])
         main = getattr(self.command, "MAIN", "").split()
-        if main and not whole:
+        if main and not everything:
             rest = [each for each in options if each.dest not in (*main, "help") and each.help != SUPPRESS]
             names = [f"--{each.dest.split('.')[0]}{'.…' if '.' in each.dest else ''}" for each in rest]
             names = [name for name in dict.fromkeys(names) if f"{name}.…" not in names]
@@ -134,17 +188,27 @@ class Parser(ArgumentParser):
                 each.help = SUPPRESS
         return self.format_help()
 
+    def _dests(self) -> list[str]:
+        return [action.dest for action in self._actions]
+
     def _shown(self, dest: str) -> str:
-        """``--length_norm`` for length_norm, ``IMAGE`` for images."""
+        """``--length_norm`` for length_norm, ``IMAGE`` for the positional images."""
         found = next((action for action in self._actions if action.dest == dest), None)
         if found is None or found.option_strings:
             return f"--{dest}"
         shown = str(found.metavar or dest)
         return dest if shown.startswith("{") else shown  # {one,of,these}
 
+    def _unknown(self, typed: str) -> str:
+        """The message for an argument that the command does not have."""
+        if not typed.startswith("--"):
+            return f"{typed} is one argument too many"
+        close = get_close_matches(typed, self._option_string_actions, 1)
+        return f"there is no option {typed}" + (f": did you mean {close[0]}?" if close else "")
+
 
 def _kind(annotation: str) -> str:
-    """What a type is called."""
+    """``a whole number`` for ``<class 'int'>``."""
     names = {"<class 'float'>": "a number", "<class 'int'>": "a whole number", "<class 'bool'>": "true or false"}
     if found := re.fullmatch(r"typing\.Literal\[(.+)\]", annotation):
         return "one of " + found[1].replace("'", "")

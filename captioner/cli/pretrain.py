@@ -35,7 +35,9 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_argument("--out", type=str, default="runs/lm", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last whole epoch")
+    parser.add_argument(
+        "--resume", type=bool, default=False, help="go on with the run in --out from its last whole epoch"
+    )
     for name, (config, kept) in GROUPS.items():
         parser.add_class_arguments(config, name, skip={field.name for field in fields(config)} - set(kept))
 

@@ -46,9 +46,12 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_argument("--out", type=str, default="runs/captioner", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.ckpt")
+    parser.add_argument("--resume", type=bool, default=False, help="go on with the run in --out from its last.ckpt")
     parser.add_argument(
-        "--check", action="store_true", help="only run a few batches of everything, and say what the training will take"
+        "--check",
+        type=bool,
+        default=False,
+        help="only run a few batches of everything, and say what the training will take",
     )
     parser.add_argument(
         "--init_from", type=str, help="checkpoint whose weights, where they fit, the training begins with"

@@ -224,7 +224,7 @@ class BucketSampler(Sampler[list[int]]):
 
 def bad_image(what: ImageError | str) -> UserError:
     """What stops a training at an image that cannot be read."""
-    return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images true to skip such images")
+    return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images to skip such images")
 
 
 class CaptionLoader(DataLoader):

@@ -276,7 +276,7 @@ def _json(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
         raise HTTPException(422, f"{kind!r} has to be a list of strings")
     if kind == "urls":
         if not config.allow_urls:
-            raise HTTPException(422, "this server fetches no addresses (--allow_urls true): send the images")
+            raise HTTPException(422, "this server fetches no addresses (--allow_urls): send the images")
         return [(printable(url), url) for url in values]
     return [(f"image {number}", _unpacked(number, value)) for number, value in enumerate(values)]
 

@@ -252,7 +252,7 @@ def _of_images(
     said = f"{where}: {len(missing)} without a caption{_example(missing)}"
     said += f", {len(extra)} without references{_example(extra)}"
     if not partial:
-        raise UserError(f"{said}; --partial true scores the {len(found)} images that are in both")
+        raise UserError(f"{said}; --partial scores the {len(found)} images that are in both")
     print(f"{said} are left out; {len(found)} images are in both", file=sys.stderr)
     return found, {"missing": len(missing), "extra": len(extra)}
 

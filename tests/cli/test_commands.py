@@ -158,8 +158,8 @@ def test_search_options_reach_the_search(predict, photos, run):
         (["--min-length", "6"], lambda text: len(text.split()) >= 6),
         (["--no-repeat-ngram", "1"], lambda text: len(set(text.split())) == len(text.split())),
         (["--groups", "5", "--diversity", "2"], bool),
-        (["--sample", "true", "--temperature", "0.5", "--top-k", "5", "--top-p", "0.9", "--min-p", "0.01"], bool),
-        (["--length-norm", "average", "--no-bad-ending", "true", "--no-repeat-word", "true"], bool),
+        (["--sample", "--temperature", "0.5", "--top-k", "5", "--top-p", "0.9", "--min-p", "0.01"], bool),
+        (["--length-norm", "average", "--no-bad-ending", "--no-repeat-word"], bool),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -263,10 +263,10 @@ def test_evaluate_with_a_bad_image(evaluate, fresh, tmp_path):
     code, out, err = evaluate(fresh, "--output", tmp_path / "results.json")
     assert (code, out) == (2, "")
     assert "014.png" in err.splitlines()[-1]
-    assert "--skip_bad_images true" in err.splitlines()[-1]
+    assert "--skip_bad_images" in err.splitlines()[-1]
     assert "--data." not in err  # an option that evaluate does not have
     assert not (tmp_path / "results.json").exists()
-    code, out, err = evaluate(fresh, "--output", tmp_path / "results.json", "--skip_bad_images", "true")
+    code, out, err = evaluate(fresh, "--output", tmp_path / "results.json", "--skip_bad_images")
     assert code == 0
     assert "2 images skipped" in err
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4

@@ -19,16 +19,18 @@ MISTAKES = [
     ("data", ["no command 'data'", "data fetch"]),
     # what is typed
     ("predict", ["IMAGE needed", "--help"]),
-    ("predict a.png --bean 3", ["--bean"]),
+    ("predict a.png --bean 3", ["there is no option --bean: did you mean --beam?"]),
     ("predict a.png --beam three", ["--beam is three: expected a whole number"]),
     ("predict a.png --beam 0", ["beam is 0: expected 1 or more"]),
     ("predict a.png --n-best 9", ["n_best is 9", "beam width (5)"]),
     ("predict a.png --format xml", ["--format", "xml", "text", "jsonl"]),
-    ("predict a.png --sample maybe", ["--sample is maybe: expected true or false"]),
+    ("predict a.png --sample true", ["--sample takes no value: type --sample or --no_sample"]),
+    ("predict a.png --no-repeat-word=False", ["takes no value: type --no_repeat_word or --repeat_word"]),
+    ("train --data.horizontal_flip false", ["type --data.horizontal_flip or --data.no_horizontal_flip"]),
     ("predict a.png --length_penalty -1", ["length_penalty"]),
     ("predict a.png --temperature 2", ["temperature is 2.0", "unless sample is true"]),
     ("predict a.png --groups 2", ["groups is 2", "divisor of the beam width (5)"]),
-    ("predict a.png --sample true --must dog", ["must", "sample"]),
+    ("predict a.png --sample --must dog", ["must", "sample"]),
     ("predict a.png --batch_size 0", ["--batch_size is 0: expected 1 or more"]),
     ("predict a.png --workers -5", ["--workers is -5"]),
     ("predict a.png --devices 2", ["--devices is 2", "--engine local"]),
@@ -36,7 +38,7 @@ MISTAKES = [
     ("predict a.png --device abacus", ["--device abacus"]),
     ("train --model.cell transformer", ["--model.cell is transformer: expected one of rnn, gru, lstm"]),
     ("train --model.layers 6", ["model.layers is 6"]),
-    ("train --model.colour red", ["--model.colour"]),
+    ("train --model.colour red", ["there is no option --model.colour"]),
     ("train --train.lr nan", ["--train.lr is nan: expected a number"]),
     ("train --train.epochs 0", ["train.epochs is 0: expected 1 or more"]),
     ("train --check --resume", ["--check", "leave out --resume"]),
@@ -72,6 +74,8 @@ MISTAKES = [
     ("data convert missing --to coco --output out", ["missing: no such file; check the path"]),
     # what is wrong in a file
     ("train --config BAD/config.yaml", ["--config:", "line 2"]),
+    ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
+    ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
     ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "no file of weights"]),
     ("predict a.png --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
     ("predict a.png --checkpoint BAD/cut.safetensors", ["cut.safetensors is not a captioner checkpoint"]),
@@ -112,6 +116,8 @@ def bad(tmp_path_factory):
     (folder / "notes.txt").write_text("these are\nnot captions")
     (folder / "empty.txt").write_text("")
     (folder / "config.yaml").write_text("train: [1, ")
+    (folder / "typo.yaml").write_text("train: {epoch: 3}")
+    (folder / "flat.yaml").write_text("model: 3")
     return folder
 
 

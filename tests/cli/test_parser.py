@@ -4,12 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+from operator import attrgetter
 
 import pytest
-from conftest import ROOT
+import yaml
+from conftest import ROOT, is_one_line
 
-from captioner.__main__ import main
-from captioner.cli.parser import COMMANDS, Parser
+from captioner.__main__ import _underscored, main
+from captioner.cli.parser import COMMANDS, Flag, Parser
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -33,7 +35,9 @@ def test_every_option_is_explained_somewhere(cli, name):
     chosen = getattr(parser.command, "MAIN", "").split()
     assert {f"--{dest}" for dest in chosen} <= declared
     short, whole = (cli(*name.split(), "--help", *more)[1] for more in ([], ["all"]))
-    shown = {option for option in declared if re.search(rf"^  (-h, )?{re.escape(option)}\b", whole, re.MULTILINE)}
+    shown = {
+        option for option in declared if re.search(rf"^  (-h, |--\S+, )?{re.escape(option)}\b", whole, re.MULTILINE)
+    }
     assert declared - shown <= {"-h", "--print_config", "--print_shtab"}
     assert (f"{name} --help all" in " ".join(short.split())) == bool(chosen)
 
@@ -56,6 +60,49 @@ def test_no_types_and_no_empty_defaults(cli):
     assert "(type:" not in out
     assert "null" not in out
     assert "(default: lstm)" in out
+
+
+# ---- booleans
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "key", "value"),
+    [
+        ("train", "--data.horizontal_flip", "data.horizontal_flip", True),
+        ("train", "--data.no-horizontal-flip", "data.horizontal_flip", False),
+        ("train", "--data.horizontal_flip --data.no_horizontal_flip", "data.horizontal_flip", False),
+        ("train", "--search.no_bad_ending", "search.no_bad_ending", True),
+        ("train", "--search.no_bad_ending --search.bad-ending", "search.no_bad_ending", False),
+        ("pretrain", "--data.no_lines", "data.lines", False),
+        ("predict a.png", "--no-repeat-word", "no_repeat_word", True),
+        ("predict a.png", "--no-repeat-word --repeat_word", "no_repeat_word", False),
+    ],
+)
+def test_a_boolean_is_a_pair_of_options(command, typed, key, value):
+    name, *words = command.split()
+    options = Parser(name).parse([*words, *map(_underscored, typed.split())])
+    assert attrgetter(key)(options) is value
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_boolean_is_a_pair_of_options(name):
+    for action in Parser(name)._actions:
+        if isinstance(action.default, bool) or action.nargs == 0:
+            assert isinstance(action, Flag) or action.dest in ("help", "print_config")
+        if isinstance(action, Flag):
+            one, other = (option.replace("no_", "", 1) for option in action.option_strings)
+            assert one == other
+
+
+def test_a_boolean_in_a_config_file_is_true_or_false(cli, tmp_path):
+    file = tmp_path / "config.yaml"
+    for text, value in (("true", True), ("false", False)):
+        file.write_text(f"data: {{horizontal_flip: {text}}}")
+        code, out, _ = cli("train", "--config", file, "--print_config")
+        assert code == 0
+        assert yaml.safe_load(out)["data"]["horizontal_flip"] is value
+    file.write_text("data: {horizontal_flip: maybe}")
+    assert is_one_line(cli("train", "--config", file)[2], "--data.horizontal_flip is maybe: expected true or false")
 
 
 # ---- completion
@@ -88,7 +135,8 @@ def complete(tmp_path_factory):
         (["train", "--data.val_i"], ["--data.val_images"]),
         (["train", "--config", "setup"], ["setup.cfg"]),
         (["predict", "READ"], ["README.md"]),
-        (["predict", "a.jpg", "--sample", ""], ["true", "false"]),
+        (["predict", "a.jpg", "--no_s"], ["--no_sample"]),
+        (["train", "--data.no_h"], ["--data.no_horizontal_flip"]),
         (["data", "convert", "here", "--to", ""], ["coco", "webdataset"]),
         (["data", "fetch", "coco"], ["coco2014", "coco2017"]),
     ],

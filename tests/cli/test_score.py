@@ -57,14 +57,14 @@ def test_missing_and_extra_images(score, tmp_path):
     says = ["mine.json", "2 without a caption (e.g. [112, 113])", "1 without references (e.g. [5])"]
     code, out, err = score(rows)
     assert (code, out) == (2, "")
-    assert is_one_line(err, *says, "--partial true")
-    code, out, err = score(rows, "--partial", "true", "--metrics", tmp_path / "metrics.json")
+    assert is_one_line(err, *says, "--partial")
+    code, out, err = score(rows, "--partial", "--metrics", tmp_path / "metrics.json")
     assert code == 0
     assert "of 4 captions" in out
     assert is_one_line(err, *says)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["images"], metrics["missing"], metrics["extra"]) == (4, 2, 1)
-    code, out, err = score([{"image_id": 5, "caption": "a"}], "--partial", "true")
+    code, out, err = score([{"image_id": 5, "caption": "a"}], "--partial")
     assert (code, out) == (2, "")
     assert is_one_line(err, "[5]", "[112, 113,")
 
@@ -73,7 +73,7 @@ def test_compare_per_image_and_training(score, tiny, tmp_path):
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, FORMATS["lines.jsonl"])))
     files = ["--compare", tmp_path / "other.jsonl", "--per_image", tmp_path / "images.csv"]
     files += ["--training", tiny.annotations("train"), "--metrics", tmp_path / "metrics.json"]
-    code, out, err = score(FORMATS["coco.json"], *files, "--nltk", "true")
+    code, out, err = score(FORMATS["coco.json"], *files, "--nltk")
     assert (code, err) == (0, "")
     assert "other.jsonl, on the same images" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -113,7 +113,7 @@ def test_what_cannot_be_had_is_skipped(score, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setitem(sys.modules, "transformers", None)
     expected = score(FORMATS["coco.json"])[1]
-    asked = ["--meteor", "true", "--spice", "true", "--clip_score", tmp_path, "--images", tiny.images("val")]
+    asked = ["--meteor", "--spice", "--clip_score", tmp_path, "--images", tiny.images("val")]
     code, out, err = score(FORMATS["coco.json"], *asked)
     assert (code, out) == (0, expected)
     lines = err.splitlines()

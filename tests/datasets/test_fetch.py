@@ -87,7 +87,7 @@ def test_a_set(get, server, tmp_path):
 
 
 def test_options(get, server, tmp_path):
-    code, out, _ = get(options=["--download_images", "false", "--keep-archives", "true"])
+    code, out, _ = get(options=["--no_download_images", "--keep-archives"])
     assert code == 0
     assert "images: captioner data fetch coco2017" in out
     assert contents(tmp_path / "set") == {"Flickr8k.token.txt", "text.zip"}
@@ -277,7 +277,7 @@ FLICKR = {
 def command(server, out, *options) -> list[str]:
     return [
         *(sys.executable, "-m", "captioner", "data", "fetch", "flickr8k", "--out", str(out)),
-        *("--mirror", server.url, "--download_images", "false", *options),
+        *("--mirror", server.url, "--no_download_images", *options),
     ]
 
 
@@ -376,7 +376,7 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     out = tmp_path / "my set"
     with Hostile() as server:
         server.files |= host(name, tmp_path)
-        code, printed, err = cli("data", "fetch", name, "--out", out, "--mirror", server.url, "--check_sums", "false")
+        code, printed, err = cli("data", "fetch", name, "--out", out, "--mirror", server.url, "--no_check_sums")
         assert code == 0, err
     ran = []
     monkeypatch.setattr(train, "run", lambda options: ran.append(options.data))
@@ -401,7 +401,7 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
 def test_annotations_of_something_else(cli, tmp_path, text):
     with Hostile() as server:
         server.files["Flickr8k_text.zip"] = make_zip(text)
-        options = ["--out", tmp_path, "--download_images", "false", "--mirror", server.url]
+        options = ["--out", tmp_path, "--no_download_images", "--mirror", server.url]
         code, _, err = cli("data", "fetch", "flickr8k", *options)
     assert code == 2
     assert is_one_line(err.splitlines()[-1], "annotations are not those of flickr8k")

@@ -119,7 +119,7 @@ def test_the_same_bytes_and_the_same_names(cli, clean):
     assert found["overlap"] == ["train/t2.jpg = val/v0.jpg (the same file)"]
     assert found["same_name"] == ["t1.jpg: train, val"]
     assert not any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
-    _, found, report = inspect(cli, clean, "--read_images", "false")
+    _, found, report = inspect(cli, clean, "--no_read_images")
     assert "overlap" not in found
     assert any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
 
@@ -139,14 +139,14 @@ def test_captions(cli, clean):
             data["annotations"][i]["caption"] = text
 
     change(clean.train[0], act)
-    _, found, _ = inspect(cli, clean, "--read_images", "false")
+    _, found, _ = inspect(cli, clean, "--no_read_images")
     assert found["repeated_captions"] == ["t0.jpg"]
     assert found["no_words"] == ["t1.jpg: '?!'"]
     assert found["long_captions"] == ["t2.jpg: 31 words"]
 
 
 def test_captions_alone_need_no_folder(cli, clean):
-    code, out, _ = cli("data", "inspect", clean.train[0], "--read_images", "false")
+    code, out, _ = cli("data", "inspect", clean.train[0], "--no_read_images")
     assert code == 0
     assert "captions an image: 8 × 2" in out
     assert out.startswith("no problem found in the captions; the images were not looked at\n")

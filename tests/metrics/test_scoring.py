@@ -71,7 +71,7 @@ def test_shuffled_captions_tell_captions_of_the_image_from_captions_of_any_image
 def test_other_images_are_refused_by_name_or_left_out(captions, says, capsys):
     with pytest.raises(UserError) as caught:
         score_captions(REFERENCES, captions, where="mine.json")
-    assert is_one_line(str(caught.value), "mine.json: ", *says, "--partial true")
+    assert is_one_line(str(caught.value), "mine.json: ", *says, "--partial")
     scores = score_captions(REFERENCES, captions, ScoreOptions(partial=True), where="mine.json")
     out, err = capsys.readouterr()
     assert out == ""

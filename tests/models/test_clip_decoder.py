@@ -139,7 +139,7 @@ def right(captions: dict[str, str], images: list[dict], truth: dict[int, str]) -
 @pytest.mark.slow
 def test_it_learns_which_way_a_shape_moves_and_one_frame_does_not_tell(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    moving = ("shapes", "--out", "data/moving", "--size", 64, "--moving", "true")
+    moving = ("shapes", "--out", "data/moving", "--size", 64, "--moving")
     assert cli(*moving)[0] == 0
     data = json.loads((tmp_path / "data/moving/captions_val.json").read_text())
     truth = {row["image_id"]: row["caption"] for row in reversed(data["annotations"])}  # the first one of each

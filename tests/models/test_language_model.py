@@ -259,7 +259,7 @@ def test_the_lecture_s_hello():
 
 HELLO = {
     "data.level": "char",
-    "data.lines": "false",
+    "data.no_lines": None,
     "data.min_count": 1,
     "data.temperature": 0,
     "data.prompt": "h",
@@ -279,7 +279,7 @@ HELLO = {
 
 def pretrain(file, out, options: dict) -> int:
     """``captioner pretrain`` in this process."""
-    named = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    named = [str(word) for name, value in options.items() for word in (f"--{name}", value) if word is not None]
     return main(["pretrain", "--data.text", str(file), *named, "--out", str(out)])
 
 
@@ -476,7 +476,7 @@ def test_a_text_of_megabytes_is_learnt_to_its_entropy(tmp_path, capsys, level):
     assert (tmp_path / "text.txt").stat().st_size >= 2_000_000
     least = 2 ** (sum(bits[-len(bits) // 20 :]) / (len(bits) / 20))
     options = {
-        **{"data.level": level, "data.lines": "false", "data.val_share": 0.05},
+        **{"data.level": level, "data.no_lines": None, "data.val_share": 0.05},
         **{"data.batch_size": 64, "data.tbptt_steps": 20, "train.epochs": 2, "train.lr": 0.02},
         **{"model.cell": "gru", "model.hidden_size": 32, "model.embedding_size": 16},
         **{"model.dropout": 0, "model.input_dropout": 0, "trainer.accelerator": "cpu", "trainer.precision": "32-true"},

@@ -251,7 +251,7 @@ def test_bad_images(evaluate, fresh, tmp_path):
     (fresh.images("val") / "013.png").write_bytes(b"no image")
     assert evaluate(fresh, "--report", tmp_path / "page.html")[0] == 2
     assert not (tmp_path / "page.html").exists()
-    skip = ("--skip_bad_images", "true")
+    skip = ("--skip_bad_images",)
     assert evaluate(fresh, *skip, "--output", tmp_path / "a.json")[0] == 0
     code, _, err = evaluate(fresh, *skip, "--compare", tmp_path / "a.json", "--report", tmp_path / "page.html")
     assert code == 0  # the results lack the image that is skipped
@@ -271,7 +271,7 @@ def test_an_ensemble_is_shaded_but_has_no_maps(evaluate, tiny, tmp_path, models)
 
 
 def test_sampled_captions_are_those_without_a_report(evaluate, tiny, tmp_path):
-    sample = ("--sample", "true", "--output", tmp_path / "a.json")
+    sample = ("--sample", "--output", tmp_path / "a.json")
     evaluate(tiny, *sample)
     first = (tmp_path / "a.json").read_text()
     assert evaluate(tiny, *sample, "--report", tmp_path / "page.html")[0] == 0

@@ -14,7 +14,7 @@ def files(folder):
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--model.trainable_layers", 1), ("--data.horizontal_flip", "true"), ("--trainer.accumulate_grad_batches", 4)],
+    [(), ("--model.trainable_layers", 1), ("--data.horizontal_flip",), ("--trainer.accumulate_grad_batches", 4)],
     ids=str,
 )
 def test_nothing_is_left_behind(tiny, tmp_path, cli, options):

@@ -209,7 +209,7 @@ def test_print_config_goes_round(tiny, tmp_path, cli_train, cli):
 @pytest.mark.parametrize("decay", ["0", "0.9"])
 def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     options = ["--model.trainable_layers", "1", "--train.encoder_lr", "1e-2", "--train.epochs", "1"]
-    options += ["--train.ema_decay", decay, "--data.horizontal_flip", "true"]
+    options += ["--train.ema_decay", decay, "--data.horizontal_flip"]
     assert train(tiny, tmp_path / "run", *options) == 0
     tuned = Captioner.load(tmp_path / "run" / "best.ckpt").encoder.resnet
     start = Encoder(ModelConfig("resnet18", trainable_layers=1)).resnet.state_dict()
@@ -233,13 +233,13 @@ def test_a_bad_image_stops_in_one_line(fresh, tmp_path, cli_train, trained, work
     code, _, err = cli_train(fresh, tmp_path / "run", "--model.trainable_layers", trained, "--data.workers", workers)
     assert code == 2
     (line,) = [line for line in err.splitlines() if "error: " in line]
-    assert is_one_line(line, "captioner train: error: ", str(bad), "--data.skip_bad_images true"), err
+    assert is_one_line(line, "captioner train: error: ", str(bad), "--data.skip_bad_images"), err
 
 
 def test_bad_images_are_skipped_and_counted(fresh, tmp_path, cli_train):
     (fresh.images("train") / "004.png").write_bytes(b"no image")
     (fresh.images("val") / "013.png").unlink()
-    code, _, err = cli_train(fresh, tmp_path / "run", "--train.epochs", 1, "--data.skip_bad_images", "true")
+    code, _, err = cli_train(fresh, tmp_path / "run", "--train.epochs", 1, "--data.skip_bad_images")
     assert code == 0
     said = [line for line in err.splitlines() if "1 skipped" in line]
     assert is_one_line(said[0], "captions_train.json", "004.png")
