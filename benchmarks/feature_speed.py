@@ -18,7 +18,8 @@ from PIL import Image
 from ratios import median, rounds_argument, spread, take_turns, verdict
 
 from captioner.config import ModelConfig
-from captioner.data.dataset import choose_workers, read_images
+from captioner.data.dataset import read_images
+from captioner.devices import choose_workers
 from captioner.models.encoder import Encoder
 from captioner.training.datamodule import extract_features
 

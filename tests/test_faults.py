@@ -349,7 +349,7 @@ DIED = ("a process that reads images died", "memory", "--workers")
 
 
 def test_a_process_that_reads_images_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):
-    monkeypatch.setattr(dataset, "look", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(dataset, "load_pixels", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     captioner.save(tmp_path / "model.safetensors")
     code, out, err = cli(
         *("predict", tiny.images("val"), "--checkpoint", tmp_path / "model.safetensors", "--workers", 1)
@@ -374,7 +374,7 @@ def test_a_process_that_dies_while_a_batch_is_computed(tiny, tmp_path, capsys, m
 
 
 def test_another_mistake_in_such_a_process_keeps_its_traceback(tiny, tmp_path, captioner, monkeypatch):
-    monkeypatch.setattr(dataset, "look", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(dataset, "load_pixels", lambda *_: torch.ones(2) @ torch.ones(3))
     captioner.save(tmp_path / "model.safetensors")
     options = ["--checkpoint", str(tmp_path / "model.safetensors"), "--workers", "1"]
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):

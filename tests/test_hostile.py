@@ -294,7 +294,7 @@ OUTSIDE += ["a\0.png", "\ud800.png", "a.png/", "a.png/../../secret.png", "~/secr
 def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
     path = coco(folder, images=[{"id": 1, "file_name": OUTSIDE[name]}])
     opened = []
-    monkeypatch.setattr("captioner.data.images.opened", lambda path: opened.append(path))
+    monkeypatch.setattr("captioner.data.images.open_file", lambda path: opened.append(path))
     try:
         examples, _ = read(path, folder / "images")
     except UserError as error:

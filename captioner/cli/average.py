@@ -57,8 +57,10 @@ def _scores(options: Any, header: Any, states: Any) -> Any:
     from captioner import metrics
     from captioner.config import IMAGES, ModelConfig, SearchConfig
     from captioner.data.annotations import read
-    from captioner.data.dataset import bad_image, best_device, choose_workers, read_images
+    from captioner.data.dataset import read_images
+    from captioner.data.samplers import unreadable_image
     from captioner.data.vocabulary import Vocabulary
+    from captioner.devices import best_device, choose_workers
     from captioner.models.captioner import Captioner
     from captioner.models.encoder import Encoder
     from captioner.models.weight_averaging import average
@@ -76,7 +78,7 @@ def _scores(options: Any, header: Any, states: Any) -> Any:
         for block, errors in read_images(paths, config.image_size, IMAGES, choose_workers(-1, device)):
             for error in errors:
                 if error is not None:
-                    raise bad_image(error)
+                    raise unreadable_image(error)
             yield model.features(block.to(device))
 
     def score(members: list[int]) -> float:

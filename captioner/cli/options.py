@@ -55,7 +55,7 @@ def resolve_device(name: str) -> str:
     """
     import torch
 
-    from captioner.data.dataset import best_device
+    from captioner.devices import best_device
 
     device = best_device() if name == "auto" else name
     try:
@@ -67,7 +67,7 @@ def resolve_device(name: str) -> str:
 
 def load_model(options: Any) -> tuple[Any, int]:
     """The model of ``--checkpoint`` on ``--device``, and the number of processes that read images for it."""
-    from captioner.data.dataset import choose_workers
+    from captioner.devices import choose_workers
     from captioner.models.captioner import load
 
     if options.batch_size < 1:

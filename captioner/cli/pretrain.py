@@ -61,11 +61,11 @@ def pretrain(options: Any, folder: Path) -> int:
     from captioner.data.vocabulary import SPECIAL, UNK, Vocabulary
 
     data = options.data
-    train = text.read_text(Path(data.text))
+    train = text.read_corpus(Path(data.text))
     if data.val_text is None:
         train, val = text.hold_out(train, data.val_share)
     else:
-        val = text.read_text(Path(data.val_text))
+        val = text.read_corpus(Path(data.val_text))
     vocabulary = Vocabulary.build(text.pieces(train, data.lines), data.min_count, data.level)
     if len(vocabulary) <= len(SPECIAL):
         raise UserError(f"no {data.level} of {data.text} is seen {data.min_count} times: lower --data.min_count")

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from captioner.data.images import MAX_PIXELS, SUFFIXES, VIDEOS, ImageError, eval_transform, open_image, opened, reading
+from captioner.data.images import (
+    MAX_PIXELS,
+    SUFFIXES,
+    VIDEOS,
+    ImageError,
+    eval_transform,
+    image_errors,
+    open_file,
+    open_image,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +29,10 @@ ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # elsewhere (TIFF, MPO) further image
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegvideo,asf,flv,ogg"
 
 
-def evenly(available: int, wanted: int) -> list[int]:
+def evenly_spaced(available: int, wanted: int) -> list[int]:
     """Numbers of at most `wanted` of the frames 0 … available − 1, the first and the last among them.
 
-    >>> evenly(11, 3), evenly(2, 3)
+    >>> evenly_spaced(11, 3), evenly_spaced(2, 3)
     ([0, 5, 10], [0, 1])
     """
     if available <= wanted:
@@ -31,14 +40,14 @@ def evenly(available: int, wanted: int) -> list[int]:
     return [(2 * i * (available - 1) + wanted - 1) // (2 * (wanted - 1)) for i in range(wanted)]  # rounded
 
 
-def album(folder: str | os.PathLike) -> list[Path]:
+def album_images(folder: str | os.PathLike) -> list[Path]:
     """The images that lie in a folder itself, 2.jpg before 10.jpg; hidden ones are skipped."""
     names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
     names.sort(key=lambda name: ([int(n) if n.isdigit() else n for n in re.split(r"([0-9]+)", name.lower())], name))
     return [Path(folder, name) for name in names]
 
 
-def look(
+def load_pixels(
     source: Any, size: int, frames: int = 0, transform: Callable[[Image.Image, int], Tensor] = eval_transform
 ) -> Tensor:
     """What a model sees of an image: uint8 (3, size, size); of a clip or album, (frames, 3, size, size).
@@ -85,13 +94,13 @@ def _images(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
     if _is_video(source):
         yield from _video(source, frames)
     elif isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        files = album(source)
+        files = album_images(source)
         if not files:
             raise ImageError(f"{source}: no image in this folder; a pattern such as {source}/*.mp4 names clips")
-        for i in evenly(len(files), frames):
+        for i in evenly_spaced(len(files), frames):
             yield open_image(files[i], size_hint=size)
     else:
-        for i in evenly(_length(source), frames):
+        for i in evenly_spaced(_length(source), frames):
             yield open_image(source, size_hint=size, frame=i)
 
 
@@ -100,10 +109,10 @@ def _length(source: Any) -> int:
     if not isinstance(source, (str, os.PathLike)):
         return 1
     Image.init()
-    with reading(source):
+    with image_errors(source):
         try:
             formats = [name for name in ANIMATED if name in Image.OPEN]
-            with opened(source) as file, Image.open(file, formats=formats) as image:
+            with open_file(source) as file, Image.open(file, formats=formats) as image:
                 return getattr(image, "n_frames", 1)
         except UnidentifiedImageError:
             return 1
@@ -116,13 +125,13 @@ def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
     except ImportError:
         raise ImageError(f"{path}: videos are read with PyAV: pip install 'captioner[video]'") from None
     options, found = {"format_whitelist": CONTAINERS}, False
-    with reading(path), opened(path) as file:
+    with image_errors(path), open_file(path) as file:
         with av.open(file, "r", options=options) as clip:
             if not clip.streams.video:
                 raise ImageError(f"{path}: has sound but no images; name another file")
             # Containers may not say how many frames they have, or say it wrong. Counting packets decodes nothing.
             packets = clip.demux(clip.streams.video[0])
-            wanted = evenly(sum(packet.size > 0 and not packet.is_discard for packet in packets), frames)
+            wanted = evenly_spaced(sum(packet.size > 0 and not packet.is_discard for packet in packets), frames)
         file.seek(0)
         with av.open(file, "r", options=options) as clip:
             clip.streams.video[0].thread_type = "AUTO"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,14 +10,13 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.annotations import Example
-from captioner.data.clips import look
-from captioner.data.flip_captions import mirrored
+from captioner.data.clips import load_pixels
+from captioner.data.flip_captions import flip_caption
 from captioner.data.images import ImageError, train_transform
-from captioner.data.vocabulary import END, PAD, START, Numbered, Vocabulary, number
-from captioner.errors import UserError
+from captioner.data.vocabulary import END, PAD, START, TokenizedCaptions, Vocabulary, tokenize_all
 
 
 class Batch(NamedTuple):
@@ -41,8 +39,8 @@ class Batch(NamedTuple):
 class ImageDataset(Dataset):
     """Images by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read.
 
-    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.data.clips.look`. Among the
-    paths may be a :class:`captioner.data.addresses.StoredImage`.
+    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.data.clips.load_pixels`.
+    Among the paths may be a :class:`captioner.data.addresses.StoredImage`.
     """
 
     def __init__(self, paths: Sequence[Any], size: int, frames: int = 0) -> None:
@@ -54,7 +52,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor | ImageError:
         path = self.paths[i]
         try:
-            return look(path, self.size, self.frames)
+            return load_pixels(path, self.size, self.frames)
         except ImageError as error:
             return error
 
@@ -72,11 +70,11 @@ class CaptionDataset(Dataset):
         augment: seed of the training augmentation, or None for the evaluation transform.
         horizontal_flip: in each epoch of the training, mirror half of the images, drawn anew, and exchange left and
             right in their captions; an image with a caption of which that is not clear is never mirrored (see
-            :func:`captioner.data.flip_captions.mirrored`).
+            :func:`captioner.data.flip_captions.flip_caption`).
         by_image: items are examples with all of their captions, instead of captions.
         frames: examples are clips or albums of so many.
         mirrored_rows: (examples,) as `rows`, of the mirrored images; needed for horizontal_flip of features.
-        numbered: the captions of the examples, where they have been split into words already.
+        tokenized: the captions of the examples, where they have been split into words already.
     """
 
     def __init__(
@@ -92,16 +90,16 @@ class CaptionDataset(Dataset):
         by_image: bool = False,
         frames: int = 0,
         mirrored_rows: np.ndarray | None = None,
-        numbered: Numbered | None = None,
+        tokenized: TokenizedCaptions | None = None,
     ) -> None:
         self.frames = frames
         self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
         self.augment, self.by_image = augment, by_image
         self.mirrored_rows = mirrored_rows
         self.epoch = 0
-        if numbered is None:
-            numbered = number((c for e in examples for c in e.captions), vocabulary.level)
-        self.flat, self.lengths = vocabulary.encode_all(numbered, max_length)
+        if tokenized is None:
+            tokenized = tokenize_all((c for e in examples for c in e.captions), vocabulary.level)
+        self.flat, self.lengths = vocabulary.encode_all(tokenized, max_length)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         counts = [len(e.captions) for e in examples]
         self.example_of = np.repeat(np.arange(len(examples)), counts)
@@ -113,7 +111,7 @@ class CaptionDataset(Dataset):
             for i, text in enumerate(c for e in examples for c in e.captions):
                 if not ("left" in text.lower() or "right" in text.lower()):
                     continue
-                exchanged = mirrored(vocabulary.split(text))
+                exchanged = flip_caption(vocabulary.split(text))
                 if exchanged is None:
                     self.can_mirror[self.example_of[i]] = False
                 else:
@@ -169,118 +167,14 @@ class CaptionDataset(Dataset):
     def _image(self, i: int) -> Tensor:
         path = self.examples[i].path
         if self.augment is None:
-            return look(path, self.image_size, self.frames)
+            return load_pixels(path, self.image_size, self.frames)
         # The image's own generator: the same augmentation in whichever process and after whichever restart.
         seed = int(np.random.SeedSequence((self.augment, self.epoch, i)).generate_state(1)[0])
 
         def view(image: Image, size: int) -> Tensor:  # the same for all frames
             return train_transform(image, size, torch.Generator().manual_seed(seed))
 
-        return look(path, self.image_size, self.frames, view)
-
-
-class BucketSampler(Sampler[list[int]]):
-    """Batches of items of like length, in another order each epoch, that depends on (seed, epoch) alone.
-
-    The items are shuffled, cut into pools of `pool` batches, sorted by length within a pool, cut into batches, and
-    the batches are shuffled. Every process draws the same batches and takes each `world`-th item of every one, so that
-    the processes together do at each step what one alone would, on captions of like length. A last batch of fewer items
-    than processes is filled up from its beginning.
-
-    Args:
-        lengths: (items,) words of each.
-        batch_size: items in a batch of all processes.
-        seed: of the order.
-        rank: this process.
-        world: number of processes.
-    """
-
-    def __init__(
-        self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1, pool: int = 50
-    ) -> None:
-        self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
-        self.rank, self.world = rank, world
-        self.epoch, self.skip = 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng((self.seed, self.epoch))
-        items = random.permutation(len(self.lengths))
-        size = self.batch_size * self.pool
-        pools = [items[i : i + size] for i in range(0, len(items), size)]
-        items = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        order = random.permutation(len(batches))
-        skip, self.skip = self.skip, 0
-        for batch in (batches[i] for i in order[skip:]):
-            yield np.resize(batch, max(len(batch), self.world))[self.rank :: self.world].tolist()
-
-
-def bad_image(what: ImageError | str) -> UserError:
-    """What stops a training at an image that cannot be read."""
-    return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images to skip such images")
-
-
-class CaptionLoader(DataLoader):
-    """A DataLoader over the batches of a :class:`CaptionDataset`.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-
-    def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, ImageError):
-                raise bad_image(batch)
-            yield batch
-
-
-class ResumableLoader(CaptionLoader):
-    """A loader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
-
-    sampler: BucketSampler
-    delivered = 0
-
-    def __iter__(self) -> Any:
-        dataset: Any = self.dataset
-        dataset.epoch = self.sampler.epoch
-        self.delivered = self.sampler.skip
-        for batch in super().__iter__():
-            self.delivered += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """How far this epoch has gone."""
-        return {"delivered": self.delivered}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration begins there; after a whole epoch, at the beginning of the next one."""
-        self.sampler.skip = state["delivered"] % len(self)
-
-
-def best_device() -> str:
-    """The accelerator of this machine, for work outside a Lightning trainer."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def choose_workers(workers: int, device: str) -> int:
-    """`workers`, or for -1: none where the CPU does the network's work too, else one a core, up to 8."""
-    if workers < -1:
-        raise UserError(f"--workers is {workers}: expected -1 (choose) or more")
-    if workers >= 0:
-        return workers
-    return 0 if device == "cpu" else min(8, os.cpu_count() or 1)
-
-
-def as_batch(batch: Any) -> Any:
-    """Collate function that leaves a batch as it is."""
-    return batch
+        return load_pixels(path, self.image_size, self.frames, view)
 
 
 def read_images(
@@ -293,17 +187,17 @@ def read_images(
             read.
         errors: one for each image of the batch; None for those G.
     """
-    dataset, together = ImageDataset(paths, size, frames), clips_together(batch_size, frames)
+    dataset, together = ImageDataset(paths, size, frames), clips_per_batch(batch_size, frames)
     # Put together where they are read: each tensor that a process hands on takes an open file.
-    yield from DataLoader(dataset, together, num_workers=workers, collate_fn=partial(sifted, size=size))
+    yield from DataLoader(dataset, together, num_workers=workers, collate_fn=partial(collate_images, size=size))
 
 
-def clips_together(batch_size: int, frames: int) -> int:
+def clips_per_batch(batch_size: int, frames: int) -> int:
     """How many clips of so many frames (0: images) make a batch of so many images; 1 at least."""
     return max(1, batch_size // max(1, frames))
 
 
-def sifted(items: Sequence[Tensor | ImageError], size: int) -> tuple[Tensor, list[ImageError | None]]:
+def collate_images(items: Sequence[Tensor | ImageError], size: int) -> tuple[Tensor, list[ImageError | None]]:
     """What came of a batch of :class:`ImageDataset`, as :func:`read_images` yields it."""
     good = [item for item in items if isinstance(item, Tensor)]
     images = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)

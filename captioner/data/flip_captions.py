@@ -26,7 +26,7 @@ _WORDS = {
 WORDS = {kind: frozenset(words.split()) for kind, words in _WORDS.items()}
 
 
-def mirrored(words: Sequence[str]) -> list[str] | None:
+def flip_caption(words: Sequence[str]) -> list[str] | None:
     """As many words, true of the mirrored image; None where it is not clear whether a "left" or "right" is a side.
 
     A side is told by its neighbours ("on the left", "left of", "his right arm", "turning left"), and so is what is

@@ -53,7 +53,7 @@ class ImageError(UserError):
 
 
 @contextlib.contextmanager
-def reading(source: object) -> Iterator[None]:
+def image_errors(source: object) -> Iterator[None]:
     """Whatever goes wrong inside becomes an :class:`ImageError` that names the source."""
     try:
         yield
@@ -83,7 +83,7 @@ def open_image(
     Raises:
         ImageError: the source is missing, empty, not an image, damaged, cut short, or above MAX_PIXELS.
     """
-    with reading(source), warnings.catch_warnings():
+    with image_errors(source), warnings.catch_warnings():
         # Pillow warns of odd metadata and of sizes that we judge ourselves: nothing the user can act on
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if isinstance(source, Image.Image):
@@ -92,12 +92,12 @@ def open_image(
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), source, size_hint, frame)
         if isinstance(source, (str, os.PathLike)):
-            with opened(source) as file:
+            with open_file(source) as file:
                 return _read(file, source, size_hint, frame)
         return _read(source, source, size_hint, frame)
 
 
-def opened(path: str | os.PathLike) -> BinaryIO:
+def open_file(path: str | os.PathLike) -> BinaryIO:
     """The file of a path, or the bytes of an image in a shard, at an address or in a Parquet file, to read."""
     return path.open() if isinstance(path, StoredImage) else open_regular(path)
 

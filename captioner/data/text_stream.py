@@ -16,7 +16,7 @@ from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.errors import UserError
 
 
-def read_text(path: Path) -> str:
+def read_corpus(path: Path) -> str:
     """A text file (UTF-8), or the captions of a .json file, as ``read_references`` reads them.
 
     Captions are one a line, always in the same random order: side by side, those of one image would tell each other.

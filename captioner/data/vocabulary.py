@@ -44,7 +44,7 @@ def is_word(word: object, level: str = "word") -> bool:
 LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": list}
 
 
-class Numbered(NamedTuple):
+class TokenizedCaptions(NamedTuple):
     """Captions in words, each word by a number of its own.
 
     Attributes:
@@ -66,7 +66,7 @@ class _Numbers(dict):
         return value
 
 
-def number(captions: Iterable[str], level: str = "word") -> Numbered:
+def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCaptions:
     """The words of many captions, as LEVELS[level] finds them in each.
 
     No word reaches over a space and captions repeat themselves, so that what stands between two spaces is looked at
@@ -88,7 +88,7 @@ def number(captions: Iterable[str], level: str = "word") -> Numbered:
         place = np.repeat(start[found] - ends + size[found], size[found]) + np.arange(ends[-1] if len(ends) else 0)
         flat.append(table[place])
         lengths.append(np.diff(np.append(0, ends)[np.append(0, np.cumsum(counts))]))
-    return Numbered(list(words), np.concatenate(flat), np.concatenate(lengths))
+    return TokenizedCaptions(list(words), np.concatenate(flat), np.concatenate(lengths))
 
 
 class Vocabulary:
@@ -110,10 +110,10 @@ class Vocabulary:
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1, level: str = "word") -> Vocabulary:
         """Count the words of the training captions; those seen at least `min_count` times, commonest first."""
-        return cls.count(number(captions, level), min_count, level)
+        return cls.from_tokenized(tokenize_all(captions, level), min_count, level)
 
     @classmethod
-    def count(cls, captions: Numbered, min_count: int = 1, level: str = "word") -> Vocabulary:
+    def from_tokenized(cls, captions: TokenizedCaptions, min_count: int = 1, level: str = "word") -> Vocabulary:
         """The same of captions that are split already. What is no word, such as a control character, is left out."""
         counts = np.bincount(captions.flat, minlength=len(captions.words)).tolist()
         kept = [(-count, word) for word, count in zip(captions.words, counts, strict=True) if count >= min_count]
@@ -130,7 +130,7 @@ class Vocabulary:
         """Ids of the words, without START and END; a word that is not known is UNK."""
         return [self.ids.get(word, UNK) for word in words]
 
-    def encode_all(self, captions: Numbered, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode_all(self, captions: TokenizedCaptions, most: int) -> tuple[np.ndarray, np.ndarray]:
         """The ids of the first `most` words of each caption: (N,) int32, one after the other; (captions,) how many."""
         flat = np.array(self.encode(captions.words), dtype=np.int32)[captions.flat]
         if captions.lengths.max(initial=0) > most:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.data.annotations import Example
-from captioner.data.images import ImageError, opened, reading
+from captioner.data.images import ImageError, image_errors, open_file
 from captioner.data.shards import Member
 from captioner.errors import UserError
 from captioner.files import atomic_folder, escapes_folder, write_json
@@ -101,7 +101,7 @@ def read(path: Path | Member) -> bytes:
     Raises:
         ImageError: they cannot be read.
     """
-    with reading(path), opened(path) as file:
+    with image_errors(path), open_file(path) as file:
         return file.read()
 
 
@@ -113,7 +113,7 @@ def size(path: Path | Member) -> tuple[int, int]:
     """
     from PIL import Image
 
-    with reading(path), opened(path) as file, Image.open(file) as header:
+    with image_errors(path), open_file(path) as file, Image.open(file) as header:
         return header.size
 
 

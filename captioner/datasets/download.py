@@ -97,7 +97,7 @@ def download(
             kept = f"; {part.stat().st_size:,} bytes are kept for the next try" if part.exists() else ""
             raise UserError(f"{path.name} cannot be fetched: {'; '.join(reasons)}{kept}")
     try:
-        check(part, size, sha256)
+        verify(part, size, sha256)
     except UserError as error:
         note.unlink(missing_ok=True)
         part.unlink()
@@ -106,7 +106,7 @@ def download(
     note.unlink(missing_ok=True)
 
 
-def check(path: Path, size: int | None, sha256: str | None) -> None:
+def verify(path: Path, size: int | None, sha256: str | None) -> None:
     """See that a file is the one expected.
 
     Raises:
@@ -128,7 +128,7 @@ def check(path: Path, size: int | None, sha256: str | None) -> None:
             raise UserError(f"{path}: its SHA-256 is {digest.hexdigest()} and not {sha256}: damaged, or another file")
 
 
-def room(folder: Path, needed: int, what: str) -> None:
+def check_free_space(folder: Path, needed: int, what: str) -> None:
     """See that a disk has room for `needed` more bytes.
 
     Raises:
@@ -142,7 +142,7 @@ def room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def kept(path: Path) -> int:
+def partial_size(path: Path) -> int:
     """Bytes of `path`.part, 0 without one."""
     part, _ = _beside(path)
     return part.stat().st_size if part.exists() else 0
@@ -217,7 +217,7 @@ def _attempt(url: str, part: Path, note: Path, size: int | None, timeout: float,
                 raise _Refused(f"has {version.size:,} bytes and not {size:,}: another file")
         else:
             raise _Refused(f"HTTP {response.status} was not expected")
-        room(part.parent, (version.size or offset) - offset, f"the rest of {part.stem}")
+        check_free_space(part.parent, (version.size or offset) - offset, f"the rest of {part.stem}")
         bar.reset(version.size)
         bar.n = bar.initial = offset
         with open(part, "ab" if offset else "wb") as file:

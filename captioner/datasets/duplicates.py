@@ -54,7 +54,9 @@ def _equal_pairs(keys: np.ndarray) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def groups(digests: Sequence[bytes], hashes: np.ndarray, colours: np.ndarray, distance: int) -> list[list[int]]:
+def group_duplicates(
+    digests: Sequence[bytes], hashes: np.ndarray, colours: np.ndarray, distance: int
+) -> list[list[int]]:
     """The sets of images that are the same: equal files, or near hashes and like colours, also from one to the next.
 
     Args:

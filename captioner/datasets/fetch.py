@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioner.data.addresses import is_http
-from captioner.datasets.download import RETRIES, TIMEOUT, check, download, kept, room
+from captioner.datasets.download import RETRIES, TIMEOUT, check_free_space, download, partial_size, verify
 from captioner.errors import UserError
 from captioner.files import read_json, write_json
 
@@ -137,9 +137,11 @@ def _fetch_all(
         if absent:
             print(f"{archive.name}: {absent:,} of its files are gone or changed; once more", file=sys.stderr)
         missing.append(archive)
-    sizes = [0 if (out / a.name).exists() else max(a.size - kept(out / a.name), 0) for a in missing]
+    sizes = [0 if (out / a.name).exists() else max(a.size - partial_size(out / a.name), 0) for a in missing]
     zips = sum(sizes) if keep_archives else max(sizes, default=0)  # without, one at a time
-    room(out, zips + sum(archive.unpacked for archive in missing), "the download and what is unpacked from it")
+    check_free_space(
+        out, zips + sum(archive.unpacked for archive in missing), "the download and what is unpacked from it"
+    )
     for archive in missing:
         path = out / archive.name
         urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror] or [archive.url]
@@ -149,13 +151,13 @@ def _fetch_all(
             try:
                 download(urls, path, size, sha256, timeout, retries)
             except KeyboardInterrupt:
-                have = f"{kept(path):,} bytes are kept, and the same command goes on from there"
+                have = f"{partial_size(path):,} bytes are kept, and the same command goes on from there"
                 print(f"{path.name}: {have}", file=sys.stderr)
                 raise
         else:
             print(f"{path}: there already", file=sys.stderr)
             try:
-                check(path, size, sha256)
+                verify(path, size, sha256)
             except UserError as error:
                 raise UserError(f"{error}; remove it and fetch again") from None
         try:
@@ -208,7 +210,7 @@ def unpack(path: Path, out: Path, holds: str = "") -> dict[str, int]:
         with zipfile.ZipFile(path) as zipped:
             members = [member for member in zipped.infolist() if not _is_junk(member)]
             _check_members(path, members, holds)
-            room(out, sum(member.file_size for member in members), f"unpacking {path.name}")
+            check_free_space(out, sum(member.file_size for member in members), f"unpacking {path.name}")
             aside.mkdir()
             for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
                 zipped.extract(member, aside)

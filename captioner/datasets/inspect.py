@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from captioner.config import DataConfig
 from captioner.data.annotations import Example, read, read_named_references
-from captioner.data.dataset import as_batch, choose_workers
 from captioner.data.formats import recognise
-from captioner.data.images import ORIENTATION, ImageError, open_image, opened, reading
+from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
 from captioner.data.vocabulary import tokenize
-from captioner.datasets.duplicates import groups
+from captioner.datasets.duplicates import group_duplicates
+from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.files import read_json
 
@@ -32,7 +32,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
-class Split:
+class InspectedSplit:
     """One split of a data set, as it was read.
 
     declared: (width, height) in pixels by image id, where the annotations say it.
@@ -61,7 +61,7 @@ class Finding:
     images: list[list[tuple[str, str, Any]]] | None = None
 
 
-class Look(NamedTuple):
+class ImageFacts(NamedTuple):
     """What one look at an image says: its stored size, how it is turned, and what it looks like."""
 
     width: int
@@ -80,7 +80,7 @@ def read_split(
     columns: str | None = None,
     listed: str | None = None,
     images_needed: bool = True,
-) -> Split:
+) -> InspectedSplit:
     """Read a split, leaving out and noting what is bad.
 
     Args:
@@ -98,9 +98,11 @@ def read_split(
     if layout == "coco" and images is None and not images_needed:
         references, files = read_named_references(Path(path), listed=listed)
         named = [(image, str(files.get(image, image)), tuple(texts)) for image, texts in references.items()]
-        return Split(name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {})
+        return InspectedSplit(
+            name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {}
+        )
     examples, skipped = read(path, images, split, columns=columns, listed=listed, skip_bad=True)
-    return Split(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
+    return InspectedSplit(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
 
 
 def _declared(path: Path) -> dict[Any, tuple[int, int]]:
@@ -109,7 +111,9 @@ def _declared(path: Path) -> dict[Any, tuple[int, int]]:
     return {image: size for image, size in sizes.items() if all(isinstance(side, int) for side in size)}
 
 
-def inspect(splits: Sequence[Split], read_images: bool = True, workers: int = -1, distance: int = 4) -> dict[str, Any]:
+def inspect(
+    splits: Sequence[InspectedSplit], read_images: bool = True, workers: int = -1, distance: int = 4
+) -> dict[str, Any]:
     """Look at a data set.
 
     Args:
@@ -130,7 +134,7 @@ def inspect(splits: Sequence[Split], read_images: bool = True, workers: int = -1
     for split in splits:
         numbers.append(_captions(split, first, said, split is splits[0]))
         findings += _caption_findings(split)
-    looks: list[list[Look | ImageError]] = []
+    looks: list[list[ImageFacts | ImageError]] = []
     if read_images:
         every = look_at([example.path for split in splits for example in split.examples], workers)
         for split, number in zip(splits, numbers, strict=True):
@@ -142,11 +146,11 @@ def inspect(splits: Sequence[Split], read_images: bool = True, workers: int = -1
     return {"splits": numbers, "findings": sorted((f for f in findings if f.lines), key=lambda f: not f.serious)}
 
 
-def _words(split: Split) -> Iterable[str]:
+def _words(split: InspectedSplit) -> Iterable[str]:
     return (word for example in split.examples for caption in example.captions for word in tokenize(caption))
 
 
-def _captions(split: Split, first: Counter[str], said: set[str], is_first: bool) -> dict[str, Any]:
+def _captions(split: InspectedSplit, first: Counter[str], said: set[str], is_first: bool) -> dict[str, Any]:
     """The numbers of a split's captions; `first` counts the words of the first split, `said` are its captions."""
     captions = [tokenize(caption) for example in split.examples for caption in example.captions]
     lengths = np.array([len(caption) for caption in captions])
@@ -188,7 +192,7 @@ def _histogram(values: Iterable[int]) -> dict[int, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _caption_findings(split: Split) -> list[Finding]:
+def _caption_findings(split: InspectedSplit) -> list[Finding]:
     empty, again, long = [], [], []
     longest = DataConfig.max_length
     for example in split.examples:
@@ -205,14 +209,14 @@ def _caption_findings(split: Split) -> list[Finding]:
     ]
 
 
-def look_at(paths: Sequence[Any], workers: int = -1) -> list[Look | ImageError]:
+def look_at(paths: Sequence[Any], workers: int = -1) -> list[ImageFacts | ImageError]:
     """Look at many images, in several processes, with a progress bar on a terminal."""
     from tqdm import tqdm
 
     imagehash()  # says here, not in a worker, that it is missing
     workers = choose_workers(workers, device="")  # nothing else needs the cores
-    loader: Any = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=as_batch)
-    found: list[Look | ImageError] = []
+    loader: Any = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=list)
+    found: list[ImageFacts | ImageError] = []
     with tqdm(total=len(paths), unit=" images", disable=None) as bar:
         for batch in loader:
             found += batch
@@ -227,28 +231,28 @@ class _Looks(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Look | ImageError:
+    def __getitem__(self, i: int) -> ImageFacts | ImageError:
         try:
             return look(self.paths[i])
         except ImageError as error:
             return error
 
 
-def look(path: Any) -> Look:
+def look(path: Any) -> ImageFacts:
     """Look at an image: JPEGs are decoded at reduced size.
 
     Raises:
         ImageError: it cannot be read.
     """
     image = open_image(path, size_hint=SIDE)  # says in one line what is wrong
-    with reading(path), opened(path) as file:
+    with image_errors(path), open_file(path) as file:
         data = file.read()
     with Image.open(io.BytesIO(data)) as header:
         (width, height), turned = header.size, header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     bits = imagehash().phash(image).hash.flatten()
     colours = np.asarray(image.resize((COLOURS, COLOURS), Image.Resampling.BOX))
     number = int.from_bytes(np.packbits(bits).tobytes(), "little")
-    return Look(width, height, turned, hashlib.blake2b(data, digest_size=16).digest(), number, colours)
+    return ImageFacts(width, height, turned, hashlib.blake2b(data, digest_size=16).digest(), number, colours)
 
 
 def imagehash() -> Any:
@@ -266,9 +270,9 @@ def imagehash() -> Any:
     return package
 
 
-def _sizes(looks: Sequence[Look | ImageError]) -> dict[str, Any]:
+def _sizes(looks: Sequence[ImageFacts | ImageError]) -> dict[str, Any]:
     """Quantiles of the width and height of the images that can be read, and the commonest sizes."""
-    sizes = [(look.width, look.height) for look in looks if isinstance(look, Look)]
+    sizes = [(look.width, look.height) for look in looks if isinstance(look, ImageFacts)]
     if not sizes:
         return {}
     sides = np.array(sizes)
@@ -280,7 +284,7 @@ def _sizes(looks: Sequence[Look | ImageError]) -> dict[str, Any]:
     return found
 
 
-def _image_findings(split: Split, looks: Sequence[Look | ImageError]) -> list[Finding]:
+def _image_findings(split: InspectedSplit, looks: Sequence[ImageFacts | ImageError]) -> list[Finding]:
     bad, wrong, small, stretched = [], [], [], []
     for example, seen in zip(split.examples, looks, strict=True):
         name = example.name
@@ -303,18 +307,20 @@ def _image_findings(split: Split, looks: Sequence[Look | ImageError]) -> list[Fi
     ]
 
 
-def _same(splits: Sequence[Split], looks: Sequence[Sequence[Look | ImageError]], distance: int) -> list[Finding]:
+def _same(
+    splits: Sequence[InspectedSplit], looks: Sequence[Sequence[ImageFacts | ImageError]], distance: int
+) -> list[Finding]:
     """Images that come several times, within a split or in several; then names and ids that do."""
     seen = [
         (split, example, look)
         for split, part in zip(splits, looks, strict=False)  # none without images
         for example, look in zip(split.examples, part, strict=True)
-        if isinstance(look, Look)
+        if isinstance(look, ImageFacts)
     ]
     digests = [look.digest for _, _, look in seen]
     hashes = np.array([look.hash for _, _, look in seen], dtype=np.uint64)
     colours = np.stack([look.colours for _, _, look in seen]) if seen else np.empty((0, 1), dtype=np.uint8)
-    found = groups(digests, hashes, colours, distance) if seen else []
+    found = group_duplicates(digests, hashes, colours, distance) if seen else []
     findings, across = [], [group for group in found if len({seen[i][0].name for i in group}) > 1]
 
     def same(kind: str, heading: str, group_list: list[list[int]]) -> Finding:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from captioner import __version__
 from captioner.config import SearchConfig, ServeConfig
-from captioner.data.images import ImageError, eval_transform, open_image, reading
+from captioner.data.images import ImageError, eval_transform, image_errors, open_image
 from captioner.deploy.safe_fetch import Refused, fetch
 from captioner.errors import UserError, printable
 from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
@@ -98,7 +98,7 @@ def decode(data: bytes, size: int, most: int) -> Tensor:
     Raises:
         ImageError: it is no image, damaged, or has more pixels than `most`.
     """
-    with reading(data), Image.open(io.BytesIO(data)) as image:
+    with image_errors(data), Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > most:
             raise ImageError(f"image of {image.width} × {image.height}: has more than {most:,} pixels; scale it down")
     return eval_transform(open_image(data, size_hint=size), size)

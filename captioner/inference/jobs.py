@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from captioner.config import SearchConfig
-from captioner.data.dataset import clips_together
+from captioner.data.dataset import clips_per_batch
 from captioner.errors import UserError
 from captioner.inference.parts import Parts, Record, work
 from captioner.models.base import Caption, CaptionModel, search_ids
@@ -85,7 +85,7 @@ def caption_parts(engine: str, job: Job, folder: Path, items: Sequence[Any], mod
         UserError: an option makes no sense, a package is missing, the folder holds something else, or a process died.
     """
     search_ids(model.vocabulary, job.search)  # complain before anything is made
-    together = clips_together(job.batch_size, model.frames)
+    together = clips_per_batch(job.batch_size, model.frames)
     parts = Parts(folder, items, -(-size // together) * together, job.about())
     run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray only where they are asked for
     with parts.open():

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
-from captioner.data.dataset import ImageDataset, as_batch, clips_together, sifted
+from captioner.data.dataset import ImageDataset, clips_per_batch, collate_images
 from captioner.inference.jobs import Job, load_job, record, stopped
 from captioner.inference.parts import Parts, Record
 from captioner.models.base import CaptionModel
@@ -73,9 +73,9 @@ class Predictor(pl.LightningModule):
     def predict_dataloader(self) -> DataLoader:
         """This process's batches."""
         mine = self.todo[self.trainer.global_rank :: self.trainer.world_size]
-        together = clips_together(self.job.batch_size, self.model.frames)
+        together = clips_per_batch(self.job.batch_size, self.model.frames)
         batches = _Batches(self.parts, mine, together, self.model.image_size, self.model.frames)
-        return DataLoader(batches, batch_size=None, num_workers=self.job.workers, collate_fn=as_batch)
+        return DataLoader(batches, batch_size=None, num_workers=self.job.workers)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Left as it is: the images of a batch go there together."""
@@ -84,7 +84,7 @@ class Predictor(pl.LightningModule):
     def predict_step(self, batch: Batch, *_: Any) -> tuple[int, list[Record]]:
         """Caption a batch."""
         number, items, opened = batch
-        images, errors = sifted(opened, self.model.image_size)
+        images, errors = collate_images(opened, self.model.image_size)
         found = self.model.answers(images, errors, items, self.job.search)
         return number, [record(item, answer, self.job.search.n_best) for item, answer in zip(items, found, strict=True)]
 

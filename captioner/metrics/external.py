@@ -120,8 +120,8 @@ def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], mode
     from torchvision.transforms.functional import pil_to_tensor
     from tqdm import tqdm
 
-    from captioner.data.dataset import best_device
     from captioner.data.images import open_image
+    from captioner.devices import best_device
 
     device = best_device()
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captioner.config import IMAGES, SearchConfig
-from captioner.data.clips import look
+from captioner.data.clips import load_pixels
 from captioner.data.dataset import read_images
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.decoding.constraints import BAD_ENDINGS
@@ -195,7 +195,7 @@ class CaptionModel(nn.Module):
         together = max(1, IMAGES // max(1, self.frames))
         found: list[list[Caption]] = []
         for first in range(0, len(many), together):
-            part = [look(one, size, self.frames) for one in many[first : first + together]]
+            part = [load_pixels(one, size, self.frames) for one in many[first : first + together]]
             found += self.search(torch.stack(part).to(self.device), config, attention)
         if not all(found):
             raise UserError(f"image {found.index([])}: {NO_CAPTION}")

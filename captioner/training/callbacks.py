@@ -24,7 +24,7 @@ from torch import Tensor
 
 from captioner.config import TrainConfig
 from captioner.data.annotations import Example
-from captioner.data.clips import look
+from captioner.data.clips import load_pixels
 from captioner.data.dataset import Batch
 from captioner.data.images import ImageError
 from captioner.errors import UserError
@@ -150,7 +150,7 @@ def captioned(path: Any, frames: int, caption: str) -> np.ndarray:
 
     (H, W, 3) uint8.
     """
-    seen = look(path, SIDE, frames)  # (3, SIDE, SIDE) or (frames, 3, SIDE, SIDE)
+    seen = load_pixels(path, SIDE, frames)  # (3, SIDE, SIDE) or (frames, 3, SIDE, SIDE)
     pixels = torch.cat([*seen], dim=-1) if frames else seen
     text = "\n".join(textwrap.wrap(caption, pixels.shape[-1] // 6))
     page = Image.new("RGB", (pixels.shape[-1], SIDE + 16 * (text.count("\n") + 1) + 8), "white")

@@ -21,23 +21,14 @@ from tqdm import tqdm
 
 from captioner.config import IMAGES, DataConfig, ModelConfig
 from captioner.data.annotations import read, undisturbed
-from captioner.data.clips import album
-from captioner.data.dataset import (
-    Batch,
-    BucketSampler,
-    CaptionDataset,
-    CaptionLoader,
-    ResumableLoader,
-    as_batch,
-    bad_image,
-    best_device,
-    choose_workers,
-    read_images,
-)
+from captioner.data.clips import album_images
+from captioner.data.dataset import Batch, CaptionDataset, read_images
 from captioner.data.features import FeatureFile, feature_folder, write_features
-from captioner.data.flip_captions import mirrored
+from captioner.data.flip_captions import flip_caption
+from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader, unreadable_image
 from captioner.data.shards import Member
-from captioner.data.vocabulary import END, SPECIAL, Numbered, Vocabulary, number
+from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabulary, tokenize_all
+from captioner.devices import best_device, choose_workers
 from captioner.errors import UserError
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
 from captioner.models.captioner import vocabulary_of
@@ -71,7 +62,7 @@ def extract_features(
     for images, errors in read_images(paths, image_size, batch_size, workers, frames):
         bad = [error for error in errors if error is not None]
         if bad and not skip_bad:
-            raise bad_image(bad[0])
+            raise unreadable_image(bad[0])
         block = np.full((len(errors), *shape), np.nan, dtype=np.float16)
         if len(images):
             with torch.inference_mode():
@@ -143,7 +134,7 @@ class Split:
             if isinstance(path, Member):
                 sizes = [(name, path.size)]
             elif model.frames and path.is_dir():
-                sizes = [(os.path.join(name, inner.name), inner.stat().st_size) for inner in album(path)]
+                sizes = [(os.path.join(name, inner.name), inner.stat().st_size) for inner in album_images(path)]
             else:
                 sizes = [(name, os.stat(path).st_size)]
             images += [f"{one}\0{size}\0" for one, size in sizes]
@@ -182,7 +173,7 @@ class Split:
         file = FeatureFile.open(folder, fingerprint, shape)
         bad = file.unreadable[: len(paths)]
         if bad.any() and not data.skip_bad_images:
-            raise bad_image(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more images cannot be read")
+            raise unreadable_image(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more images cannot be read")
         self.table, self.rows = file.rows, np.flatnonzero(~bad)
         if self.mirrors:
             self.mirrored_rows = self.rows + len(paths)
@@ -274,13 +265,13 @@ class CaptionData(pl.LightningDataModule):
         if data.fraction < 1:
             self.train.keep(data.fraction, seed)
         captions = (caption for example in self.train.examples for caption in example.captions)
-        numbered = number(captions, data.level)
+        tokenized = tokenize_all(captions, data.level)
         if data.vocabulary is not None:
             self.vocabulary = vocabulary_of(Path(data.vocabulary))
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:
-            self.vocabulary = Vocabulary.count(numbered, data.min_count, data.level)
+            self.vocabulary = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(
                 f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
@@ -288,7 +279,7 @@ class CaptionData(pl.LightningDataModule):
         encoded = self.train.table is None
         # What is done once an image, and not once a caption, is worth doing for all of its captions together.
         by_image = by_image or encoded or model.grid > 0 or model.frames > 0
-        self.train_set = self._dataset(self.train, by_image, seed, numbered)
+        self.train_set = self._dataset(self.train, by_image, seed, tokenized)
         self.val_set = self._dataset(self.val, by_image=True)
 
     def check_features(self) -> None:
@@ -311,7 +302,7 @@ class CaptionData(pl.LightningDataModule):
         """What captions of the training images are worth in self-critical training."""
         words = [[self.vocabulary.split(caption) for caption in e.captions] for e in self.train.examples]
         if self.data.horizontal_flip:
-            words += [[mirrored(caption) or caption for caption in captions] for captions in words]
+            words += [[flip_caption(caption) or caption for caption in captions] for captions in words]
         most = self.data.max_length
         references = [[self.vocabulary.encode(caption)[:most] for caption in captions] for captions in words]
         return Rewards(references, END, bleu_weight)
@@ -349,7 +340,7 @@ class CaptionData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _dataset(
-        self, split: Split, by_image: bool, augment: int | None = None, numbered: Numbered | None = None
+        self, split: Split, by_image: bool, augment: int | None = None, tokenized: TokenizedCaptions | None = None
     ) -> CaptionDataset:
         return CaptionDataset(
             split.examples,
@@ -363,13 +354,13 @@ class CaptionData(pl.LightningDataModule):
             by_image,
             self.model.frames,
             split.mirrored_rows,
-            numbered,
+            tokenized,
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
         workers = choose_workers(self.data.workers, best_device()) if dataset.rows is None else 0
         pin = torch.cuda.is_available()
-        return kind(dataset, None, sampler=batches, num_workers=workers, collate_fn=as_batch, pin_memory=pin)
+        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=pin)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Row numbers become features, looked up on the device, where the table moves with the first batch."""

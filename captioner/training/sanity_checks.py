@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 
 from captioner.data.addresses import is_address
 from captioner.data.annotations import Example
-from captioner.data.images import opened
+from captioner.data.images import open_file
 from captioner.data.shards import Member
 from captioner.data.vocabulary import UNK
 from captioner.errors import UserError
@@ -102,7 +102,7 @@ def shared_images(train: Sequence[Example], val: Sequence[Example]) -> list[str]
     def digest(path: Any) -> object:
         if path not in digests:
             digests[path] = object()  # equals no other, if the file has gone
-            with suppress(OSError, UserError), opened(path) as file:
+            with suppress(OSError, UserError), open_file(path) as file:
                 digests[path] = hashlib.blake2b(file.read(), digest_size=16).digest()
         return digests[path]
 

@@ -1,4 +1,4 @@
-"""Videos, animated images and albums: evenly taken frames, in order, and one caption each from the command line."""
+"""Videos, animated images and albums: evenly spaced frames, in order, and one caption each from the command line."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner.config import SearchConfig
 from captioner.data.annotations import Example
-from captioner.data.clips import album, evenly, look
+from captioner.data.clips import album_images, evenly_spaced, load_pixels
 from captioner.data.dataset import CaptionDataset
 from captioner.data.images import ImageError, find_images
 from captioner.data.vocabulary import Vocabulary
@@ -67,12 +67,12 @@ def write_video(path, count=20, draw=grey, **options):
 
 
 def test_evenly():
-    assert evenly(8, 8) == list(range(8))
-    assert evenly(3, 8) == [0, 1, 2]
-    assert evenly(0, 8) == []
+    assert evenly_spaced(8, 8) == list(range(8))
+    assert evenly_spaced(3, 8) == [0, 1, 2]
+    assert evenly_spaced(0, 8) == []
     for available in (9, 10, 17, 100, 1001):
         for wanted in (2, 5, 8):
-            found = evenly(available, wanted)
+            found = evenly_spaced(available, wanted)
             steps = np.diff(found)
             assert (found[0], found[-1], len(found)) == (0, available - 1, wanted)
             assert steps.min() >= 1
@@ -80,32 +80,32 @@ def test_evenly():
 
 
 def test_an_animated_image_is_a_clip(gif):
-    seen = look(gif, 16, 5)
+    seen = load_pixels(gif, 16, 5)
     assert (seen.shape, seen.dtype) == ((5, 3, 16, 16), torch.uint8)
     assert numbers(seen) == [0, 5, 10, 14, 19]
-    assert numbers(look(gif, 16, 64)) == list(range(20))
-    assert look(gif, 16).shape == (3, 16, 16)  # its first frame, for a model of images
+    assert numbers(load_pixels(gif, 16, 64)) == list(range(20))
+    assert load_pixels(gif, 16).shape == (3, 16, 16)  # its first frame, for a model of images
 
 
 @pytest.mark.parametrize("suffix", ["webp", "png"])
 def test_other_animations(tmp_path, suffix):
     first, *rest = (grey(i) for i in range(6))
     first.save(tmp_path / f"clip.{suffix}", save_all=True, append_images=rest, lossless=True)
-    assert numbers(look(tmp_path / f"clip.{suffix}", 16, 3)) == [0, 3, 5]
+    assert numbers(load_pixels(tmp_path / f"clip.{suffix}", 16, 3)) == [0, 3, 5]
 
 
 def test_pages_are_no_frames_and_a_image_is_an_album_of_one(tmp_path):
     grey(4).save(tmp_path / "pages.tiff", save_all=True, append_images=[grey(5)])
     for source in (tmp_path / "pages.tiff", grey(4)):
-        seen = look(source, 16, 3)
+        seen = load_pixels(source, 16, 3)
         assert numbers(seen) == [4]
         assert not seen[1:].any()
 
 
 def test_an_album_is_in_natural_order(folder):
-    assert [path.name for path in album(folder)] == [f"photo {i}.png" for i in range(12)]
-    assert numbers(look(folder, 16, 4)) == [0, 4, 7, 11]
-    assert numbers(look(folder, 16, 20)) == list(range(12))
+    assert [path.name for path in album_images(folder)] == [f"photo {i}.png" for i in range(12)]
+    assert numbers(load_pixels(folder, 16, 4)) == [0, 4, 7, 11]
+    assert numbers(load_pixels(folder, 16, 20)) == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_an_album_is_in_natural_order(folder):
 )
 def test_a_video(tmp_path, name, options):
     path = write_video(tmp_path / name, **options)
-    assert numbers(look(path, 16, 5)) == [0, 5, 10, 14, 19]
-    assert numbers(look(path, 16, 64)) == list(range(20))
+    assert numbers(load_pixels(path, 16, 5)) == [0, 5, 10, 14, 19]
+    assert numbers(load_pixels(path, 16, 64)) == list(range(20))
 
 
 def test_a_video_is_turned_upright(tmp_path):
@@ -128,7 +128,7 @@ def test_a_video_is_turned_upright(tmp_path):
     place = content.index(b"tkhd") + 44
     matrix = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, SIDE << 16, 0, 0x40000000)
     path.write_bytes(content[:place] + matrix + content[place + len(matrix) :])
-    for frame in look(path, SIDE, 3).float():
+    for frame in load_pixels(path, SIDE, 3).float():
         assert frame[:, : SIDE // 2].mean() < 30
         assert frame[:, SIDE // 2 :].mean() > 225
 
@@ -139,7 +139,7 @@ def test_what_is_no_video_is_one_line(tmp_path, content):
     write_video(tmp_path / "secret.mp4")
     (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(ImageError, match=r"^[^\n]*clip\.mp4: [^\n]+$"):
-        look(tmp_path / "clip.mp4", 16, 4)
+        load_pixels(tmp_path / "clip.mp4", 16, 4)
 
 
 def test_a_video_that_is_cut_short_or_missing_is_one_line(tmp_path):
@@ -147,7 +147,7 @@ def test_a_video_that_is_cut_short_or_missing_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     for name in ("clip.mp4", "gone.mp4"):
         with pytest.raises(ImageError, match=rf"^[^\n]*{name}: [^\n]+$"):
-            look(tmp_path / name, 16, 4)
+            load_pixels(tmp_path / name, 16, 4)
 
 
 def test_sound_alone_is_one_line(tmp_path):
@@ -159,27 +159,27 @@ def test_sound_alone_is_one_line(tmp_path):
         for packet in (*stream.encode(frame), *stream.encode()):
             file.mux(packet)
     with pytest.raises(ImageError, match="sound but no images"):
-        look(tmp_path / "sound.mkv", 16, 4)
+        load_pixels(tmp_path / "sound.mkv", 16, 4)
 
 
 def test_without_pyav_the_line_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ImageError, match=r"^[^\n]*clip\.mp4: [^\n]*pip install 'captioner\[video\]'$"):
-        look(tmp_path / "clip.mp4", 16, 4)
+        load_pixels(tmp_path / "clip.mp4", 16, 4)
 
 
 def test_a_model_of_images_takes_no_video(tmp_path):
     with pytest.raises(ImageError, match=r"^[^\n]*clip\.mp4: is a video[^\n]*--model\.frames 8$"):
-        look(tmp_path / "clip.mp4", 16)
+        load_pixels(tmp_path / "clip.mp4", 16)
 
 
 def test_an_empty_folder_and_a_bad_image_in_an_album(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="empty: no image in this folder"):
-        look(tmp_path / "empty", 16, 4)
+        load_pixels(tmp_path / "empty", 16, 4)
     (folder / "photo 0.png").write_bytes(b"words")
     with pytest.raises(ImageError, match=r"photo 0\.png"):
-        look(folder, 16, 4)
+        load_pixels(folder, 16, 4)
 
 
 def test_find_images_with_clips(tmp_path, folder, gif):
@@ -233,7 +233,7 @@ def test_all_frames_are_augmented_alike(tmp_path):
         [Example(1, tmp_path / "album", ("a b",))], Vocabulary(["a", "b"]), 5, 16, augment=0, by_image=True, frames=4
     )
     (clip,) = data[[0]].images
-    assert not torch.equal(clip[0], look(tmp_path / "album" / "0.png", 16))
+    assert not torch.equal(clip[0], load_pixels(tmp_path / "album" / "0.png", 16))
     assert torch.equal(clip[0], clip[1])
     assert torch.equal(clip[0], clip[2])
     assert not clip[3].any()

@@ -10,16 +10,14 @@ from PIL import Image
 
 from captioner.data.annotations import Example
 from captioner.data.dataset import (
-    BucketSampler,
     CaptionDataset,
     ImageDataset,
-    ResumableLoader,
-    as_batch,
-    choose_workers,
     read_images,
 )
 from captioner.data.images import ImageError, eval_transform, open_image
+from captioner.data.samplers import BucketSampler, ResumableLoader
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
+from captioner.devices import choose_workers
 
 CAPTIONS = [("a b c", "a"), ("b b b b b b",), ("c, A!", "zebra c", "a b"), ("a b a b", "...", "c", "b", "c c")]
 VOCABULARY = Vocabulary(["a", "b", "c"])
@@ -47,7 +45,7 @@ def loader(of: CaptionDataset, batch_size: int = 8, epoch: int = 0, workers: int
     lengths = np.zeros(len(of), dtype=np.int64) if of.by_image else of.lengths
     sampler = BucketSampler(lengths, batch_size, **{"seed": 0, "pool": 3, **options})
     sampler.set_epoch(epoch)
-    return ResumableLoader(of, None, sampler=sampler, collate_fn=as_batch, num_workers=workers)
+    return ResumableLoader(of, None, sampler=sampler, num_workers=workers)
 
 
 def same(a, b) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from captioner.data.flip_captions import mirrored
+from captioner.data.flip_captions import flip_caption
 from captioner.data.vocabulary import tokenize
 
 
@@ -31,13 +31,13 @@ from captioner.data.vocabulary import tokenize
     ],
 )
 def test_captions(text, expected):
-    found = mirrored(tokenize(text))
+    found = flip_caption(tokenize(text))
     assert (None if found is None else " ".join(found)) == expected
 
 
 @pytest.mark.parametrize("text", ["the rightmost of his left-handed friends to the right", "a red dog", "he left it"])
 def test_twice_is_what_it_was(text):
     words = tokenize(text)
-    once = mirrored(words)
+    once = flip_caption(words)
     assert len(once) == len(words)
-    assert mirrored(once) == words
+    assert flip_caption(once) == words

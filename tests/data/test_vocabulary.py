@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import captioner.data.vocabulary
-from captioner.data.vocabulary import END, LEVELS, PAD, SPECIAL, START, UNK, Vocabulary, is_word, number, tokenize
+from captioner.data.vocabulary import END, LEVELS, PAD, SPECIAL, START, UNK, Vocabulary, is_word, tokenize, tokenize_all
 
 
 def test_examples_of_the_docstrings():
@@ -66,11 +66,11 @@ letters = st.one_of(st.characters(), st.sampled_from("aBΣ.,'’-:/5 \n\t\x1c\u2
 @given(st.lists(st.text(letters, max_size=20), max_size=10), st.sampled_from(sorted(LEVELS)), st.integers(1, 5))
 def test_many_captions_are_split_as_each_of_them(captions, level, most):
     split = [LEVELS[level](caption) for caption in captions]
-    found = number(captions, level)
+    found = tokenize_all(captions, level)
     assert found.lengths.tolist() == [len(words) for words in split]
     assert [found.words[i] for i in found.flat] == [word for words in split for word in words]
     assert len(set(found.words)) == len(found.words)
-    vocabulary = Vocabulary.count(found, 2, level)
+    vocabulary = Vocabulary.from_tokenized(found, 2, level)
     flat, lengths = vocabulary.encode_all(found, most)
     assert lengths.tolist() == [len(words[:most]) for words in split]
     assert flat.tolist() == [i for words in split for i in vocabulary.encode(words)[:most]]

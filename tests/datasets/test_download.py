@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.datasets import download as module
-from captioner.datasets.download import download, kept
+from captioner.datasets.download import download, partial_size
 from captioner.errors import UserError
 
 DATA = random.Random(0).randbytes(100_000)
@@ -178,7 +178,7 @@ def test_refusals_are_not_tried_again(tmp_path, server, get, answer, says):
 def test_a_page_does_not_cost_the_part(tmp_path, server, get):
     line = refused(tmp_path, get, {"cut": 40_000}, {"html": True})
     assert "40,000 bytes are kept" in line
-    assert kept(tmp_path / "a.zip") == 40_000
+    assert partial_size(tmp_path / "a.zip") == 40_000
     assert get() == DATA
     assert server.log[-1][1] == "bytes=40000-"
 

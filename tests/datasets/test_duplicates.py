@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.datasets.duplicates import groups, near_pairs
+from captioner.datasets.duplicates import group_duplicates, near_pairs
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 16), st.data())
@@ -26,6 +26,6 @@ def test_groups_need_equal_bytes_or_near_hashes_and_like_colours():
     hashes = np.array([0, 0, 1, 2**63, 0], dtype=np.uint64)
     colours = np.array([10, 200, 12, 90, 11], dtype=np.uint8)[:, None]
     digests = [b"a", b"b", b"c", b"b", b"d"]
-    assert groups(digests, hashes, colours, 0) == [[0, 4], [1, 3]]
-    assert groups(digests, hashes, colours, 1) == [[0, 2, 4], [1, 3]]
-    assert groups([b"a"], hashes[:1], colours[:1], 4) == []
+    assert group_duplicates(digests, hashes, colours, 0) == [[0, 4], [1, 3]]
+    assert group_duplicates(digests, hashes, colours, 1) == [[0, 2, 4], [1, 3]]
+    assert group_duplicates([b"a"], hashes[:1], colours[:1], 4) == []

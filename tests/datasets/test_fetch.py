@@ -372,7 +372,7 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     from captioner.cli import train
     from captioner.data.annotations import read_coco
 
-    monkeypatch.setattr(fetch, "room", lambda *_: None)  # for 40 GB
+    monkeypatch.setattr(fetch, "check_free_space", lambda *_: None)  # for 40 GB
     out = tmp_path / "my set"
     with Hostile() as server:
         server.files |= host(name, tmp_path)
@@ -409,7 +409,7 @@ def test_annotations_of_something_else(cli, tmp_path, text):
 
 @pytest.mark.parametrize("name", ["coco2014", "karpathy"])
 def test_known_sums_are_asked_for(monkeypatch, cli, tmp_path, name):
-    monkeypatch.setattr(fetch, "room", lambda *_: None)
+    monkeypatch.setattr(fetch, "check_free_space", lambda *_: None)
     with Hostile() as server:
         server.files |= host(name, tmp_path)
         code, _, err = cli("data", "fetch", name, "--out", tmp_path / "set", "--mirror", server.url)

@@ -159,7 +159,7 @@ def annotations(data: bytes, folder: Path) -> None:
     """Read it as everything that it can be: examples, references, results, for a vocabulary, metrics and a report."""
     from captioner.data.annotations import match, read, read_named_references, read_results
     from captioner.data.vocabulary import Vocabulary
-    from captioner.datasets.inspect import Split, inspect
+    from captioner.datasets.inspect import InspectedSplit, inspect
     from captioner.metrics import ptb_tokenize
 
     endings = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
@@ -191,7 +191,7 @@ def annotations(data: bytes, folder: Path) -> None:
         vocabulary = Vocabulary.build(text for example in examples for text in example.captions)
         ptb_tokenize(examples[0].captions[0])
         vocabulary.encode(vocabulary.split(examples[0].captions[0]))
-        inspect([Split("train", str(file), "coco", examples, [], {})], read_images=False)
+        inspect([InspectedSplit("train", str(file), "coco", examples, [], {})], read_images=False)
     if len(refused) == len(answers):
         raise refused[0]
 

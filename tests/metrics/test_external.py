@@ -226,7 +226,7 @@ def test_clip_score(tmp_path, capfd, monkeypatch):
     captions = ["a dog", "two dogs run", "", "a very long caption " * 9, "b"]
     capfd.readouterr()
     monkeypatch.setattr(external, "IMAGES", 2)
-    monkeypatch.setattr("captioner.data.dataset.best_device", lambda: "cpu")
+    monkeypatch.setattr("captioner.devices.best_device", lambda: "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a caption that was cut
         score = external.clip_score(images, captions, str(tmp_path / "clip"))

@@ -104,11 +104,11 @@ def test_the_end_is_held_out_between_lines():
 
 def test_captions_are_lines_in_random_order(tiny):
     annotations = json.loads(tiny.annotations("train").read_text())["annotations"]
-    lines = text.read_text(tiny.annotations("train")).split("\n")
+    lines = text.read_corpus(tiny.annotations("train")).split("\n")
     written = [" ".join(a["caption"].split()) for a in annotations]
     assert sorted(lines) == sorted(written)
     assert lines != written
-    assert lines == text.read_text(tiny.annotations("train")).split("\n")
+    assert lines == text.read_corpus(tiny.annotations("train")).split("\n")
 
 
 # ---- truncated backpropagation through time
