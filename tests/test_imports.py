@@ -140,7 +140,7 @@ def test_predict_never_reaches_lightning():
     ("code", "absent"),
     [
         ("import captioner", {"torch", "numpy", "PIL"}),
-        ("import captioner.metrics", {"torch", "pytorch_lightning", "nltk"}),
+        ("import captioner.metrics", {"torch", "pytorch_lightning", "nltk", "pycocoevalcap"}),
         ("import captioner.models.captioner", {"pytorch_lightning", "tensorboard", "nltk"}),
         ("from captioner.__main__ import main; main(['--help'])", {"torch", "pytorch_lightning"}),
         (

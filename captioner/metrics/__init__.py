@@ -1,10 +1,12 @@
-"""Captions to numbers: BLEU, ROUGE-L and CIDEr-D with coco-caption's values; needs neither torch nor Lightning.
+"""From captions to numbers: BLEU, ROUGE-L and CIDEr-D with coco-caption's values, intervals and a paired test.
 
-The functions of :mod:`captioner.metrics.scores` are available here: ``captioner.metrics.score(references,
-hypotheses)``.
+The public functions can be imported from here, without torch, Lightning or nltk. Example::
+
+    captioner.metrics.score(references, hypotheses, tokenizer="ptb")
 """
 
-from captioner.metrics.ptb_tokenizer import ptb_tokenize
+# ruff: noqa: F401
+from captioner.metrics.ptb_tokenizer import ptb_tokenize, ptb_tokenize_all
 from captioner.metrics.scores import (
     NAMES,
     PerImage,
@@ -13,10 +15,10 @@ from captioner.metrics.scores import (
     bleu_from_counts,
     cider,
     cider_d,
+    corpus_scores,
     distinct,
     distinct_n,
-    ending_in,
-    from_sums,
+    ending_share,
     nltk_bleu,
     per_image,
     rouge_l,
@@ -25,25 +27,4 @@ from captioner.metrics.scores import (
     self_bleu,
     vocabulary_used,
 )
-
-__all__ = [
-    "NAMES",
-    "PerImage",
-    "bleu",
-    "bleu_counts",
-    "bleu_from_counts",
-    "cider",
-    "cider_d",
-    "distinct",
-    "distinct_n",
-    "ending_in",
-    "from_sums",
-    "nltk_bleu",
-    "per_image",
-    "ptb_tokenize",
-    "rouge_l",
-    "score",
-    "seen_share",
-    "self_bleu",
-    "vocabulary_used",
-]
+from captioner.metrics.significance import compare, intervals

@@ -1,10 +1,10 @@
 """How close captions come to references: BLEU, ROUGE-L and CIDEr-D with coco-caption's numbers, without Java.
 
-Everything here is a pure function of words already tokenised. ``references`` holds N images with one or more captions
-each (any number), ``hypotheses`` holds N captions; both in the same order. A caption is a sequence of words and may be
-empty; a word is anything that can be hashed. No image at all, different N, an image without references or a string
-where words are expected raise ``ValueError``. Single functions return coco-caption's own scale (0 to 1, CIDEr 0 to 10);
-:func:`score` returns what papers print (times 100). docs/metrics.md compares the definitions with those of others.
+Everything here is a pure function of tokenised captions. ``references`` has one or more captions for each of N images,
+``hypotheses`` one caption for each, in the same order. A caption is a sequence of words and may be empty; a word is
+anything that can be hashed. ``ValueError`` is raised for no image, different N, an image without references, and a
+string where words are expected. Single functions return coco-caption's own scale (0 to 1, CIDEr 0 to 10), :func:`score`
+returns what papers print (times 100). docs/metrics.md compares the definitions with those of other libraries.
 """
 
 import warnings
@@ -23,12 +23,12 @@ TINY, SMALL = 1e-15, 1e-9  # coco-caption's guards against 0/0 in BLEU; they are
 BETA = 1.2  # ROUGE-L: recall weighs more than precision
 SIGMA = 6.0  # CIDEr-D: tolerance for a difference in length, in words
 ORDER = 4
-LCS_CELLS = 1 << 15  # of a row of the tables of the longest common subsequence, all pairs together
+LCS_CELLS = 1 << 15  # cells in a row of the tables of longest common subsequences, all pairs together
 NAMES = (*(f"BLEU-{n}" for n in range(1, ORDER + 1)), "ROUGE-L", "CIDEr")
 
 
 class PerImage(NamedTuple):
-    """What the corpus scores of N images, their intervals and comparisons are computed from."""
+    """Statistics of N images from which corpus scores, their intervals and comparisons are computed."""
 
     counts: np.ndarray
     """(N, 10) int64, see :func:`bleu_counts`."""
@@ -38,13 +38,13 @@ class PerImage(NamedTuple):
     """(N,) CIDEr-D, 0..10."""
 
     def table(self) -> np.ndarray:
-        """(N, 12) float: the three side by side, for sums over images that :func:`from_sums` takes."""
+        """(N, 12) float: the three side by side; :func:`corpus_scores` takes sums of the rows."""
         return np.column_stack(self)
 
 
 def per_image(references: References, hypotheses: Sequence[Caption]) -> PerImage:
-    """BLEU's counts, ROUGE-L and CIDEr-D of each image; the words are gone through once."""
-    corpus = _checked(references, hypotheses)
+    """BLEU's counts, ROUGE-L and CIDEr-D of each image, from one pass over the words."""
+    corpus = _Corpus(hypotheses, references)
     matches, cosines = [], np.zeros(len(corpus.size))
     for grams in corpus.grams(ORDER):
         matches.append(_matches(corpus, grams))
@@ -52,8 +52,8 @@ def per_image(references: References, hypotheses: Sequence[Caption]) -> PerImage
     return PerImage(_bleu_counts(corpus, matches), _rouge_l(corpus), _cider(corpus, cosines * _length_penalty(corpus)))
 
 
-def from_sums(sums: np.ndarray, images: int) -> np.ndarray:
-    """(..., 12) sums of rows of :meth:`PerImage.table`, so many rows each → (..., 6) scores :data:`NAMES`, 0..100.
+def corpus_scores(sums: np.ndarray, images: int) -> np.ndarray:
+    """(..., 12) sums of `images` rows of :meth:`PerImage.table` → (..., 6) scores :data:`NAMES`, 0..100.
 
     BLEU is that of the summed counts, ROUGE-L and CIDEr-D are means. A perfect CIDEr-D is 1000.
     """
@@ -61,12 +61,12 @@ def from_sums(sums: np.ndarray, images: int) -> np.ndarray:
 
 
 def bleu_counts(references: References, hypotheses: Sequence[Caption], order: int = ORDER) -> np.ndarray:
-    """What BLEU is made of, (N, 2·order + 2) int64; rows of several images, processes or a resample add up.
+    """The integers that BLEU is computed from, (N, 2·order + 2) int64; sums of rows are those of a set of images.
 
     Columns: n-grams that match for n = 1..order (clipped by the largest count in any one reference), n-grams for
     n = 1..order, words c, and words r of the reference closest in length, of two equally close ones the shorter.
     """
-    corpus = _checked(references, hypotheses)
+    corpus = _Corpus(hypotheses, references)
     return _bleu_counts(corpus, [_matches(corpus, grams) for grams in corpus.grams(order)])
 
 
@@ -94,18 +94,18 @@ def bleu(references: References, hypotheses: Sequence[Caption], order: int = ORD
 def nltk_bleu(references: References, hypotheses: Sequence[Caption]) -> list[float]:
     """BLEU-1 to BLEU-4 by ``nltk.translate.bleu_score.corpus_bleu`` without smoothing, 0..1: a check on :func:`bleu`.
 
-    Both clip alike and choose the same reference length. They agree to 1e-6 unless, by definition,
+    They agree to 1e-6 except by definition in two cases:
 
     - a caption is shorter than n words: nltk still counts one n-gram for it, so its BLEU-n and above are lower;
-    - an order has no match in the whole corpus: nltk, without the constants 1e-15 and 1e-9, gives nearly (1e-77 or
-      less) or exactly 0, :func:`bleu` a little more (some 1e-5).
+    - an order has no match in the whole corpus: nltk, without the constants 1e-15 and 1e-9, gives 0 or 1e-77 or less,
+      :func:`bleu` about 1e-5.
     """
     from nltk.translate.bleu_score import corpus_bleu
 
-    _check(references, hypotheses)
+    _check(hypotheses, references)
     weights = [(1 / n,) * n for n in range(1, ORDER + 1)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an order without a match; documented above
+        warnings.simplefilter("ignore", UserWarning)  # an order without a match
         return [float(value) for value in corpus_bleu(references, hypotheses, weights=weights)]
 
 
@@ -113,10 +113,10 @@ def rouge_l(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
     """ROUGE-L of each image (Lin 2004), (N,) in 0..1; the corpus score is the mean.
 
     With L the longest common subsequence of words, P = max L/|hypothesis| and R = max L/|reference|, each maximised
-    over the references on its own, F = (1 + β²)·P·R / (R + β²·P), β = 1.2. An empty caption counts as one empty word,
-    as in coco-caption: 0 against anything but another empty caption.
+    over the references separately, F = (1 + β²)·P·R / (R + β²·P), β = 1.2. An empty caption counts as one empty word,
+    as in coco-caption: it scores 0 except against another empty caption.
     """
-    return _rouge_l(_checked(references, hypotheses))
+    return _rouge_l(_Corpus(hypotheses, references))
 
 
 def cider_d(references: References, hypotheses: Sequence[Caption]) -> np.ndarray:
@@ -127,10 +127,10 @@ def cider_d(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
 
         CIDEr-D = 10 · mean over n = 1..4 and references of  Σ min(h, r)·r / (‖h‖·‖r‖) · exp(−Δ² / 2σ²),  σ = 6
 
-    This is what coco-caption prints as CIDEr. The idf comes from ``references``, so scores on different sets of images
+    This is what coco-caption prints as CIDEr. The idf depends on ``references``, so scores on different sets of images
     are not comparable; N = 1 gives 0.
     """
-    corpus = _checked(references, hypotheses)
+    corpus = _Corpus(hypotheses, references)
     cosines = np.sum([_cosines(corpus, grams, clip=True) for grams in corpus.grams(ORDER)], axis=0)
     return _cider(corpus, cosines * _length_penalty(corpus))
 
@@ -138,64 +138,60 @@ def cider_d(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
 def cider(references: References, hypotheses: Sequence[Caption]) -> np.ndarray:
     """Plain CIDEr of each image (Vedantam et al. 2015, section 4), (N,) in 0..10; the corpus score is the mean.
 
-    The cosine Σ h·r / (‖h‖·‖r‖) in place of :func:`cider_d`'s clipped and length-penalised one: repeating a word that
-    is worth much pays. Times 10 and with unstemmed words, as the authors' code has it; the paper stems, does not scale.
+    The cosine Σ h·r / (‖h‖·‖r‖) without the clipping and the length penalty of :func:`cider_d`, so repeating a rare
+    word raises it. Times 10 and with unstemmed words, as in the authors' code; the paper stems and does not scale.
     """
-    corpus = _checked(references, hypotheses)
+    corpus = _Corpus(hypotheses, references)
     return _cider(corpus, np.sum([_cosines(corpus, grams, clip=False) for grams in corpus.grams(ORDER)], axis=0))
 
 
 def distinct(hypotheses: Sequence[Caption]) -> float:
-    """Share of distinct captions, 0..1: one caption for every image gives 1/N, a different one for each gives 1."""
-    _check_captions(hypotheses)
+    """Distinct captions over all captions, 0..1: the same caption for every image gives 1/N."""
+    _check(hypotheses)
     return len({tuple(words) for words in hypotheses}) / len(hypotheses)
 
 
 def distinct_n(hypotheses: Sequence[Caption], n: int) -> float:
-    """Different n-grams of all captions over all their n-grams, 0..1 (Li et al. 2016); 0 if there are none.
+    """Distinct n-grams over all n-grams of all captions, 0..1 (Li et al. 2016); 0 if there are none.
 
-    It falls as captions are added, so only sets of about the same size and length compare.
+    It falls as captions are added, so only sets of similar size and length are comparable.
     """
-    _check_captions(hypotheses)
-    *_, grams = _Corpus([[]] * len(hypotheses), hypotheses).grams(n)
+    *_, grams = _Corpus(hypotheses).grams(n)
     return _distinct_n(grams)
 
 
-def ending_in(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> float:
+def ending_share(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> float:
     """Share of the captions whose last word is one of `words`, 0..1."""
-    _check_captions(hypotheses)
+    _check(hypotheses)
     endings = set(words)
     return sum(bool(caption) and caption[-1] in endings for caption in hypotheses) / len(hypotheses)
 
 
 def vocabulary_used(hypotheses: Sequence[Caption]) -> int:
-    """How many different words the captions have."""
-    _check_captions(hypotheses)
+    """Number of distinct words in the captions."""
+    _check(hypotheses)
     return len(set(chain.from_iterable(hypotheses)))
 
 
 def self_bleu(hypotheses: Sequence[Caption], order: int = ORDER) -> float:
     """Mean BLEU-``order`` of each caption with all others as references, 0..1 (Zhu et al. 2018); lower is more diverse.
 
-    BLEU of single captions is coco-caption's, as in :func:`bleu_from_counts`. One caption alone gives 0.
+    BLEU of single captions is coco-caption's, as in :func:`bleu_from_counts`. A single caption gives 0.
     """
-    _check_captions(hypotheses)
-    corpus = _Corpus([[]] * len(hypotheses), hypotheses)
+    corpus = _Corpus(hypotheses)
     return _self_bleu(corpus, [_matches_of_others(corpus, grams) for grams in corpus.grams(order)])
 
 
 def seen_share(hypotheses: Sequence[Caption], training: Iterable[Caption]) -> float:
-    """Share of the captions that stand word for word among the training captions, 0..1."""
-    _check_captions(hypotheses)
+    """Share of the captions that are, word for word, among the training captions, 0..1."""
+    _check(hypotheses)
     captions = [tuple(words) for words in hypotheses]
-    wanted = set(captions)
-    seen = set()
+    unseen = set(captions)
     for words in training:
         if isinstance(words, str):
             raise ValueError("a training caption must be a sequence of words, not one string; tokenise it first")
-        if (caption := tuple(words)) in wanted:
-            seen.add(caption)
-    return sum(caption in seen for caption in captions) / len(captions)
+        unseen.discard(tuple(words))
+    return sum(caption not in unseen for caption in captions) / len(captions)
 
 
 def score(
@@ -205,7 +201,7 @@ def score(
     nltk: bool = False,
     images: PerImage | None = None,
 ) -> dict[str, Any]:
-    """Every number that is reported, in full precision, with the signature that makes it comparable.
+    """All scores in full precision, with the signature that makes them comparable.
 
     Scores are 100 times coco-caption's (its CIDEr of 0.52 is 52, and a perfect caption reaches 1000), ``distinct``,
     ``distinct-1``, ``distinct-2`` and ``self-BLEU-4`` are in per cent, ``mean_length`` in words.
@@ -213,13 +209,12 @@ def score(
     Args:
         references: captions of N images.
         hypotheses: a caption for each.
-        tokenizer: how the words were made; it goes into the signature.
-        nltk: add nltk's BLEU, which takes longer than all the rest together.
-        images: :func:`per_image` of the same captions, where it is known.
+        tokenizer: how the words were made, for the signature.
+        nltk: add nltk's BLEU, which takes longer than everything else together.
+        images: :func:`per_image` of the same captions, where it is computed already.
     """
-    _check(references, hypotheses)
     images = per_image(references, hypotheses) if images is None else images
-    scores = dict(zip(NAMES, from_sums(images.table().sum(axis=0), len(hypotheses)).tolist(), strict=True))
+    scores = dict(zip(NAMES, corpus_scores(images.table().sum(axis=0), len(hypotheses)).tolist(), strict=True))
     sizes = [len(refs) for refs in references]
     refs = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
     result = {
@@ -240,83 +235,94 @@ def score(
 
 
 class _Grams(NamedTuple):
-    """The n-grams of one n: a row for each different one of each caption, by image, n-gram and caption.
+    """The n-grams of one n: a row for each distinct n-gram of each caption, sorted by image, n-gram and caption.
 
-    Rows of one image and n-gram are a group; the hypothesis, where it has the n-gram, is the first of its group.
+    The rows of one image and n-gram are a group; if the hypothesis has the n-gram, its row is the first of the group.
+
+    Example, n = 1, an image with the hypothesis "a b a" (caption 0) and the references "a" (1) and "b c" (2)::
+
+        caption 0 1 0 2 2,  gram a a b b c,  count 2 1 1 1 1,  first 0 2 4,  rows 2 2 1
     """
 
-    caption: np.ndarray  # (rows,)
-    gram: np.ndarray  # (rows,) 0..kinds − 1
-    times: np.ndarray  # (rows,) how often the caption has it
-    first: np.ndarray  # (groups,) row where the group begins
-    length: np.ndarray  # (groups,) its rows
-    ours: np.ndarray  # (rows,) bool: a row of a hypothesis
-    kinds: int  # different n-grams of the whole corpus
+    caption: np.ndarray  # (R,)
+    gram: np.ndarray  # (R,) id 0..distinct − 1
+    count: np.ndarray  # (R,) occurrences in the caption
+    is_hypothesis: np.ndarray  # (R,) bool
+    first: np.ndarray  # (G,) first row of each group
+    rows: np.ndarray  # (G,) number of rows of each group
+    distinct: int  # n-grams of the whole corpus
 
 
 class _Corpus:
-    """C captions one after the other: for each image the hypothesis, then its references. All arrays are int64."""
+    """C captions in a row: of each image the hypothesis, then its references. All arrays are int64."""
 
-    def __init__(self, references: References, hypotheses: Sequence[Caption]) -> None:
-        captions = [words for refs, ours in zip(references, hypotheses, strict=True) for words in (ours, *refs)]
+    def __init__(self, hypotheses: Sequence[Caption], references: References | None = None) -> None:
+        _check(hypotheses, references)
+        refs: References = [[]] * len(hypotheses) if references is None else references
+        captions = [words for hypothesis, image in zip(hypotheses, refs, strict=True) for words in (hypothesis, *image)]
         flat = list(chain.from_iterable(captions))
         ids = {word: i for i, word in enumerate(dict.fromkeys(flat))}
         self.vocabulary = len(ids)
         self.words = np.fromiter(map(ids.__getitem__, flat), np.int64, len(flat))  # (T,) 0..vocabulary − 1
-        self.size = np.fromiter(map(len, captions), np.int64, len(captions))  # (C,) words
-        self.start = np.cumsum(self.size) - self.size  # (C,) the caption's first word
-        self.references = np.fromiter(map(len, references), np.int64, len(references))  # (N,) how many
-        self.first = np.cumsum(self.references) - self.references  # (N,) the image's first place in `reference`
-        self.image = np.repeat(np.arange(len(references)), self.references + 1)  # (C,)
-        self.hypothesis = self.first + np.arange(len(references))  # (N,) which caption
-        self.reference = np.delete(np.arange(len(captions)), self.hypothesis)  # (C − N,) which captions
+        self.size = np.fromiter(map(len, captions), np.int64, len(captions))  # (C,) words of each caption
+        self.start = np.cumsum(self.size) - self.size  # (C,) its first word
+        self.references = np.fromiter(map(len, refs), np.int64, len(refs))  # (N,) number of each image's references
+        self.first = np.cumsum(self.references) - self.references  # (N,) its first place in `reference`
+        self.image = np.repeat(np.arange(len(refs)), self.references + 1)  # (C,)
+        self.hypothesis = self.first + np.arange(len(refs))  # (N,) captions that are hypotheses
+        self.reference = np.delete(np.arange(len(captions)), self.hypothesis)  # (C − N,) captions that are references
 
     def grams(self, order: int) -> Iterator[_Grams]:
-        """The n-grams for n = 1..order: an n-gram is an (n − 1)-gram and a word."""
-        caption = np.repeat(np.arange(len(self.size)), self.size)
-        end = np.repeat(self.start + self.size, self.size)
-        place, gram, kinds = np.arange(len(self.words)), self.words, self.vocabulary
+        """The n-grams for n = 1..order. The id of an n-gram numbers the pairs of an (n − 1)-gram and a word.
+
+        Example: "a b a" has the word ids 0 1 0. Its bigrams are the pairs (0, 1) and (1, 0), as one number, with two
+        words in the vocabulary, 0 · 2 + 1 = 1 and 1 · 2 + 0 = 2; their ids are the ranks of these numbers, 0 and 1.
+        """
+        caption = np.repeat(np.arange(len(self.size)), self.size)  # (T,) of each n-gram, by its first word
+        end = np.repeat(self.start + self.size, self.size)  # (T,)
+        place, gram, distinct = np.arange(len(self.words)), self.words, self.vocabulary
         most = 1 + int(self.references.max())  # captions of an image
         for n in range(1, order + 1):
             if n > 1:
                 fits = place + n <= end
                 place, end, caption, gram = place[fits], end[fits], caption[fits], gram[fits]
-                different, gram = np.unique(gram * self.vocabulary + self.words[place + n - 1], return_inverse=True)
-                kinds = len(different)
+                pairs, gram = np.unique(gram * self.vocabulary + self.words[place + n - 1], return_inverse=True)
+                distinct = len(pairs)
             image = self.image[caption]
-            key = (image * kinds + gram) * most + caption - self.hypothesis[image]
-            key, count = np.unique(key, return_counts=True)
-            pair = key // most  # image and n-gram
-            first = np.flatnonzero(np.diff(pair, prepend=-1))
-            image = pair // max(1, kinds)
-            number = key - pair * most  # of the caption among those of its image
+            key = (image * distinct + gram) * most + caption - self.hypothesis[image]  # image, n-gram, caption
+            key, count = np.unique(key, return_counts=True)  # (R,)
+            group, number = np.divmod(key, most)  # image and n-gram; 0 is the hypothesis, 1 the first reference
+            image, gram_of_row = np.divmod(group, max(1, distinct))
+            first = np.flatnonzero(np.diff(group, prepend=-1))
             yield _Grams(
                 caption=self.hypothesis[image] + number,
-                gram=pair - image * kinds,
-                times=count,
+                gram=gram_of_row,
+                count=count,
+                is_hypothesis=number == 0,
                 first=first,
-                length=np.diff(first, append=len(pair)),
-                ours=number == 0,
-                kinds=kinds,
+                rows=np.diff(first, append=len(group)),
+                distinct=distinct,
             )
 
 
 def _matches(corpus: _Corpus, grams: _Grams) -> np.ndarray:
-    """(N,) n-grams of the hypothesis, clipped by the largest count in a reference of the same image."""
-    hypothesis = np.where(grams.ours, grams.times, 0)[grams.first]
-    largest = np.maximum.reduceat(np.where(grams.ours, 0, grams.times), grams.first) if len(grams.first) else 0
-    image = corpus.image[grams.caption[grams.first]]
-    return np.bincount(image, np.minimum(hypothesis, largest), len(corpus.references))
+    """(N,) n-grams of the hypothesis, each clipped by its largest count in a reference of the image.
+
+    Example: hypothesis "a a b b", references "a" and "a a b". a counts min(2, 2), b min(2, 1): 3 matches.
+    """
+    ours = np.where(grams.is_hypothesis, grams.count, 0)[grams.first]  # (G,)
+    largest = np.maximum.reduceat(np.where(grams.is_hypothesis, 0, grams.count), grams.first) if len(grams.first) else 0
+    image = corpus.image[grams.caption[grams.first]]  # (G,)
+    return np.bincount(image, np.minimum(ours, largest), len(corpus.references))
 
 
 def _bleu_counts(corpus: _Corpus, matches: Sequence[np.ndarray]) -> np.ndarray:
     """(N, 2·order + 2) int64 from the matches (N,) of each order."""
-    size = corpus.size[corpus.hypothesis]
-    lengths = corpus.size[corpus.reference]
-    distance = abs(lengths - np.repeat(size, corpus.references))
-    # sorted by image, distance, length: the first of each image is its closest
-    closest = lengths[np.lexsort((lengths, distance, np.repeat(np.arange(len(size)), corpus.references)))][corpus.first]
-    return _columns(matches, size, closest)
+    size = corpus.size[corpus.hypothesis]  # (N,)
+    lengths = corpus.size[corpus.reference]  # (C − N,)
+    image = np.repeat(np.arange(len(size)), corpus.references)  # (C − N,)
+    by_distance = np.lexsort((lengths, abs(lengths - size[image]), image))  # by image, distance, length
+    return _columns(matches, size, closest=lengths[by_distance][corpus.first])
 
 
 def _columns(matches: Sequence[np.ndarray], size: np.ndarray, closest: np.ndarray) -> np.ndarray:
@@ -325,21 +331,21 @@ def _columns(matches: Sequence[np.ndarray], size: np.ndarray, closest: np.ndarra
 
 
 def _cosines(corpus: _Corpus, grams: _Grams, clip: bool) -> np.ndarray:
-    """(C,) likeness of each caption to its image's hypothesis in the n-grams of one n, 0..1."""
-    hypothesis, captions = grams.ours[grams.first], len(corpus.size)
-    images = np.bincount(grams.gram[grams.first][grams.length > hypothesis], minlength=grams.kinds)
+    """(C,) cosine, 0..1, of each caption and its image's hypothesis; `clip` limits the latter's weights."""
+    has_hypothesis, captions = grams.is_hypothesis[grams.first], len(corpus.size)  # (G,)
+    images = np.bincount(grams.gram[grams.first][grams.rows > has_hypothesis], minlength=grams.distinct)
     logs = np.log(np.arange(1, len(corpus.references) + 1))
-    idf = logs[-1] - logs[np.maximum(images, 1) - 1]
-    weight = grams.times * idf[grams.gram]
-    ours = np.repeat(np.where(hypothesis, weight[grams.first], 0), grams.length)
-    norm = np.sqrt(np.bincount(grams.caption, weight**2, captions))
+    idf = logs[-1] - logs[np.maximum(images, 1) - 1]  # (distinct,)
+    weight = grams.count * idf[grams.gram]  # (R,)
+    ours = np.repeat(np.where(has_hypothesis, weight[grams.first], 0), grams.rows)  # (R,) the hypothesis's weight
+    norm = np.sqrt(np.bincount(grams.caption, weight**2, captions))  # (C,)
     norm *= norm[corpus.hypothesis[corpus.image]]
     shared = np.bincount(grams.caption, (np.minimum(ours, weight) if clip else ours) * weight, captions)
     return np.divide(shared, norm, out=np.zeros(captions), where=norm > 0)
 
 
 def _length_penalty(corpus: _Corpus) -> np.ndarray:
-    """(C,) CIDEr-D's Gauss curve of the difference in words: also that in bigrams, unless a caption is empty."""
+    """(C,) CIDEr-D's Gaussian of the difference in words, which is that in bigrams unless a caption is empty."""
     delta = corpus.size - corpus.size[corpus.hypothesis[corpus.image]]
     return np.exp(-(delta**2) / (2 * SIGMA**2))
 
@@ -354,23 +360,25 @@ def _rouge_l(corpus: _Corpus) -> np.ndarray:
     common = _common_subsequences(corpus)
     precision = np.maximum.reduceat(common, corpus.first) / size[corpus.hypothesis]
     recall = np.maximum.reduceat(common / size[corpus.reference], corpus.first)
-    below = recall + BETA**2 * precision
-    return np.divide((1 + BETA**2) * precision * recall, below, out=np.zeros(len(below)), where=below > 0)
+    divisor = recall + BETA**2 * precision
+    return np.divide((1 + BETA**2) * precision * recall, divisor, out=np.zeros(len(divisor)), where=divisor > 0)
 
 
 def _common_subsequences(corpus: _Corpus) -> np.ndarray:
-    """(C − N,) length of the longest common subsequence of each reference and its image's hypothesis.
+    """(C − N,) length of the longest common subsequence of each reference and its image's hypothesis; 1 if both empty.
 
-    Two empty captions have one empty word in common. The table of the textbook is filled for many pairs at once, all of
-    a row in a step: the best way to a cell comes from the row before or along its own row, a running maximum.
+    The usual table, a row a word of the hypothesis, for many pairs at once. A cell is the best of the cell above, of
+    the one above to the left plus a match, and of the cells to its left (a running maximum).
+
+    Example: with the reference "a b c", the row after the hypothesis's word "a" is 0 1 1 1, after "a c" 0 1 1 2.
     """
     theirs, ours = corpus.reference, corpus.hypothesis[corpus.image[corpus.reference]]
     longer = np.maximum(corpus.size[theirs], corpus.size[ours])
     result = (longer == 0).astype(np.int64)
-    todo = np.argsort(longer)[::-1]  # long pairs go with long ones
-    todo = todo[: np.count_nonzero(longer)]
-    while len(todo):
-        now, todo = np.split(todo, [max(1, LCS_CELLS // longer[todo[0]])])
+    pairs = np.argsort(longer)[::-1]  # pairs of similar length together
+    pairs = pairs[: np.count_nonzero(longer)]
+    while len(pairs):
+        now, pairs = np.split(pairs, [max(1, LCS_CELLS // longer[pairs[0]])])
         a, b = _padded(corpus, theirs[now], -1), _padded(corpus, ours[now], -2)
         table = np.zeros((len(a) + 1, len(now)), np.int32)
         for words in b:
@@ -381,7 +389,7 @@ def _common_subsequences(corpus: _Corpus) -> np.ndarray:
 
 
 def _padded(corpus: _Corpus, captions: np.ndarray, filler: int) -> np.ndarray:
-    """(words of the longest, captions) ids, the word of one place in all captions side by side."""
+    """(words of the longest, captions) ids, a column a caption."""
     size = corpus.size[captions]
     place = np.arange(size.max())[:, None]
     words = corpus.words[np.minimum(corpus.start[captions] + place, len(corpus.words) - 1)]
@@ -389,8 +397,8 @@ def _padded(corpus: _Corpus, captions: np.ndarray, filler: int) -> np.ndarray:
 
 
 def _diversity(hypotheses: Sequence[Caption]) -> dict[str, float]:
-    """What :func:`score` says of the captions without their references, on its scale."""
-    corpus = _Corpus([[]] * len(hypotheses), hypotheses)
+    """The scores of :func:`score` that need no references."""
+    corpus = _Corpus(hypotheses)
     grams = list(corpus.grams(ORDER))
     others = [_matches_of_others(corpus, each) for each in grams]
     return {
@@ -403,24 +411,27 @@ def _diversity(hypotheses: Sequence[Caption]) -> dict[str, float]:
 
 
 def _distinct_n(grams: _Grams) -> float:
-    return grams.kinds / max(1, int(grams.times.sum()))
+    return grams.distinct / max(1, int(grams.count.sum()))
 
 
 def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
-    """(N,) n-grams of each caption, clipped by the largest count in any other one; of a corpus without references.
+    """(N,) n-grams of each caption, each clipped by its largest count in another one; without references.
 
-    Whoever has most of an n-gram is clipped by the second most, nobody else is clipped.
+    Only the caption with the largest count is clipped, by the second largest count.
+
+    Example: "dog" occurs 3, 2 and 1 times in three captions. Their matches are 2, 2 and 1.
     """
-    by_count = np.lexsort((grams.times, grams.gram))
-    gram, count = grams.gram[by_count], grams.times[by_count]
-    most = np.diff(gram, append=-1) != 0
+    by_count = np.lexsort((grams.count, grams.gram))
+    gram, count = grams.gram[by_count], grams.count[by_count]
+    is_largest = np.diff(gram, append=-1) != 0
     second = np.where(np.diff(gram, prepend=-1) == 0, np.roll(count, 1), 0)
-    return np.bincount(grams.caption[by_count], np.where(most, second, count), len(corpus.size))
+    return np.bincount(grams.caption[by_count], np.where(is_largest, second, count), len(corpus.size))
 
 
 def _self_bleu(corpus: _Corpus, matches: Sequence[np.ndarray]) -> float:
     if len(corpus.size) == 1:
         return 0.0
+    # The closest length of another caption is the same length if another has it, else a neighbour in `lengths`.
     lengths, which, captions = np.unique(corpus.size, return_inverse=True, return_counts=True)
     far = 3 * int(lengths[-1]) + 1  # farther than any neighbour
     shorter, longer = np.append(-far, lengths[:-1]), np.append(lengths[1:], far)
@@ -429,29 +440,15 @@ def _self_bleu(corpus: _Corpus, matches: Sequence[np.ndarray]) -> float:
     return float(bleu_from_counts(_columns(matches, corpus.size, closest))[:, -1].mean())
 
 
-# ---- what cannot be scored is refused, by position
-
-
-def _checked(references: References, hypotheses: Sequence[Caption]) -> _Corpus:
-    _check(references, hypotheses)
-    return _Corpus(references, hypotheses)
-
-
-def _check(references: References, hypotheses: Sequence[Caption]) -> None:
-    if len(references) != len(hypotheses):
+def _check(hypotheses: Sequence[Caption], references: References | None = None) -> None:
+    """Raise the ValueErrors that the module's docstring lists."""
+    if references is not None and len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} captions but references for {len(references)} images: one caption each")
     if not len(hypotheses):
         raise ValueError("no captions to score")
-    for i, (refs, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
-        if not len(refs):
+    for i, hypothesis in enumerate(hypotheses):
+        refs: Sequence[Caption] = () if references is None else references[i]
+        if references is not None and not len(refs):
             raise ValueError(f"image {i} has no reference caption")
         if any(isinstance(caption, str) for caption in (hypothesis, refs, *refs)):
             raise ValueError(f"image {i}: a caption must be a sequence of words, not one string; tokenise it first")
-
-
-def _check_captions(hypotheses: Sequence[Caption]) -> None:
-    if not len(hypotheses):
-        raise ValueError("no captions to score")
-    for i, hypothesis in enumerate(hypotheses):
-        if isinstance(hypothesis, str):
-            raise ValueError(f"caption {i} must be a sequence of words, not one string; tokenise it first")

@@ -175,7 +175,7 @@ def score_images(
     if others.name is not None:
         second_words = words(others.captions[image] for image in ids)
         second = metrics.per_image(refs, second_words)
-        both = [metrics.from_sums(each.table().sum(axis=0), len(ids)).tolist() for each in (images, second)]
+        both = [metrics.corpus_scores(each.table().sum(axis=0), len(ids)).tolist() for each in (images, second)]
         tested = significance.compare(images, second, RESAMPLES, ROUNDS)
         scores["compare"] = {
             "first": where,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from captioner.metrics.scores import NAMES, PerImage, from_sums
+from captioner.metrics.scores import NAMES, PerImage, corpus_scores
 
 PART = 1 << 20  # images drawn at a time, of several rounds together: some 30 MB
 
@@ -26,7 +26,7 @@ def intervals(
     Returns:
         {name: {"low": …, "high": …}}, the (1 ± level)/2 quantiles.
     """
-    scores = from_sums(_resampled(images.table(), resamples, seed), len(images.cider))
+    scores = corpus_scores(_resampled(images.table(), resamples, seed), len(images.cider))
     return {name: _interval(values, level) for name, values in zip(NAMES, scores.T, strict=True)}
 
 
@@ -52,9 +52,9 @@ def compare(
     if len(first.cider) != len(second.cider):
         raise ValueError(f"{len(first.cider)} and {len(second.cider)} images: compare systems on the same ones")
     a, b, n = first.table(), second.table(), len(first.cider)
-    found = from_sums(a.sum(axis=0), n) - from_sums(b.sum(axis=0), n)
+    found = corpus_scores(a.sum(axis=0), n) - corpus_scores(b.sum(axis=0), n)
     sums = _resampled(np.hstack([a, b]), resamples, seed)
-    differences = from_sums(sums[:, : a.shape[1]], n) - from_sums(sums[:, a.shape[1] :], n)
+    differences = corpus_scores(sums[:, : a.shape[1]], n) - corpus_scores(sums[:, a.shape[1] :], n)
     swapped = _swapped(a, b, rounds, seed)
     # Equal differences that were summed in another order differ in the last digits.
     extreme = np.count_nonzero(abs(swapped) >= abs(found) * (1 - 1e-9), axis=0)
@@ -87,7 +87,7 @@ def _swapped(a: np.ndarray, b: np.ndarray, rounds: int, seed: int) -> np.ndarray
     for some in _in_parts(rounds, n):
         coins = np.frombuffer(random.bytes(some * (n + 7 >> 3)), np.uint8).reshape(some, -1)
         moved = np.unpackbits(coins, axis=1, count=n).astype(float) @ difference
-        results.append(from_sums(total_a + moved, n) - from_sums(total_b - moved, n))
+        results.append(corpus_scores(total_a + moved, n) - corpus_scores(total_b - moved, n))
     return np.concatenate(results)
 
 

@@ -323,14 +323,14 @@ class CaptionTask(Task):
             self.nats = [pair for _, nats in parts for pair in nats]
         hypotheses = [metrics.ptb_tokenize(self.found[i]) for i in sorted(self.found)]
         images = metrics.per_image([self.references[i] for i in sorted(self.found)], hypotheses)
-        *_, bleu4, rouge, cider = metrics.from_sums(images.table().sum(axis=0), len(hypotheses)).tolist()
+        *_, bleu4, rouge, cider = metrics.corpus_scores(images.table().sum(axis=0), len(hypotheses)).tolist()
         scores = {
             "val_loss": sum(mean * words for mean, words in self.nats) / sum(words for _, words in self.nats),
             "val_cider": cider,
             "val_bleu4": bleu4,
             "val_rouge": rouge,
             "val_distinct": 100 * metrics.distinct(hypotheses),
-            "val_bad_endings": 100 * metrics.ending_in(hypotheses, BAD_ENDINGS),
+            "val_bad_endings": 100 * metrics.ending_share(hypotheses, BAD_ENDINGS),
         }
         # Every process has computed the same numbers from all captions; their mean over the processes is themselves.
         tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from captioner.metrics import significance
-from captioner.metrics.scores import NAMES, PerImage, from_sums, per_image
+from captioner.metrics.scores import NAMES, PerImage, corpus_scores, per_image
 from captioner.metrics.significance import compare, intervals
 
 
@@ -30,7 +30,7 @@ def rows(images: PerImage, which) -> PerImage:
 
 def test_nineteen_intervals_of_twenty_hold_the_truth():
     population = drawn(np.random.default_rng(0), 500)
-    truth = from_sums(population.table().sum(axis=0), 500)
+    truth = corpus_scores(population.table().sum(axis=0), 500)
     random, held = np.random.default_rng(1), np.zeros(6)
     for seed in range(400):
         found = intervals(rows(population, random.integers(500, size=80)), resamples=300, seed=seed)
@@ -85,7 +85,7 @@ def test_p_is_that_of_all_swaps():
     first, second = a.table(), b.table()
     swaps = np.array(list(itertools.product([0, 1], repeat=8)))[:, :, None]  # (256, 8, 1)
     all_a, all_b = (np.where(swaps == k, first, second).sum(axis=1) for k in (0, 1))
-    differences = abs(from_sums(all_a, 8) - from_sums(all_b, 8))
+    differences = abs(corpus_scores(all_a, 8) - corpus_scores(all_b, 8))
     exact = (differences >= differences[0] * (1 - 1e-9)).mean(axis=0)
     found = compare(a, b, rounds=20_000)
     assert [found[name]["p"] for name in NAMES] == pytest.approx(exact, abs=0.015)
@@ -95,7 +95,7 @@ def test_the_interval_is_that_of_all_draws():
     images = drawn(np.random.default_rng(7), 5)
     table = images.table()
     draws = table[np.array(list(itertools.product(range(5), repeat=5)))].sum(axis=1)  # (3125, 12)
-    exact = np.quantile(from_sums(draws, 5), [0.1, 0.9], axis=0)
+    exact = np.quantile(corpus_scores(draws, 5), [0.1, 0.9], axis=0)
     found = intervals(images, resamples=20_000, level=0.8)
     for side, quantile in zip(("low", "high"), exact, strict=True):
         assert (abs([found[name][side] for name in NAMES] - quantile) < 0.05 * (exact[1] - exact[0])).all()
@@ -133,7 +133,7 @@ def test_a_difference_in_one_image_is_none():
 
 def test_one_image_has_an_interval_without_width():
     images = drawn(np.random.default_rng(11), 1)
-    score = from_sums(images.table()[0], 1)
+    score = corpus_scores(images.table()[0], 1)
     found = intervals(images, resamples=10)
     assert [found[name]["low"] for name in NAMES] == [found[name]["high"] for name in NAMES] == pytest.approx(score)
 
@@ -160,7 +160,7 @@ def test_captions_scored_and_compared():
     a, b = per_image(references, good), per_image(references, bad)
     ranges = intervals(a)
     assert list(ranges) == list(NAMES)
-    for name, value in zip(NAMES, from_sums(a.table().sum(axis=0), 30), strict=True):
+    for name, value in zip(NAMES, corpus_scores(a.table().sum(axis=0), 30), strict=True):
         assert ranges[name]["low"] <= value + 1e-9
         assert ranges[name]["high"] >= value - 1e-9
     found = compare(a, b)
