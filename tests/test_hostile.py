@@ -26,7 +26,7 @@ from captioner.data.images import open_image
 from captioner.datasets.convert import to_coco, to_webdataset
 from captioner.deploy.onnx_runner import check
 from captioner.errors import UserError
-from captioner.inference.parts import Parts
+from captioner.inference.parts import PartFolder
 from captioner.models.captioner import Captioner, read_checkpoint, save_slim
 from captioner.models.encoder import check_unpacked
 from captioner.models.init_from import init_from
@@ -477,7 +477,7 @@ def test_rows_of_features(tmp_path, rows):
 
 @pytest.mark.parametrize("text", ["3\n", "{}\n", '{"image": "a", "caption": 1}\n', "[" * 10**5 + "\n"])
 def test_parts(tmp_path, text):
-    parts = Parts(tmp_path / "parts", ["a"], 1, {})
+    parts = PartFolder(tmp_path / "parts", ["a"], 1, {})
     with parts.open():
         parts.write(0, [{"image": "a", "caption": "a dog"}])
     (tmp_path / "parts" / "part-000000.jsonl").write_text(text)

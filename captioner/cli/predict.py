@@ -2,8 +2,8 @@
 
 With a model of clips and albums (--model.frames): videos and animated images; a folder is an album.
 
-Also addresses (s3://…), parquet files (--column), and @list.txt, a file with any of these a line. With --output an
-interrupted run leaves the parts it has written, and the same command goes on from there, with any --engine.
+Also addresses (s3://…), parquet files (--column), and @list.txt, a file that lists any of these, one a line. With
+--output an interrupted run leaves the parts it has written, and the same command continues, with any --engine.
 
 Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
 """
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,50 +35,47 @@ def configure(parser: Any) -> None:
         "--format",
         choices=("text", "jsonl"),
         default="text",
-        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: an object an image",
+        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: one object for each image",
     )
     parser.add_argument(
         "--output",
         type=str,
-        help="write here instead of to standard output, renamed when whole; a folder (NAME/) keeps the JSON lines of "
-        "the parts, with those of unreadable images",
+        help="write to this file instead of standard output, whole or not at all; a folder (NAME/) keeps the JSON "
+        "lines of the parts, with those of unreadable images",
     )
     parser.add_argument("--column", type=str, default="image", help="of parquet files: images, or paths of images")
     parser.add_argument(
         "--engine",
         choices=("local", "ddp", "ray"),
         default="local",
-        help="local: this process; ddp: several of Lightning; ray: actors of Ray Data, also on a cluster",
+        help="local: this process; ddp: several Lightning processes; ray: actors of Ray Data, also on a cluster",
     )
     parser.add_argument("--devices", type=int, default=1, help="processes of --engine ddp or ray, each on a GPU if any")
-    parser.add_argument("--part_size", type=int, default=256, help="images that an interruption costs, at most")
+    parser.add_argument("--part_size", type=int, default=256, help="images in a part: the most an interruption costs")
     parser.add_argument(
         "--report",
         type=str,
-        help="write an HTML page, too, with the images, how sure each word is and where the model looked for it",
+        help="also write an HTML page with the images, the probability of each word and its attention map",
     )
 
 
 def run(options: Any) -> int:
-    """Caption; see the module's docstring. 1 if some image could not be read."""
+    """Caption; see the module's docstring. 1 if an image could not be read."""
     from captioner.data.inputs import find_inputs
 
     search = config_of(SearchConfig, options)
-    _check(options)
+    _check_combinations(options)
     named = [path for name in options.images for path in (sys.stdin.read().splitlines() if name == "-" else [name])]
     model, workers = load_model(options)
     items = find_inputs((path for path in named if path), model.frames > 0, options.column)
-    if options.output is None or options.report:
-        failed = _stream(options, search, model, workers, items)
-    else:
-        failed = _in_parts(options, search, model, workers, items)
+    in_one_go = options.output is None or options.report
+    failed = (_caption_stream if in_one_go else _caption_parts)(options, search, model, workers, items)
     if failed:
         print(f"captioner predict: {failed} of {len(items)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _check(options: Any) -> None:
-    """Refuse what does not go together."""
+def _check_combinations(options: Any) -> None:
     if options.devices < 1:
         raise UserError(f"--devices is {options.devices}: expected 1 or more")
     if options.part_size < 1:
@@ -95,71 +92,70 @@ def _is_folder(output: str | None) -> bool:
     return output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output))
 
 
-def _stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
-    """Caption straight to the output, and to the page of --report; how many images could not be read."""
-    from captioner.inference.jobs import record
+def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+    """Caption straight to the output and the page of --report; return how many images could not be read."""
+    from captioner.inference.jobs import caption_record
     from captioner.reports.gallery import Gallery
 
     attention = options.report is not None and model.attends
-    every = model.caption_files(items, search, options.batch_size, workers, attention)
-    page = (
-        Gallery(Path(options.report), report_heading(options, len(items)), attention)
-        if options.report
-        else nullcontext()
-    )
+    results = model.caption_files(items, search, options.batch_size, workers, attention)
+    heading = report_heading(options, len(items))
+    page = Gallery(Path(options.report), heading, attention) if options.report else nullcontext()
+
+    def records(gallery: Gallery | None) -> Iterator[dict[str, Any]]:
+        for item, result in zip(items, results, strict=True):
+            if gallery is not None:
+                gallery.add(item, result)
+            yield caption_record(item, result, search.n_best)
+
+    with _open_output(options.output) as out, page as gallery:
+        return _print_records(records(gallery), options.format, out)
+
+
+def _caption_parts(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+    """Caption to a folder of parts that survives an interruption; return how many images could not be read.
+
+    The folder is --output itself, or lies beside that file until the file is whole.
+    """
+    from captioner.inference.jobs import CaptionJob, caption_parts
+
+    job = CaptionJob(options.checkpoint, search, options.batch_size, workers, model.device.type, options.devices)
+    if options.engine != "local":
+        model = model.cpu()  # the other processes load their own
+    if _is_folder(options.output):
+        parts = caption_parts(options.engine, job, Path(options.output), items, model, options.part_size)
+        return _print_records(parts.records(), options.format, None)
+    check_writable(Path(options.output))
+    folder = Path(options.output + ".parts")
+    parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
+    with _open_output(options.output) as out:
+        failed = _print_records(parts.records(), options.format, out)
+    shutil.rmtree(folder)
+    return failed
+
+
+def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | None) -> int:
+    """Print captions to `out`, if any, and errors to standard error; return the number of errors."""
     failed = 0
-    with _writer(options.output) as out, page as report:
-        for item, found in zip(items, every, strict=True):
-            if report is not None:
-                report.add(item, found)
-            failed += _put(record(item, found, search.n_best), options.format, out)
+    for record in records:
+        if "error" in record:
+            failed += 1
+            print(f"captioner predict: {printable(record['error'])}", file=sys.stderr)
+        elif out is not None:
+            if form == "jsonl":
+                print(json.dumps(record, ensure_ascii=False), file=out)
+            elif "n_best" in record:
+                for caption in record["n_best"]:
+                    print(f"{record['image']}\t{caption['caption']}\t{caption['log_prob']:.3f}", file=out)
+            else:
+                print(f"{record['image']}\t{record['caption']}", file=out)
             out.flush()
     return failed
 
 
-def _in_parts(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
-    """Caption to a folder of parts that outlasts an interruption; how many images could not be read.
-
-    The folder is --output, or lies beside it until the file is whole.
-    """
-    from captioner.inference.jobs import Job, caption_parts
-
-    several = options.engine != "local"
-    job = Job(options.checkpoint, search, options.batch_size, workers, model.device.type, options.devices)
-    if several:
-        model = model.cpu()
-    keep = _is_folder(options.output)
-    if not keep:
-        check_writable(Path(options.output))
-    folder = Path(options.output if keep else options.output + ".parts")
-    parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
-    with nullcontext() if keep else _writer(options.output) as out:
-        failed = sum(_put(record, options.format, out) for record in parts.records())
-    if not keep:
-        shutil.rmtree(folder)
-    return failed
-
-
-def _put(record: dict[str, Any], form: str, out: TextIO | None) -> bool:
-    """Write an image's captions to `out`, if any, or to standard error why it has none; whether it has none."""
-    if "error" in record:
-        print(f"captioner predict: {printable(record['error'])}", file=sys.stderr)
-        return True
-    if out is None:
-        pass
-    elif form == "jsonl":
-        print(json.dumps(record, ensure_ascii=False), file=out)
-    elif "n_best" in record:
-        for caption in record["n_best"]:
-            print(f"{record['image']}\t{caption['caption']}\t{caption['log_prob']:.3f}", file=out)
-    else:
-        print(f"{record['image']}\t{record['caption']}", file=out)
-    return False
-
-
 @contextmanager
-def _writer(output: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file, line by line."""
+def _open_output(output: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is written whole or not at all."""
     if output is None:
         yield sys.stdout
         return

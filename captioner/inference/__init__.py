@@ -1,1 +1,1 @@
-"""Captioning many images in many processes."""
+"""Captioning of many images in one or several processes."""

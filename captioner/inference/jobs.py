@@ -1,4 +1,4 @@
-"""What the engines of ``captioner predict`` share: a job that any process can take chunks of, and the local engine."""
+"""Captioning of many images in parts: the job that every engine runs, and the engine of one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from captioner.config import SearchConfig
 from captioner.data.dataset import clips_per_batch
 from captioner.errors import UserError
-from captioner.inference.parts import Parts, Record, work
+from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import Caption, CaptionModel, search_ids
 from captioner.models.captioner import SHIPPED, load, located
 
@@ -26,15 +26,15 @@ ENGINES = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """How images are captioned, in plain values that travel to other processes.
+class CaptionJob:
+    """How images are captioned, in plain values that can be sent to other processes.
 
     Attributes:
         checkpoints: files; None: the shipped model.
         search: the options of the search.
         batch_size: images decoded together.
-        workers: processes that read images, of each process that captions.
-        device: cpu, cuda, …; where each process has one of its own, cuda means that one.
+        workers: processes that read images, for each process that captions.
+        device: cpu, cuda, …; where each process has its own GPU, cuda means that one.
         devices: processes that caption, 1 or more.
     """
 
@@ -45,33 +45,39 @@ class Job:
     device: str
     devices: int = 1
 
-    def about(self) -> dict[str, Any]:
-        """What captions depend on besides the images, for a manifest."""
+    def settings(self) -> dict[str, Any]:
+        """What captions depend on besides the images: digests of the checkpoints, and the search options."""
         digests = []
         for name in self.checkpoints or [str(SHIPPED)]:
+            digest = hashlib.sha256()
             with open(located(name), "rb") as file:
-                digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
             digests.append(digest.hexdigest()[:16])
         return {"checkpoint": " + ".join(digests), **asdict(self.search)}
 
-    def answer(self, model: CaptionModel, items: Sequence[Any]) -> Iterator[Record]:
-        """The records of the images, in their order."""
-        found = model.caption_files(items, self.search, self.batch_size, self.workers)
-        return (record(item, answer, self.search.n_best) for item, answer in zip(items, found, strict=True))
+    def load_model(self) -> CaptionModel:
+        """The model, on the device of this process."""
+        return load(self.checkpoints, self.device)
+
+    def caption(self, model: CaptionModel, items: Sequence[Any]) -> Iterator[Record]:
+        """The records of images, in their order."""
+        results = model.caption_files(items, self.search, self.batch_size, self.workers)
+        return (caption_record(item, result, self.search.n_best) for item, result in zip(items, results, strict=True))
 
 
-def record(image: Any, found: list[Caption] | UserError, n_best: int) -> Record:
-    """Plain values: ``image`` and :meth:`Caption.as_dict`, with `n_best` > 1 a list of that, too; or ``error``."""
-    if isinstance(found, UserError):
-        return {"image": str(image), "error": str(found)}
-    best = {"image": str(image), **found[0].as_dict()}
-    return {**best, "n_best": [caption.as_dict() for caption in found]} if n_best > 1 else best
+def caption_record(image: Any, result: list[Caption] | UserError, n_best: int) -> Record:
+    """``image`` with :meth:`Caption.as_dict` of the best caption, if `n_best` > 1 ``n_best`` too; or ``error``."""
+    if isinstance(result, UserError):
+        return {"image": str(image), "error": str(result)}
+    record = {"image": str(image), **result[0].as_dict()}
+    return {**record, "n_best": [caption.as_dict() for caption in result]} if n_best > 1 else record
 
 
-def caption_parts(engine: str, job: Job, folder: Path, items: Sequence[Any], model: CaptionModel, size: int) -> Parts:
-    """The whole parts of all images; those that are there already stay as they are.
+def caption_parts(
+    engine: str, job: CaptionJob, folder: Path, items: Sequence[Any], model: CaptionModel, size: int
+) -> PartFolder:
+    """Caption all images to a folder of parts; parts that exist already stay as they are.
 
     Args:
         engine: one of ENGINES.
@@ -79,36 +85,31 @@ def caption_parts(engine: str, job: Job, folder: Path, items: Sequence[Any], mod
         folder: of the parts.
         items: images, as :func:`captioner.data.inputs.find_inputs` gives them.
         model: that of the job, in this process.
-        size: images in a part, rounded up to whole batches: the same images are batched together in every engine.
+        size: images in a part, rounded up to whole batches, so that every engine makes the same batches.
 
     Raises:
-        UserError: an option makes no sense, a package is missing, the folder holds something else, or a process died.
+        UserError: a search option is wrong, a package is missing, the folder holds something else, or a process died.
     """
-    search_ids(model.vocabulary, job.search)  # complain before anything is made
-    together = clips_per_batch(job.batch_size, model.frames)
-    parts = Parts(folder, items, -(-size // together) * together, job.about())
-    run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray only where they are asked for
+    search_ids(model.vocabulary, job.search)  # before anything is written
+    batch = clips_per_batch(job.batch_size, model.frames)
+    parts = PartFolder(folder, items, -(-size // batch) * batch, job.settings())
+    run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray are imported only for their own engine
     with parts.open():
-        if todo := parts.todo():
-            with tqdm(total=len(parts), initial=len(parts) - len(todo), unit="part", disable=None) as bar:
-                for _ in run(job, parts, todo, model):
+        if missing := parts.missing():
+            with tqdm(total=len(parts), initial=len(parts) - len(missing), unit="part", disable=None) as bar:
+                for _ in run(job, parts, missing, model):
                     bar.update()
-        if todo := parts.todo():
-            raise UserError(f"{len(todo)} of {len(parts)} parts are missing: run the same command again to go on")
+        if missing := parts.missing():
+            raise UserError(f"{len(missing)} of {len(parts)} parts are missing: run the same command again to go on")
     return parts
 
 
-def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """The local engine: caption these chunks in this process; their numbers come as they are written."""
-    yield from work(parts, todo, lambda items: job.answer(model, items))
+def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
+    """Caption these chunks in this process; yield each number when its part is written."""
+    return parts.write_each(numbers, lambda items: job.caption(model, items))
 
 
-def load_job(job: Job) -> CaptionModel:
-    """The model of a job, on the device of this process."""
-    return load(job.checkpoints, job.device)
-
-
-def stopped(engine: str, reason: object) -> UserError:
-    """The line for an engine whose processes failed."""
+def engine_error(engine: str, reason: BaseException) -> UserError:
+    """The one-line message for an engine whose processes failed."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     return UserError(f"--engine {engine} stopped ({lines[-1].strip()[:300]}): run the same command again to go on")

@@ -1,4 +1,4 @@
-"""The engine of several processes of Lightning: each captions every n-th chunk and writes its own parts."""
+"""The engine of several Lightning processes: each captions every n-th chunk and writes its parts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,90 +15,90 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.dataset import ImageDataset, clips_per_batch, collate_images
-from captioner.inference.jobs import Job, load_job, record, stopped
-from captioner.inference.parts import Parts, Record
+from captioner.inference.jobs import CaptionJob, caption_record, engine_error
+from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import CaptionModel
 
-# Lightning's advice and announcements, here and in the processes it starts, which import this module, too
+# Here, because the processes that Lightning starts import this module, too
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning")
 
-Batch = tuple[int, list[Any], list[Any]]  # number of a chunk, some of its images, and what came of opening them
+Batch = tuple[int, list[Any], list[Any]]  # number of a chunk, some of its images, and each as a tensor or an error
 
 
-class _Batches(Dataset):
-    """The batches of the chunks, in order: those that the local engine makes."""
+class _ChunkBatches(Dataset):
+    """The batches of some chunks, in order; a batch never crosses the end of a chunk."""
 
-    def __init__(self, parts: Parts, numbers: Sequence[int], together: int, size: int, frames: int) -> None:
-        self.parts, self.size, self.frames = parts, size, frames
+    def __init__(self, parts: PartFolder, numbers: Sequence[int], batch: int, size: int, frames: int) -> None:
+        self.size, self.frames = size, frames
+        chunks = ((number, parts.chunk(number)) for number in numbers)
         self.batches = [
-            (number, range(first, min(first + together, len(parts.chunk(number)))))
-            for number in numbers
-            for first in range(0, len(parts.chunk(number)), together)
+            (number, list(chunk[first : first + batch]))
+            for number, chunk in chunks
+            for first in range(0, len(chunk), batch)
         ]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, i: int) -> Batch:
-        number, places = self.batches[i]
-        items = list(self.parts.chunk(number)[places.start : places.stop])
-        opened = ImageDataset(items, self.size, self.frames)
-        return number, items, [opened[k] for k in range(len(items))]
+        number, items = self.batches[i]
+        images = ImageDataset(items, self.size, self.frames)
+        return number, items, [images[k] for k in range(len(items))]
 
 
 class Predictor(pl.LightningModule):
     """Batches of images → number of their chunk, and a record of each image.
 
-    Every process loads the model itself and takes chunks ``todo[rank::processes]``; no sampler deals out images, so
-    none is filled up with repeats.
+    Every process loads the model itself and takes the chunks ``numbers[rank::processes]``. There is no distributed
+    sampler, which would repeat images to give every process as many.
     """
 
-    def __init__(self, job: Job, parts: Parts, todo: Sequence[int]) -> None:
+    def __init__(self, job: CaptionJob, parts: PartFolder, numbers: Sequence[int]) -> None:
         super().__init__()
-        self.job, self.parts, self.todo = job, parts, todo
+        self.job, self.parts, self.numbers = job, parts, numbers
         self.model: CaptionModel
 
     def setup(self, stage: str) -> None:
-        """In each process; Lightning then moves the model to the process's device."""
-        self.model = load_job(self.job).eval()
+        """Load the model in each process; Lightning then moves it to the process's device."""
+        self.model = self.job.load_model().eval()
 
     def on_predict_start(self) -> None:
-        """SIGTERM ends the process at once: parts are whole or absent.
+        """Let SIGTERM end the process at once: parts are whole or absent.
 
-        Lightning's handler would ask the other processes first, and fail in the middle of whatever goes on, such as
-        the reading of an image, which would then be called broken.
+        Lightning's handler would first synchronise the processes, and raise in whatever is running. Raised while an
+        image is read, that would be recorded as an unreadable image.
         """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def predict_dataloader(self) -> DataLoader:
         """This process's batches."""
-        mine = self.todo[self.trainer.global_rank :: self.trainer.world_size]
-        together = clips_per_batch(self.job.batch_size, self.model.frames)
-        batches = _Batches(self.parts, mine, together, self.model.image_size, self.model.frames)
+        mine = self.numbers[self.trainer.global_rank :: self.trainer.world_size]
+        size, frames = self.model.image_size, self.model.frames
+        batches = _ChunkBatches(self.parts, mine, clips_per_batch(self.job.batch_size, frames), size, frames)
         return DataLoader(batches, batch_size=None, num_workers=self.job.workers)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Left as it is: the images of a batch go there together."""
+        """The batch as it is: its images are moved together when they are captioned."""
         return batch
 
     def predict_step(self, batch: Batch, *_: Any) -> tuple[int, list[Record]]:
         """Caption a batch."""
-        number, items, opened = batch
-        images, errors = collate_images(opened, self.model.image_size)
-        found = self.model.answers(images, errors, items, self.job.search)
-        return number, [record(item, answer, self.job.search.n_best) for item, answer in zip(items, found, strict=True)]
+        number, items, images = batch
+        results = self.model.answers(*collate_images(images, self.model.image_size), items, self.job.search)
+        n_best = self.job.search.n_best
+        return number, [caption_record(item, result, n_best) for item, result in zip(items, results, strict=True)]
 
 
 class PartWriter(BasePredictionWriter):
-    """Writes a chunk's part when the records of all its images are there."""
+    """Writes the part of a chunk once all its images have their records."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: PartFolder) -> None:
         super().__init__("batch")
         self.parts, self.records = parts, list[Record]()
 
     def write_on_batch_end(self, trainer: Any, module: Any, prediction: Any, *_: Any) -> None:
-        """Called in each process, with what `predict_step` gave."""
+        """Called in each process with the result of `predict_step`."""
         number, records = prediction
         self.records += records
         if len(self.records) == len(self.parts.chunk(number)):
@@ -105,20 +106,18 @@ class PartWriter(BasePredictionWriter):
             self.records = []
 
 
-def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """Caption these chunks in ``job.devices`` processes; their numbers come when all are written.
+def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
+    """Caption these chunks in ``job.devices`` processes; yield the numbers when all parts are written.
 
     Raises:
         UserError: a process died or failed. The parts written so far stay.
     """
     from torch.multiprocessing.spawn import ProcessException
 
-    gpu = job.device.startswith("cuda")
-    plain = Job(job.checkpoints, job.search, job.batch_size, job.workers, "cpu")  # Lightning moves it from there
     trainer = pl.Trainer(
-        accelerator="gpu" if gpu else "cpu",
+        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
         devices=job.devices,
-        strategy="ddp_spawn",  # from here, not from the command line, of which standard input may be part
+        strategy="ddp_spawn",  # starts from this process, not from the command line, which may read standard input
         callbacks=[PartWriter(parts)],
         use_distributed_sampler=False,
         logger=False,
@@ -127,7 +126,8 @@ def run(job: Job, parts: Parts, todo: Sequence[int], model: CaptionModel) -> Ite
         enable_model_summary=False,
     )
     try:
-        trainer.predict(Predictor(plain, parts, todo), return_predictions=False)
+        # On the CPU, from where Lightning moves the model
+        trainer.predict(Predictor(replace(job, device="cpu"), parts, numbers), return_predictions=False)
     except ProcessException as error:
-        raise stopped("ddp", error) from None
-    yield from todo
+        raise engine_error("ddp", error) from None
+    yield from numbers

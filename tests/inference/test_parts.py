@@ -7,13 +7,13 @@ import pytest
 from conftest import is_one_line
 
 from captioner.errors import UserError
-from captioner.inference.parts import Parts, work
+from captioner.inference.parts import PartFolder
 
 ITEMS = [f"image {n}.png" for n in range(10)]
-ABOUT = {"beam": 5, "checkpoint": "abc", "must": ""}
+SETTINGS = {"beam": 5, "checkpoint": "abc", "must": ""}
 
 
-def said(items):
+def records_of(items):
     for item in items:
         yield {"image": item, "caption": f"ein Mädchen, {item}"}
 
@@ -22,10 +22,10 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
 
 
-def make(folder, answer=said, size=3, items=ITEMS, **about):
-    parts = Parts(folder, items, size, {**ABOUT, **about})
+def make(folder, caption=records_of, size=3, items=ITEMS, **settings):
+    parts = PartFolder(folder, items, size, {**SETTINGS, **settings})
     with parts.open():
-        for _ in work(parts, parts.todo(), answer):
+        for _ in parts.write_each(parts.missing(), caption):
             pass
     return parts
 
@@ -39,30 +39,30 @@ def whole(tmp_path):
 @pytest.mark.parametrize("size", [1, 3, 5, 10, 11])
 def test_records_come_in_order(tmp_path, size):
     parts = make(tmp_path / "new" / "parts", size=size)
-    assert list(parts.records()) == list(said(ITEMS))
+    assert list(parts.records()) == list(records_of(ITEMS))
     assert len(parts) == len(list((tmp_path / "new" / "parts").glob("part-*.jsonl"))) == -(-10 // size)
-    assert parts.todo() == []
+    assert parts.missing() == []
 
 
 def test_nothing_to_do(tmp_path):
     parts = make(tmp_path / "parts", items=[])
-    assert (len(parts), parts.todo(), list(parts.records())) == (0, [], [])
+    assert (len(parts), parts.missing(), list(parts.records())) == (0, [], [])
 
 
 @pytest.mark.parametrize("after", range(10))
 def test_a_run_killed_at_any_image_is_completed(tmp_path, whole, after):
-    def answer(items):
-        for n, record in enumerate(said(items)):
+    def caption(items):
+        for n, record in enumerate(records_of(items)):
             if n == after:
                 raise KeyboardInterrupt
             yield record
 
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "parts", answer)
-    left = Parts(tmp_path / "parts", ITEMS, 3, ABOUT).todo()
+        make(tmp_path / "parts", caption)
+    left = PartFolder(tmp_path / "parts", ITEMS, 3, SETTINGS).missing()
     assert left == list(range(after // 3, 4))
     seen = []
-    make(tmp_path / "parts", lambda items: seen.extend(items) or said(items))
+    make(tmp_path / "parts", lambda items: seen.extend(items) or records_of(items))
     assert seen == ITEMS[after // 3 * 3 :]  # what was done is not done again
     assert contents(tmp_path / "parts") == whole
 
@@ -89,19 +89,19 @@ def test_a_run_killed_while_it_writes_is_completed(tmp_path, whole, monkeypatch,
 
 def test_killed_again_and_again(tmp_path, whole):
     def one(items):
-        yield from list(said(items))[:3]
+        yield from list(records_of(items))[:3]
         raise KeyboardInterrupt
 
     for n in range(3):
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "parts", one)
-        assert Parts(tmp_path / "parts", ITEMS, 3, ABOUT).todo() == list(range(n + 1, 4))
+        assert PartFolder(tmp_path / "parts", ITEMS, 3, SETTINGS).missing() == list(range(n + 1, 4))
     make(tmp_path / "parts")
     assert contents(tmp_path / "parts") == whole
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"beam": 3}, "beam 5 there, 3 here"),
         ({"checkpoint": "def"}, "checkpoint 'abc' there, 'def' here"),
@@ -112,10 +112,10 @@ def test_killed_again_and_again(tmp_path, whole):
     ],
     ids=str,
 )
-def test_parts_of_another_run_are_refused_by_name(tmp_path, whole, change, says):
+def test_parts_of_another_run_are_refused_by_name(tmp_path, whole, change, message):
     with pytest.raises(UserError) as error:
         make(tmp_path / "whole", **change)
-    assert is_one_line(str(error.value), str(tmp_path / "whole"), says, "delete it")
+    assert is_one_line(str(error.value), str(tmp_path / "whole"), message, "delete it")
     assert contents(tmp_path / "whole") == whole
 
 
@@ -133,7 +133,7 @@ def test_other_folders_are_refused(tmp_path):
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
-    parts = Parts(tmp_path / "parts", ITEMS, 3, ABOUT)
+    parts = PartFolder(tmp_path / "parts", ITEMS, 3, SETTINGS)
     with parts.open(), pytest.raises(UserError, match="another run"):
         make(tmp_path / "parts")
     make(tmp_path / "parts")
@@ -148,7 +148,7 @@ def test_a_damaged_part_is_named(tmp_path, damage):
         list(parts.records())
     file.unlink()
     make(tmp_path / "parts")
-    assert list(parts.records()) == list(said(ITEMS))
+    assert list(parts.records()) == list(records_of(ITEMS))
 
 
 def test_odd_names(tmp_path):
