@@ -12,7 +12,7 @@ help:  ## show this
 
 demo: install  ## caption photographs with the shipped model, then train and score a small model
 	$(BIN)/captioner predict data/photos
-	$(BIN)/captioner shapes --out data/shapes
+	$(BIN)/captioner shapes --output data/shapes
 	rm -rf runs/shapes
 	$(BIN)/python train.py --config configs/shapes.yaml
 	$(BIN)/captioner evaluate --checkpoint runs/shapes/captioner.safetensors \

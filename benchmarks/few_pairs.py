@@ -34,7 +34,7 @@ def run(name: str, options: str, data: list[str]) -> None:
     if not (out / "captioner.safetensors").exists():
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "captioner", "train", "--config", "configs/few_pairs.yaml"]
-        subprocess.run([*command, *options.split(), *data, "--out", str(out)], check=True)
+        subprocess.run([*command, *options.split(), *data, "--output", str(out)], check=True)
 
 
 def scores(fraction: str, beginning: str) -> list[dict[str, float]]:

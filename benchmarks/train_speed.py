@@ -128,7 +128,7 @@ def main() -> bool:
             "model.hidden_size": SIZE,
             "train.epochs": 1,
             "trainer.accelerator": "cpu",
-            "out": folder / "run",
+            "output": folder / "run",
         }
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as complaints:
             code = captioner(["train", *(f"--{option}={value}" for option, value in options.items())])

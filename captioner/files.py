@@ -126,10 +126,10 @@ def publish(part: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(out: Path, option: str = "--output") -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends without an error.
 
-    What a crashed run has left in the temporary folder is removed. `option` names `out` in messages.
+    What a crashed run has left in the temporary folder is removed. In messages `out` is called --output.
 
     Raises:
         UserError: `out` exists and is not empty, another run is writing it, or it cannot be written.
@@ -141,7 +141,7 @@ def atomic_folder(out: Path, option: str = "--output") -> Iterator[Path]:
     lock = FileLock(f"{part}.lock", timeout=0)
     try:
         if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-            raise UserError(f"{option} {typed} exists already: name another folder or delete that one first")
+            raise UserError(f"--output {typed} exists already: name another folder or delete that one first")
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock:
             try:
@@ -156,10 +156,10 @@ def atomic_folder(out: Path, option: str = "--output") -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     os.unlink(lock.lock_file)
     except Timeout:
-        raise UserError(f"another run is writing {option} {typed}: wait for it or name another folder") from None
+        raise UserError(f"another run is writing --output {typed}: wait for it or name another folder") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{option} {typed}: cannot be written: {reason}; free disk space or name another") from error
+        raise UserError(f"--output {typed}: cannot be written: {reason}; free disk space or name another") from error
 
 
 def check_writable(path: Path) -> None:

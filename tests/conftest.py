@@ -175,7 +175,7 @@ SMALL = {
 def arguments(coco: Coco, out: Path, *options) -> list[str]:
     """``train`` of the smallest model with its options; later ones win."""
     small = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
-    return [str(word) for word in ("train", *small, *coco.options(), "--out", out, *options)]
+    return [str(word) for word in ("train", *small, *coco.options(), "--output", out, *options)]
 
 
 def train(coco: Coco, out: Path, *options) -> int:

@@ -125,7 +125,7 @@ def test_a_step_of_fp16_may_be_passed_over_but_not_all():
 def test_a_language_model_has_the_same_eye_on_its_gradients(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text("a dog runs after a ball\n" * 200)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
-    options = ["--data.text", tmp_path / "text.txt", "--out", tmp_path / "run", "--trainer.accelerator", "cpu"]
+    options = ["--data.text", tmp_path / "text.txt", "--output", tmp_path / "run", "--trainer.accelerator", "cpu"]
     assert main(["pretrain", *map(str, options)]) == 2
     assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batch 1: its loss is", "gradient nan")
 
@@ -227,7 +227,7 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
         assert train(tiny, tmp_path / "run") == 2
-    assert is_one_line(capsys.readouterr().err.strip(), "another run is writing to", "--out")
+    assert is_one_line(capsys.readouterr().err.strip(), "another run is writing to", "--output")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     with atomic_folder(tmp_path / "new") as part:
         (part / "a").touch()

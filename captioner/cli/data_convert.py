@@ -29,7 +29,9 @@ def configure(parser: Any) -> None:
         help="of coco: leave the images where they are, copy them, or make links to them",
     )
     parser.add_argument("--shard_size", type=int, default=1000, help="images in a shard")
-    parser.add_argument("--skip_bad", type=bool, default=False, help="leave out what is bad, instead of stopping")
+    parser.add_argument(
+        "--skip_bad_images", type=bool, default=False, help="leave out what is bad, instead of stopping"
+    )
 
 
 def run(options: Any) -> None:
@@ -42,9 +44,14 @@ def run(options: Any) -> None:
 
     if options.shard_size < 1:
         raise UserError(f"--shard_size is {options.shard_size}: expected 1 or more")
-    how = {"columns": options.columns, "listed": options.list, "skip_bad": options.skip_bad, "option": "--skip_bad"}
+    how = {
+        "columns": options.columns,
+        "listed": options.list,
+        "skip_bad": options.skip_bad_images,
+        "option": "--skip_bad_images",
+    }
     examples, skipped = read(options.path, options.images, options.split, **how)
-    if options.skip_bad:
+    if options.skip_bad_images:
         examples, bad = openable(examples)
         skipped += bad
     if not examples:

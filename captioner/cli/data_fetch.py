@@ -1,6 +1,6 @@
 """Download a known data set, resumably, check it and unpack it.
 
-Example: captioner data fetch coco2017 --out data/coco2017
+Example: captioner data fetch coco2017 --output data/coco2017
 
 The licence is shown and nothing is asked. Ctrl-C, a cut connection and a kill leave a .part, from which the same
 command goes on. docs/fetch.md has the sizes.
@@ -18,7 +18,7 @@ from captioner.errors import UserError
 
 def data_fetch(
     name: Literal["coco2014", "coco2017", "karpathy", "flickr8k"],
-    out: Path | None = None,
+    output: Path | None = None,
     mirror: list[str] | None = None,
     download_images: bool = True,
     keep_archives: bool = False,
@@ -30,7 +30,7 @@ def data_fetch(
 
     Args:
         name: of the set; karpathy is COCO 2014 in the splits that papers use
-        out: folder of the set, data/NAME by default; karpathy and coco2014 may share one
+        output: folder of the set, data/NAME by default; karpathy and coco2014 may share one
         mirror: addresses of folders that have the zips, tried in turn instead of the set's own hosts
         download_images: fetch the images, not only the captions
         keep_archives: keep the zips after unpacking
@@ -45,10 +45,12 @@ def data_fetch(
     if not 0 <= retries <= 1000:
         raise UserError(f"--retries is {retries}: expected 0 to 1000")
     print(f"{name}: {SETS[name].licence}", file=sys.stderr)
-    out = out or Path("data", name)
-    command = fetch(name, out, mirror or (), download_images, keep_archives, check_sums, timeout, retries)
+    output = output or Path("data", name)
+    command = fetch(name, output, mirror or (), download_images, keep_archives, check_sums, timeout, retries)
     print(
-        command if download_images else f"{out}: the captions; for the images: captioner data fetch {name} --out {out}"
+        command
+        if download_images
+        else f"{output}: the captions; for the images: captioner data fetch {name} --output {output}"
     )
 
 

@@ -30,7 +30,7 @@ def configure(parser: Any) -> None:
     parser.add_argument("--distance", type=int, default=4, help="bits of 64 in which hashes of one image may differ")
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode images; -1: one a core, up to 8")
     parser.add_argument("--json", type=Path, help="also write everything that was found to this file")
-    parser.add_argument("--html", type=Path, help="also write a page with the images that come twice to this file")
+    parser.add_argument("--report", type=Path, help="also write a page with the images that come twice to this file")
 
 
 def run(options: Any) -> None:
@@ -57,5 +57,5 @@ def run(options: Any) -> None:
     print(as_text(report))
     if options.json:
         write_json(options.json, as_json(report))
-    if options.html:
-        write_text(options.html, as_html(report))
+    if options.report:
+        write_text(options.report, as_html(report))

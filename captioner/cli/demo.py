@@ -16,7 +16,10 @@ from captioner.cli.options import add_device_argument, resolve_device
 def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--checkpoint", nargs="+", type=str, help="one or several, to choose from on the page; without, the shipped one"
+        "--checkpoint",
+        action="append",
+        type=str,
+        help="a model to choose on the page; several times: several; without it, the shipped one",
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0: the page is there for everybody")
     parser.add_argument("--port", type=int, default=7860, help="where the page is: http://127.0.0.1:7860")

@@ -26,7 +26,7 @@ from captioner.errors import UserError
 from captioner.files import check_writable, write_json
 
 MAIN = """
-checkpoint device annotations images split beam output report compare compare_checkpoint metrics
+checkpoint device annotations images split beam output report compare compare_checkpoint json
 skip_bad_images
 """
 
@@ -89,7 +89,7 @@ def run(options: Any) -> None:
         if page is not None:
             page.failures += skipped
             page.finish(scored)
-    show_scores(scored.scores, wanted.metrics)
+    show_scores(scored.scores, wanted.json)
 
 
 def _read_examples(options: Any, albums: bool) -> tuple[list[Any], list[str]]:

@@ -1,7 +1,7 @@
 """Measure and draw gradients through time in trained models; captioner plot draws those along a training.
 
 Example: captioner gradients --checkpoint runs/rnn/best.ckpt --checkpoint runs/lstm/best.ckpt
---annotations captions_val.json --images val --weights trained untrained --plot gradients.png
+--annotations captions_val.json --images val --weights trained untrained --output gradients.png
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def configure(parser: Any) -> None:
     parser.add_argument("--annotations", type=str, help="COCO captions JSON")
     parser.add_argument("--images", type=str, help="folder with its images")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
-    parser.add_argument("--captions", type=int, default=200, help="the so many longest captions are asked")
+    parser.add_argument("--count", type=int, default=200, help="how many of the longest captions are measured")
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -35,8 +35,8 @@ def configure(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights: that of train makes the same")
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
-    parser.add_argument("--output", type=str, help="write the numbers to this JSON")
-    parser.add_argument("--plot", type=str, help="draw them to this PNG, SVG or PDF")
+    parser.add_argument("--output", type=str, help="draw the curves to this PNG, SVG or PDF")
+    parser.add_argument("--json", type=str, help="also write the numbers to this JSON file")
 
 
 def run(options: Any) -> None:
@@ -44,13 +44,13 @@ def run(options: Any) -> None:
     from captioner.files import write_json
     from captioner.training.curves import pyplot
 
-    if options.plot is not None:
-        pyplot("--plot")  # missing, it is missed before the work
-    curves = _measured(options)
     if options.output is not None:
-        write_json(Path(options.output), curves)
-    if options.plot is not None:
-        _draw(curves, Path(options.plot))
+        pyplot("--output")  # missing, it is missed before the work
+    curves = _measured(options)
+    if options.json is not None:
+        write_json(Path(options.json), curves)
+    if options.output is not None:
+        _draw(curves, Path(options.output))
 
 
 def _measured(options: Any) -> list[Curve]:
@@ -61,8 +61,8 @@ def _measured(options: Any) -> list[Curve]:
 
     if options.annotations is None or options.images is None:
         raise UserError("--annotations (captions JSON) and --images (folder) are both needed")
-    if options.captions < 1:
-        raise UserError(f"--captions is {options.captions}: expected 1 or more")
+    if options.count < 1:
+        raise UserError(f"--count is {options.count}: expected 1 or more")
     if not all(0 < scale < math.inf for scale in options.scale):
         raise UserError(f"--scale is {options.scale}: expected numbers above 0")
     curves: list[Curve] = []
@@ -123,7 +123,7 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
         for ids in (model.vocabulary.encode(tokenize(caption)) for caption in example.captions)
         if 1 <= len(ids) <= data.max_length and ids[-1] != UNK
     ]
-    pairs = sorted(pairs, key=lambda pair: -len(pair[1]))[: options.captions]
+    pairs = sorted(pairs, key=lambda pair: -len(pair[1]))[: options.count]
     if not pairs:
         raise UserError(f"{options.annotations} has no caption whose last word the model knows")
     words = torch.full((len(pairs), len(pairs[0][1]) + 1), PAD)
@@ -142,7 +142,7 @@ def _name(file: Path) -> str:
 def _draw(curves: list[Curve], target: Path) -> None:
     from captioner.training.curves import pyplot, save
 
-    plt = pyplot("--plot")
+    plt = pyplot("--output")
     figure, axis = plt.subplots(figsize=(8.5, 4.0), layout="constrained")
     colours: dict[Any, str] = {}  # one for each model and scale; trained and untrained, h and c share it
     for curve in curves:

@@ -13,7 +13,7 @@ from typing import Any
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("runs", nargs="+", type=str, help="folders of runs: the --out of train or pretrain")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs: the --output of train or pretrain")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="a PNG, SVG or PDF")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
 

@@ -1,6 +1,6 @@
 """Train the decoder as a language model, on text alone; captioner train --init-from then begins with its weights.
 
-Example: captioner pretrain --data.text captions_train.json --out runs/lm
+Example: captioner pretrain --data.text captions_train.json --output runs/lm
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 
 MAIN = """
-config out resume data.text data.val_text data.level data.lines data.tbptt_steps model.cell model.layers
+config output resume data.text data.val_text data.level data.lines data.tbptt_steps model.cell model.layers
 model.hidden_size train.epochs train.lr
 """
 
@@ -34,9 +34,9 @@ model.hidden_size train.epochs train.lr
 def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
-    parser.add_argument("--out", type=str, default="runs/lm", help="folder of the run")
+    parser.add_argument("--output", type=str, default="runs/lm", help="folder of the run")
     parser.add_argument(
-        "--resume", type=bool, default=False, help="go on with the run in --out from its last whole epoch"
+        "--resume", type=bool, default=False, help="go on with the run in --output from its last whole epoch"
     )
     for name, (config, kept) in GROUPS.items():
         parser.add_class_arguments(config, name, skip={field.name for field in fields(config)} - set(kept))
@@ -44,7 +44,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Train, or go on training; see the module's docstring."""
-    with locked(Path(options.out)) as folder:
+    with locked(Path(options.output)) as folder:
         return pretrain(options, folder)
 
 

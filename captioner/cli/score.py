@@ -1,6 +1,6 @@
 """Score captions that are there already, anybody's: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
 
-Example: captioner score --annotations captions_val2017.json --results results.json --metrics metrics.json
+Example: captioner score --annotations captions_val2017.json --results results.json --json metrics.json
 
 The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; images go by id or by file name.
 """
@@ -53,4 +53,4 @@ def run(options: Any) -> None:
             image: name for image, name in known.items() if isinstance(name, str) and not escapes_folder(normpath(name))
         }
         images = {image: Path(options.images, name) for image, name in named.items()}
-    show_scores(score_captions(references, results, wanted, names, images, options.results), wanted.metrics)
+    show_scores(score_captions(references, results, wanted, names, images, options.results), wanted.json)

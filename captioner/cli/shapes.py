@@ -1,6 +1,6 @@
 """Draw the sample data of the demo: images of coloured shapes with five true captions each, in COCO's layout.
 
-Example: captioner shapes --out data/shapes --images 2000
+Example: captioner shapes --output data/shapes --count 2000
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from captioner.errors import UserError
 
 
 def shapes(
-    out: Path = Path("data/shapes"),
-    images: int = IMAGES,
-    val: int = VAL,
+    output: Path = Path("data/shapes"),
+    count: int = IMAGES,
+    val_count: int = VAL,
     size: int = SIZE,
     seed: int = 0,
     moving: bool = False,
@@ -24,25 +24,27 @@ def shapes(
     """Draw the set and say what was made.
 
     Args:
-        out: folder of the set; a set already there with the same options is left as it is
-        images: images to train on
-        val: held-out images; what they show is never shown by a training image
+        output: folder of the set; a set already there with the same options is left as it is
+        count: images to train on
+        val_count: held-out images; what they show is never shown by a training image
         size: width and height of an image in pixels
         seed: another seed draws other images
         moving: draw clips, in each of which one shape moves left, right, up or down
         frames: of a clip
     """
     for option, value, least, most in (
-        ("--images", images, 1, 1_000_000),
-        ("--val", val, 1, 1_000_000),
+        ("--count", count, 1, 1_000_000),
+        ("--val_count", val_count, 1, 1_000_000),
         ("--size", size, 32, 1024),
         ("--frames", frames, 2, 256),
     ):
         if not least <= value <= most:
             raise UserError(f"{option} is {value}: expected {least} to {most}")
-    make_shapes(out, images, val, size, seed, frames if moving else 0)
+    make_shapes(output, count, val_count, size, seed, frames if moving else 0)
     what, config = ("clips", "moving") if moving else ("images", "shapes")
-    print(f"{out}: {images} + {val} {what}, 5 captions each; now: captioner train --config configs/{config}.yaml")
+    print(
+        f"{output}: {count} + {val_count} {what}, 5 captions each; now: captioner train --config configs/{config}.yaml"
+    )
 
 
 def configure(parser: Any) -> None:
@@ -52,12 +54,4 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Draw; see the module's docstring."""
-    shapes(
-        options.out,
-        options.images,
-        options.val,
-        options.size,
-        options.seed,
-        options.moving,
-        options.frames,
-    )
+    shapes(**options.as_dict())

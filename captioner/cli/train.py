@@ -1,7 +1,7 @@
 """Train a model on captioned images, in any layout of docs/data.md.
 
 Example: captioner train --config configs/flickr8k.yaml --data.train captions_train.json --data.train_images train
---data.val captions_val.json --data.val_images val --out runs/mine
+--data.val captions_val.json --data.val_images val --output runs/mine
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAST: dict[str, type] = {
 LAST |= {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "captioner": dict}
 
 MAIN = """
-config out resume check init_from data.train data.train_images data.val data.val_images model.encoder model.attention
+config output resume check init_from data.train data.train_images data.val data.val_images model.encoder model.attention
 model.cell model.layers train.objective train.epochs train.lr
 """
 
@@ -45,8 +45,8 @@ model.cell model.layers train.objective train.epochs train.lr
 def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
-    parser.add_argument("--out", type=str, default="runs/captioner", help="folder of the run")
-    parser.add_argument("--resume", type=bool, default=False, help="go on with the run in --out from its last.ckpt")
+    parser.add_argument("--output", type=str, default="runs/captioner", help="folder of the run")
+    parser.add_argument("--resume", type=bool, default=False, help="go on with the run in --output from its last.ckpt")
     parser.add_argument(
         "--check",
         type=bool,
@@ -66,9 +66,9 @@ def run(options: Any) -> int:
     if options.check and options.resume:
         raise UserError("--check looks at a training before it begins: leave out --resume")
     if not options.check:
-        with locked(Path(options.out)) as folder:
+        with locked(Path(options.output)) as folder:
             return train(options, folder)
-    folder = Path(f"{Path(options.out)}.check")  # on the same disk
+    folder = Path(f"{Path(options.output)}.check")  # on the same disk
     try:
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
@@ -103,9 +103,9 @@ def locked(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise UserError(f"another run is writing to {folder}: wait for it or name another --out") from None
+        raise UserError(f"another run is writing to {folder}: wait for it or name another --output") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
+        raise UserError(f"{folder} cannot be written ({error}): choose another --output") from None
     try:
         yield folder
     except UserError:
@@ -197,7 +197,7 @@ def train(options: Any, folder: Path) -> int:
             Captioner.load(slim)
             epochs = options.train.epochs
             print(check.report(data, trainer.world_size, batches, epochs, epochs // every, folder))
-            print(f"checked: two batches and more of everything went well; {options.out} was not touched")
+            print(f"checked: two batches and more of everything went well; {options.output} was not touched")
             return 0
         print(
             f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use; "
@@ -306,16 +306,16 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     if rank() != 0:  # the first one has seen to all this
         return resume and last.exists()
     if os.path.exists(last) and not resume:
-        raise UserError(f"{folder} has a run already: --resume goes on with it, another --out begins a new one")
+        raise UserError(f"{folder} has a run already: --resume goes on with it, another --output begins a new one")
     names = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
     others = [folder / name for name in names if os.path.exists(folder / name)]
     if others and not os.path.exists(last):
         killed_early = [each.name for each in others] == ["best.ckpt"] and _first_epoch(others[0])
         if killed_early and not resume:
-            raise UserError(f"{folder} has a run that was killed: --resume begins it anew, another --out a new one")
+            raise UserError(f"{folder} has a run that was killed: --resume begins it anew, another --output a new one")
         if not killed_early:
             raise UserError(
-                f"{others[0]} is there, but no last.ckpt to go on from: put back a copy, or train into another --out, "
+                f"{others[0]} is there, but no last.ckpt to go on from: put back a copy, or choose another --output, "
                 f"such as with --init-from {others[0]}"
             )
     if os.path.exists(last):
@@ -338,7 +338,7 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         return True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump({**settings, "out": str(folder)}, sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from None
+        raise UserError(f"{folder} cannot be written ({error}): choose another --output") from None
     return False

@@ -109,13 +109,15 @@ def fetch(
                         f"{out}: its annotations are not those of {name} ({error!r}): another zip"
                     ) from None
     except Timeout:
-        raise UserError(f"{out}: another process is fetching into it; wait for it, or choose another --out") from None
+        raise UserError(
+            f"{out}: another process is fetching into it; wait for it, or choose another --output"
+        ) from None
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --out") from None
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --output") from None
     words = ["captioner", "train"]
     for split, (captions, images) in (("train", known.train), ("val", known.val)):
         words += [f"--data.{split}", str(out / captions), f"--data.{split}_images", str(out / images)]
-    return shlex.join([*words, "--out", f"runs/{name}"])
+    return shlex.join([*words, "--output", f"runs/{name}"])
 
 
 def _fetch_all(

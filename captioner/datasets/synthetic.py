@@ -243,8 +243,8 @@ def make_shapes(
             print(f"{out} is there already, with the same options: left as it is")
             return
         what = "something else" if found is None else f"a shapes set with other options ({found})"
-        raise UserError(f"--out {out} holds {what}: name another folder or delete that one first")
-    with atomic_folder(out, "--out") as folder:
+        raise UserError(f"--output {out} holds {what}: name another folder or delete that one first")
+    with atomic_folder(out) as folder:
         _write_split(folder, "train", range(1, images + 1), options)
         _write_split(folder, "val", range(images + 1, images + val + 1), options)
 

@@ -38,7 +38,7 @@ class ScoreOptions:
     """What is scored and how, by the names of the options.
 
     Args:
-        metrics: write the scores to this JSON file, too
+        json: also write the scores to this JSON file
         tokenizer: ptb: coco-caption's words; words: captioner's own; none: split at white space, for captions that are
             tokenised already
         partial: leave out images without a caption and captions of other images
@@ -52,7 +52,7 @@ class ScoreOptions:
         clip_score: add CLIPScore by this CLIP, a name on the Hugging Face hub or a folder (pip install transformers)
     """
 
-    metrics: str | None = None
+    json: str | None = None
     tokenizer: Literal["ptb", "words", "none"] = "ptb"
     partial: bool = False
     intervals: bool = True
@@ -100,7 +100,7 @@ def open_others(options: ScoreOptions, references: Mapping[Any, Any], names: Map
 
     Whoever captions for an hour calls this before it; arguments and errors are those of :func:`score_images`.
     """
-    for path in (options.metrics, options.per_image):
+    for path in (options.json, options.per_image):
         if path is not None:
             check_writable(Path(path))
     others = Others()

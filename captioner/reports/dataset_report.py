@@ -71,7 +71,7 @@ def _lines(findings: Sequence[Finding], mark: str) -> list[str]:
         for line in finding.lines[:FEW]:
             lines += textwrap.wrap(printable(line), WIDTH, initial_indent="    ", subsequent_indent="      ")
         if len(finding.lines) > FEW:
-            lines.append(f"    … and {len(finding.lines) - FEW:,} more (--json or --html)")
+            lines.append(f"    … and {len(finding.lines) - FEW:,} more (--json or --report)")
     return lines
 
 

@@ -37,7 +37,7 @@ def read(folder: Path) -> Curve:
     }
     files = [parts[number] for number in sorted(parts) if parts[number].is_file() and parts[number].stat().st_size]
     if not files:
-        raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --out of a run that has begun to train")
+        raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --output of a run that has begun to train")
     curve: Curve = {}
     for file in files:
         points: Curve = {}

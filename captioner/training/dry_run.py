@@ -94,7 +94,7 @@ class Check(Callback):
             f"room: {gib(sum(files))} for checkpoints and logs, {gib(later)} for features; {gib(free)} are free"
         )
         if sum(files) + later > free:
-            lines.append("that is not enough room: name another --out or --data.feature_cache")
+            lines.append("that is not enough room: name another --output or --data.feature_cache")
         return "\n".join(lines)
 
 

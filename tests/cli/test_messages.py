@@ -54,7 +54,7 @@ MISTAKES = [
     ("serve --port 99999", ["99999", "another --port"]),
     ("serve --timeout 0", ["timeout is 0.0: expected more than 0"]),
     ("demo --port 0", ["--port is 0: expected 1 to 65535"]),
-    ("shapes --images 0", ["--images is 0: expected 1 to 1000000"]),
+    ("shapes --count 0", ["--count is 0: expected 1 to 1000000"]),
     ("data fetch mnist", ["name is mnist: expected one of coco2014"]),
     ("data fetch coco2017 --retries -1", ["--retries is -1: expected 0 to 1000"]),
     ("data convert x --to coco --output out --shard_size 0", ["--shard_size is 0: expected 1 or more"]),
@@ -69,7 +69,7 @@ MISTAKES = [
     ("score --annotations ANNOTATIONS --results missing.json", ["missing.json: no such file"]),
     ("score --annotations missing.json --results a.json", ["missing.json: no such file"]),
     ("pretrain --data.text missing.txt", ["missing.txt: no such file; check the path"]),
-    ("plot missing", ["missing has no logs", "--out of a run"]),
+    ("plot missing", ["missing has no logs", "--output of a run"]),
     ("data inspect missing", ["missing: no such file; check the path"]),
     ("data convert missing --to coco --output out", ["missing: no such file; check the path"]),
     # what is wrong in a file
@@ -90,14 +90,14 @@ MISTAKES = [
     # what does not go together
     (f"predict IMAGES {RUN} --must zyzzyva", ["must", "'zyzzyva'", "use another of its"]),
     (f"predict IMAGES {RUN} --prefix zyzzyva", ["prefix", "'zyzzyva'"]),
-    (f"{TRAIN} --model.attention soft --out out", ["attention", "grid"]),
+    (f"{TRAIN} --model.attention soft --output out", ["attention", "grid"]),
     (f"evaluate {VAL} --compare a.json --compare_checkpoint RUN", ["--compare", "leave one out"]),
     ("evaluate --checkpoint RUN --annotations ANNOTATIONS --images BAD", ["112", "BAD"]),
     # what cannot be written
     (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["empty.txt", "cannot be written"]),
     (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
     (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
-    ("train --out BAD/empty.txt/run", ["empty.txt", "--out"]),
+    ("train --output BAD/empty.txt/run", ["empty.txt", "--output"]),
     ("export --checkpoint RUN --to onnx --output BAD", ["BAD exists already", "--output"]),
     ("data convert ANNOTATIONS --images IMAGES --to coco --output BAD", ["BAD", "--output"]),
 ]

@@ -58,7 +58,7 @@ def test_missing_and_extra_images(score, tmp_path):
     code, out, err = score(rows)
     assert (code, out) == (2, "")
     assert is_one_line(err, *says, "--partial")
-    code, out, err = score(rows, "--partial", "--metrics", tmp_path / "metrics.json")
+    code, out, err = score(rows, "--partial", "--json", tmp_path / "metrics.json")
     assert code == 0
     assert "of 4 captions" in out
     assert is_one_line(err, *says)
@@ -72,7 +72,7 @@ def test_missing_and_extra_images(score, tmp_path):
 def test_compare_per_image_and_training(score, tiny, tmp_path):
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, FORMATS["lines.jsonl"])))
     files = ["--compare", tmp_path / "other.jsonl", "--per_image", tmp_path / "images.csv"]
-    files += ["--training", tiny.annotations("train"), "--metrics", tmp_path / "metrics.json"]
+    files += ["--training", tiny.annotations("train"), "--json", tmp_path / "metrics.json"]
     code, out, err = score(FORMATS["coco.json"], *files, "--nltk")
     assert (code, err) == (0, "")
     assert "other.jsonl, on the same images" in out
@@ -91,7 +91,7 @@ def test_compare_per_image_and_training(score, tiny, tmp_path):
         ("coco.json", ["--tokenizer", "spacy"], ["tokenizer", "spacy"]),
         ("coco.json", ["--per_image", "a.txt"], ["--per_image", "a.txt"]),
         ("coco.json", ["--per_image", "/dev/null/a.csv"], ["/dev/null/a.csv", "cannot be written"]),
-        ("coco.json", ["--metrics", "/dev/null/a.json"], ["/dev/null/a.json", "cannot be written"]),
+        ("coco.json", ["--json", "/dev/null/a.json"], ["/dev/null/a.json", "cannot be written"]),
         ("coco.json", ["--compare", "missing.json"], ["missing.json: no such file"]),
         ("coco.json", ["--training", "missing.json"], ["missing.json: no such file"]),
         ("coco.json", ["--clip_score", "a/clip"], ["--images", "--clip_score"]),
@@ -136,7 +136,7 @@ def test_clip_score(score, tiny, tmp_path):
     from test_external import write_clip
 
     write_clip(tmp_path / "clip")
-    files = ["--clip_score", tmp_path / "clip", "--images", tiny.images("val"), "--metrics", tmp_path / "metrics.json"]
+    files = ["--clip_score", tmp_path / "clip", "--images", tiny.images("val"), "--json", tmp_path / "metrics.json"]
     code, out, err = score(FORMATS["coco.json"], *files)
     assert (code, err) == (0, "")
     found = json.loads((tmp_path / "metrics.json").read_text())["CLIPScore"]

@@ -187,7 +187,7 @@ def test_every_layout_is_scored_the_same(sets, tmp_path, cli):
         files = [word for key, value in one.items() if value is not None for word in (names[key], value)]
         results, scores = tmp_path / f"{layout}.json", tmp_path / f"{layout}.scores.json"
         model = ("--checkpoint", tmp_path / "model.safetensors", "--device", "cpu", "--beam", 1, "--workers", 0)
-        code, out, err = cli("evaluate", *files, *model, "--output", results, "--metrics", scores)
+        code, out, err = cli("evaluate", *files, *model, "--output", results, "--json", scores)
         assert (code, out != "") == (0, True), err
         assert [row["caption"] for row in json.loads(results.read_text())]
         again = cli("score", *files, "--results", results)
@@ -281,7 +281,7 @@ def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
             if one[key] is not None
             for word in (option, one[key])
         ]
-        out = ("--out", tmp_path / layout, "--model.trainable_layers", 1, "--train.epochs", 1)
+        out = ("--output", tmp_path / layout, "--model.trainable_layers", 1, "--train.epochs", 1)
         code, _, err = cli("train", *small, *files, *out, "--data.feature_cache", tmp_path / "features")
         assert code == 0, err
         weights[layout] = load_file(tmp_path / layout / "captioner.safetensors")

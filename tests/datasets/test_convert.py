@@ -102,7 +102,7 @@ def test_nothing_half_written(cli, coco, tmp_path, to):
     assert code == 2
     assert is_one_line(err, "4.jpg")
     assert list(out.parent.iterdir()) == []
-    code, said, err = cli(*call, "--skip_bad")
+    code, said, err = cli(*call, "--skip_bad_images")
     assert code == 0
     assert "4 images, 8 captions" in said
     assert is_one_line(err, "left out", "4.jpg")

@@ -52,7 +52,7 @@ def get(cli, server, tmp_path):
         server.script.clear()
         server.script.extend(script)
         server.log.clear()
-        return cli("data", "fetch", "coco2017", "--out", tmp_path / "set", "--timeout", 5, "--retries", 2, *options)
+        return cli("data", "fetch", "coco2017", "--output", tmp_path / "set", "--timeout", 5, "--retries", 2, *options)
 
     return call
 
@@ -244,7 +244,7 @@ def test_two_at_once(get, tmp_path):
 
 @pytest.mark.parametrize("option", [("--timeout", 0), ("--timeout", "nan"), ("--retries", -1)], ids=str)
 def test_wrong_options(cli, server, tmp_path, option):
-    code, _, err = cli("data", "fetch", "coco2017", "--out", tmp_path / "set", *option)
+    code, _, err = cli("data", "fetch", "coco2017", "--output", tmp_path / "set", *option)
     assert code == 2
     assert option[0].strip("-") in err
     assert not (tmp_path / "set").exists()
@@ -276,7 +276,7 @@ FLICKR = {
 
 def command(server, out, *options) -> list[str]:
     return [
-        *(sys.executable, "-m", "captioner", "data", "fetch", "flickr8k", "--out", str(out)),
+        *(sys.executable, "-m", "captioner", "data", "fetch", "flickr8k", "--output", str(out)),
         *("--mirror", server.url, "--no_download_images", *options),
     ]
 
@@ -376,7 +376,7 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     out = tmp_path / "my set"
     with Hostile() as server:
         server.files |= host(name, tmp_path)
-        code, printed, err = cli("data", "fetch", name, "--out", out, "--mirror", server.url, "--no_check_sums")
+        code, printed, err = cli("data", "fetch", name, "--output", out, "--mirror", server.url, "--no_check_sums")
         assert code == 0, err
     ran = []
     monkeypatch.setattr(train, "run", lambda options: ran.append(options.data))
@@ -401,7 +401,7 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
 def test_annotations_of_something_else(cli, tmp_path, text):
     with Hostile() as server:
         server.files["Flickr8k_text.zip"] = make_zip(text)
-        options = ["--out", tmp_path, "--no_download_images", "--mirror", server.url]
+        options = ["--output", tmp_path, "--no_download_images", "--mirror", server.url]
         code, _, err = cli("data", "fetch", "flickr8k", *options)
     assert code == 2
     assert is_one_line(err.splitlines()[-1], "annotations are not those of flickr8k")
@@ -412,11 +412,11 @@ def test_known_sums_are_asked_for(monkeypatch, cli, tmp_path, name):
     monkeypatch.setattr(fetch, "check_free_space", lambda *_: None)
     with Hostile() as server:
         server.files |= host(name, tmp_path)
-        code, _, err = cli("data", "fetch", name, "--out", tmp_path / "set", "--mirror", server.url)
+        code, _, err = cli("data", "fetch", name, "--output", tmp_path / "set", "--mirror", server.url)
         first = SETS[name].archives[0].name
         (tmp_path / "by hand").mkdir()
         (tmp_path / "by hand" / first).write_bytes(server.files[first])
-        again, _, by_hand = cli("data", "fetch", name, "--out", tmp_path / "by hand", "--mirror", server.url)
+        again, _, by_hand = cli("data", "fetch", name, "--output", tmp_path / "by hand", "--mirror", server.url)
     assert (code, again) == (2, 2)
     assert is_one_line(by_hand.splitlines()[-1], "remove it and fetch again")
     assert re.search(r"bytes and not (252,872,794|36,745,453): another file", err)

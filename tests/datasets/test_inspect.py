@@ -89,7 +89,7 @@ def test_what_is_planted_is_named(cli, clean):
     scene(201, 600, 100).save(val / "v2.jpg")
     scene(202, 40, 40).save(val / "v3.jpg")
     (train / "t3.jpg").unlink()
-    out, found, _ = inspect(cli, clean, "--html", clean.folder / "new" / "page.html")
+    out, found, _ = inspect(cli, clean, "--report", clean.folder / "new" / "page.html")
     assert found["duplicates"] == ["train/t0.jpg = train/t7.jpg (to the eye)"]
     assert found["overlap"] == ["train/t6.jpg = val/v1.jpg (to the eye)"]
     assert len(found["unreadable"]) == len(found["skipped"]) == 1

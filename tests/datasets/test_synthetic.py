@@ -71,13 +71,13 @@ def digest(folder):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("shapes") / "set"
-    shapes(out, images=60, val=30, size=64)
+    shapes(out, count=60, val_count=30, size=64)
     return out
 
 
 def test_the_seed_decides_every_byte(made, tmp_path):
-    shapes(tmp_path / "same", images=60, val=30, size=64)
-    shapes(tmp_path / "other", images=60, val=30, size=64, seed=1)
+    shapes(tmp_path / "same", count=60, val_count=30, size=64)
+    shapes(tmp_path / "other", count=60, val_count=30, size=64, seed=1)
     assert digest(tmp_path / "same") == digest(made) != digest(tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "same"]  # nothing left beside them
 
@@ -146,7 +146,7 @@ def test_val_shows_nothing_that_train_shows(made):
     assert not files["train"] & files["val"]
 
 
-@pytest.mark.parametrize(("option", "value"), [("images", 0), ("val", 0), ("size", 16), ("size", 5000)])
+@pytest.mark.parametrize(("option", "value"), [("count", 0), ("val_count", 0), ("size", 16), ("size", 5000)])
 def test_bad_options(tmp_path, option, value):
     with pytest.raises(UserError, match=f"--{option} is {value}"):
         shapes(tmp_path / "set", **{option: value})
@@ -156,20 +156,20 @@ def test_bad_options(tmp_path, option, value):
 def test_what_is_there_already(tmp_path, capsys):
     out = tmp_path / "set"
     out.mkdir()
-    shapes(out, images=3, val=2, size=32)  # an empty folder is fine
+    shapes(out, count=3, val_count=2, size=32)  # an empty folder is fine
     before = digest(out), out.stat().st_mtime_ns
-    shapes(out, images=3, val=2, size=32)
+    shapes(out, count=3, val_count=2, size=32)
     assert "left as it is" in capsys.readouterr().out
     with pytest.raises(UserError, match="other options"):
-        shapes(out, images=4, val=2, size=32)
+        shapes(out, count=4, val_count=2, size=32)
     assert (digest(out), out.stat().st_mtime_ns) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     for foreign in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
         with pytest.raises(UserError, match="something else"):
-            shapes(foreign, images=3, val=2, size=32)
+            shapes(foreign, count=3, val_count=2, size=32)
     with pytest.raises(UserError, match="cannot be written"):
-        shapes(tmp_path / "mine" / "thesis.txt" / "set", images=3, val=2, size=32)
+        shapes(tmp_path / "mine" / "thesis.txt" / "set", count=3, val_count=2, size=32)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
@@ -179,7 +179,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("captioner.datasets.synthetic.captions", stop)
     with pytest.raises(KeyboardInterrupt):
-        shapes(tmp_path / "set", images=3, val=2, size=32)
+        shapes(tmp_path / "set", count=3, val_count=2, size=32)
     assert not any(tmp_path.iterdir())
 
 
@@ -188,7 +188,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 
 def test_clips_move_as_their_captions_say(tmp_path):
     for name in ("one", "two"):
-        shapes(tmp_path / name, images=30, val=10, size=64, moving=True, frames=5)
+        shapes(tmp_path / name, count=30, val_count=10, size=64, moving=True, frames=5)
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     for split, count in (("train", 30), ("val", 10)):
         data = json.loads((tmp_path / "one" / f"captions_{split}.json").read_text())
@@ -241,10 +241,10 @@ def test_val_has_looks_that_train_has_not_and_no_look_tells_the_direction():
 
 
 def test_a_set_of_clips_is_another_set(tmp_path):
-    shapes(tmp_path / "set", images=3, val=2, size=32, moving=True)
-    shapes(tmp_path / "set", images=3, val=2, size=32, moving=True)
+    shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
+    shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
     for other in ({}, {"moving": True, "frames": 9}):
         with pytest.raises(UserError, match="other options"):
-            shapes(tmp_path / "set", images=3, val=2, size=32, **other)
+            shapes(tmp_path / "set", count=3, val_count=2, size=32, **other)
     with pytest.raises(UserError, match="--frames is 1"):
         shapes(tmp_path / "other", moving=True, frames=1)

@@ -182,7 +182,7 @@ def address(checkpoints):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "captioner", "demo", "--checkpoint", str(SHIPPED), checkpoints[0]]
+    command = [sys.executable, "-m", "captioner", "demo", "--checkpoint", str(SHIPPED), "--checkpoint", checkpoints[0]]
     with subprocess.Popen(
         [*command, "--port", str(port), "--device", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -114,7 +114,7 @@ def jobs(data: Path) -> dict[str, Job]:
         def arguments(folder: Path) -> list[str]:
             named = coco.options()
             named[named.index("--data.feature_cache") + 1] = str(folder / "features")
-            run = ["--out", str(folder / "run"), "--resume", "--model.image_size", str(size)]
+            run = ["--output", str(folder / "run"), "--resume", "--model.image_size", str(size)]
             return ["train", *named, *run, *f"{tiny} {options}".split()]
 
         return arguments

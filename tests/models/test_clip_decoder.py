@@ -139,14 +139,14 @@ def right(captions: dict[str, str], images: list[dict], truth: dict[int, str]) -
 @pytest.mark.slow
 def test_it_learns_which_way_a_shape_moves_and_one_frame_does_not_tell(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    moving = ("shapes", "--out", "data/moving", "--size", 64, "--moving")
+    moving = ("shapes", "--output", "data/moving", "--size", 64, "--moving")
     assert cli(*moving)[0] == 0
     data = json.loads((tmp_path / "data/moving/captions_val.json").read_text())
     truth = {row["image_id"]: row["caption"] for row in reversed(data["annotations"])}  # the first one of each
     options = ("--config", ROOT / "configs/moving.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 1)
     shares = {}
     for name, more in (("clips", ()), ("stills", ("--model.frames", 0, "--model.grid", 0, "--train.epochs", 8))):
-        assert cli("train", *options, *more, "--out", f"runs/{name}")[0] == 0
+        assert cli("train", *options, *more, "--output", f"runs/{name}")[0] == 0
         model = ("--checkpoint", f"runs/{name}/captioner.safetensors")
         code, out, _ = cli("predict", "data/moving/val/*.gif", *model)
         assert code == 0

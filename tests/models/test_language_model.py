@@ -280,7 +280,7 @@ HELLO = {
 def pretrain(file, out, options: dict) -> int:
     """``captioner pretrain`` in this process."""
     named = [str(word) for name, value in options.items() for word in (f"--{name}", value) if word is not None]
-    return main(["pretrain", "--data.text", str(file), *named, "--out", str(out)])
+    return main(["pretrain", "--data.text", str(file), *named, "--output", str(out)])
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, cli, content, options, says):
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
         file = ["--data.text", tmp_path / "text.txt"]
-    code, _, err = cli("pretrain", *file, *options, "--out", tmp_path / "run")
+    code, _, err = cli("pretrain", *file, *options, "--output", tmp_path / "run")
     assert code == 2
     assert is_one_line(err, "captioner pretrain", *says), err
     assert not (tmp_path / "run").exists()

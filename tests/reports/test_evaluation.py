@@ -201,7 +201,7 @@ def test_evaluate_report_of_two(evaluate, tiny, tmp_path, models):
         ("--compare", tmp_path / "plain.json"),
         ("--compare-checkpoint", models / "plain.safetensors"),
     ):
-        options = (option, file, "--metrics", tmp_path / "metrics.json", "--report", tmp_path / "page.html")
+        options = (option, file, "--json", tmp_path / "metrics.json", "--report", tmp_path / "page.html")
         assert evaluate(tiny, *options)[0] == 0
         metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
         assert metrics[-1]["compare"].pop("second") == str(file)
@@ -229,7 +229,7 @@ def test_what_is_wrong_is_said_before_anything_is_captioned(evaluate, tiny, tmp_
         ("--report", folder, "it is a folder"),
         ("--output", inside, "cannot be written"),
         ("--output", folder, "it is a folder"),
-        ("--metrics", inside, "cannot be written"),
+        ("--json", inside, "cannot be written"),
         ("--per_image", inside, "cannot be written"),
         ("--compare", tmp_path / "none.json", "no such file"),
         ("--compare", tmp_path / "file", "broken JSON"),

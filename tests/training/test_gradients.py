@@ -102,7 +102,7 @@ def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
     pytest.importorskip("matplotlib")
     file, image = tmp_path / "numbers.json", tmp_path / "image.png"
     options = [
-        "--captions",
+        "--count",
         5,
         "--weights",
         "trained",
@@ -110,9 +110,9 @@ def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
         "--scale",
         1,
         3,
-        "--output",
+        "--json",
         file,
-        "--plot",
+        "--output",
         image,
     ]
     code, out, err = gradients(*options)
@@ -139,7 +139,7 @@ def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, grad
         assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", seed, "--train.epochs", 1)) == 0
         file = tmp_path / f"{seed}.json"
         code, *_ = gradients(
-            "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", seed, "--output", file
+            "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", seed, "--json", file
         )
         assert code == 0
         *_, trained, untrained = json.loads(file.read_text())
@@ -151,7 +151,7 @@ def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, grad
     ("options", "says"),
     [
         (["--scale", "1", "0"], ["--scale", "above 0"]),
-        (["--captions", "0"], ["--captions is 0"]),
+        (["--count", "0"], ["--count is 0"]),
     ],
 )
 def test_what_makes_no_sense_is_one_line(gradients, options, says):
@@ -165,7 +165,7 @@ def test_what_is_missing_is_one_line(cli, gradients, run, tmp_path, monkeypatch)
     assert code == 2
     assert is_one_line(err, "--annotations", "--images")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = gradients("--plot", tmp_path / "image.png")
+    code, _, err = gradients("--output", tmp_path / "image.png")
     assert code == 2
     assert is_one_line(err, "matplotlib", "pip install 'captioner[plot]'")
 

@@ -76,7 +76,7 @@ def test_what_a_run_leaves_behind(run):
         *("best.ckpt", "last.ckpt", "captioner.safetensors", "config.yaml", "samples.md", "logs")
     }
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert {"data", "model", "train", "search", "trainer", "out"} <= set(config)
+    assert {"data", "model", "train", "search", "trainer", "output"} <= set(config)
     assert ModelConfig(**config["model"]).hidden_size == 16
     assert len(list(run.glob("logs/part_0/events.out.tfevents.*"))) == 1
 
