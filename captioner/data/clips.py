@@ -1,4 +1,4 @@
-"""Clips and albums: several images in a row, evenly taken from a video, an animated image or a folder."""
+"""Clips and albums: frames taken at even distances from a video, an animated image or a folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from captioner.data.images import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # elsewhere (TIFF, MPO) further images are pages and previews
-# What ffmpeg may take a file for: no playlist, which could make it open other files or addresses.
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # in other formats (TIFF, MPO) further images are pages and previews
+# The formats ffmpeg may recognise: no playlists, which could make it open other files or addresses.
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegvideo,asf,flv,ogg"
 
 
 def evenly_spaced(available: int, wanted: int) -> list[int]:
-    """Numbers of at most `wanted` of the frames 0 … available − 1, the first and the last among them.
+    """At most `wanted` of the indices 0 … available − 1 at even distances, the first and the last among them.
 
     >>> evenly_spaced(11, 3), evenly_spaced(2, 3)
     ([0, 5, 10], [0, 1])
@@ -41,7 +41,7 @@ def evenly_spaced(available: int, wanted: int) -> list[int]:
 
 
 def album_images(folder: str | os.PathLike) -> list[Path]:
-    """The images that lie in a folder itself, 2.jpg before 10.jpg; hidden ones are skipped."""
+    """The images directly in a folder, 2.jpg before 10.jpg, without hidden ones."""
     names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
     names.sort(key=lambda name: ([int(n) if n.isdigit() else n for n in re.split(r"([0-9]+)", name.lower())], name))
     return [Path(folder, name) for name in names]
@@ -50,14 +50,14 @@ def album_images(folder: str | os.PathLike) -> list[Path]:
 def load_pixels(
     source: Any, size: int, frames: int = 0, transform: Callable[[Image.Image, int], Tensor] = eval_transform
 ) -> Tensor:
-    """What a model sees of an image: uint8 (3, size, size); of a clip or album, (frames, 3, size, size).
+    """The input of a model: uint8 (3, size, size) for an image, (frames, 3, size, size) for a clip or album.
 
     Args:
         source: whatever :func:`captioner.data.images.open_image` takes. With `frames` also a video (read by PyAV), an
             animated image, or a folder, the album of the images in it.
         size: side in pixels of a frame.
-        frames: so many are evenly taken; where there are fewer, the absent ones come last and are 0.
-        transform: makes a frame of an image.
+        frames: number of frames, taken at even distances; a shorter clip is padded at its end with frames of 0.
+        transform: turns each frame into a tensor.
 
     Raises:
         ImageError: something cannot be read.
@@ -68,20 +68,20 @@ def load_pixels(
         return transform(open_image(source, size_hint=size), size)
     import torch
 
-    seen = torch.zeros(frames, 3, size, size, dtype=torch.uint8)
-    for i, image in enumerate(_images(source, frames, size)):
-        seen[i] = transform(image, size)
-    return seen
+    pixels = torch.zeros(frames, 3, size, size, dtype=torch.uint8)
+    for i, image in enumerate(_frames(source, frames, size)):
+        pixels[i] = transform(image, size)
+    return pixels
 
 
 def thumbnail(source: Any, size: int) -> Image.Image:
-    """An image, or the middle frame of three of a clip or album, to be shown; its short side is `size` or more.
+    """An image, or the middle frame of a clip or album, for display; its short side is `size` or more.
 
     Raises:
         ImageError: something cannot be read.
     """
     is_clip = _is_video(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
-    frames = list(_images(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
+    frames = list(_frames(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
     return frames[len(frames) // 2]
 
 
@@ -89,10 +89,10 @@ def _is_video(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith(VIDEOS)
 
 
-def _images(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
+def _frames(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
     """At most `frames` images, one at a time."""
     if _is_video(source):
-        yield from _video(source, frames)
+        yield from _video_frames(source, frames)
     elif isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         files = album_images(source)
         if not files:
@@ -100,12 +100,12 @@ def _images(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
         for i in evenly_spaced(len(files), frames):
             yield open_image(files[i], size_hint=size)
     else:
-        for i in evenly_spaced(_length(source), frames):
+        for i in evenly_spaced(_frame_count(source), frames):
             yield open_image(source, size_hint=size, frame=i)
 
 
-def _length(source: Any) -> int:
-    """Frames of the file of an animated image; 1 of anything else, also of no image, as opening it will say."""
+def _frame_count(source: Any) -> int:
+    """Number of frames of an animated image; 1 of anything else, even if :func:`open_image` will refuse it."""
     if not isinstance(source, (str, os.PathLike)):
         return 1
     Image.init()
@@ -118,8 +118,8 @@ def _length(source: Any) -> int:
             return 1
 
 
-def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
-    """Upright frames of a video, decoded one after the other; those that are not wanted are dropped at once."""
+def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
+    """Upright frames of a video, decoded in order; frames not wanted are dropped at once."""
     try:
         import av
     except ImportError:
@@ -129,7 +129,7 @@ def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
         with av.open(file, "r", options=options) as clip:
             if not clip.streams.video:
                 raise ImageError(f"{path}: has sound but no images; name another file")
-            # Containers may not say how many frames they have, or say it wrong. Counting packets decodes nothing.
+            # Containers may not state the number of frames, or state it wrong. Counting packets decodes nothing.
             packets = clip.demux(clip.streams.video[0])
             wanted = evenly_spaced(sum(packet.size > 0 and not packet.is_discard for packet in packets), frames)
         file.seek(0)
@@ -138,7 +138,7 @@ def _video(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
             for place, frame in enumerate(clip.decode(video=0)):
                 if place in wanted:
                     if frame.width * frame.height > MAX_PIXELS:
-                        raise ImageError(f"{path}: has more than {MAX_PIXELS:,} pixels; scale it down first")
+                        raise Image.DecompressionBombError
                     yield frame.to_image().rotate(frame.rotation, expand=True)
                     found = True
                 if place >= wanted[-1]:

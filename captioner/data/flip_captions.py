@@ -1,56 +1,70 @@
-"""The words of a caption when its image is mirrored: left and right change places."""
+"""The words of a caption when its image is flipped horizontally: left and right change places."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-OTHER = {"left": "right", "right": "left", "lefty": "righty", "righty": "lefty"}
-# left, left-hand, left-handed, leftmost, lefthand, leftward(s), bottom-left, left's
-_SIDE = re.compile(r"(?:^|(?<=-))(left|right|lefty|righty)(?=$|-|['’]|most|hand|ward|side)")
+OPPOSITE = {"left": "right", "right": "left", "lefty": "righty", "righty": "lefty"}
+# A side within a word: left-hand, left-handed, leftmost, lefthand, leftward(s), bottom-left, left's
+_SIDE_IN_WORD = re.compile(r"(?:^|(?<=-))(left|right|lefty|righty)(?=$|-|['’]|most|hand|ward|side)")
 
-# A side is named after the words of `before`, or before those of `after`, whatever else is said.
-_WORDS = {
-    "before": "the his her its their your my far on to from upper lower top bottom front rear back",
-    "after": "of side sides hand arm arms foot leg legs eye ear shoulder paw knee corner edge half turn",
-    # Whoever does this does it to a side, unless it is "looking right at the camera".
-    "towards": "turn turns turned turning look looks looked looking face faces faced facing lean leans leaning "
-    "head heads headed heading point points pointed pointing and or",
-    # "The man left the house", "right next to": no side before these words, or after those.
-    "left …": "the a an his her its their him it them behind over in on out alone for by at with after",
-    "right …": "next in behind before after above below beneath beside near at up now away there here angle angles by "
-    "under on through out off over outside into down along past",
-    "… left": "has have had having is are was were be been being",
-    "… right": "all alright",
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The word before, or the word after, that makes "left" or "right" a side whatever else surrounds it.
+BEFORE_SIDE = _words("the his her its their your my far on to from upper lower top bottom front rear back")
+AFTER_SIDE = _words("of side sides hand arm arms foot leg legs eye ear shoulder paw knee corner edge half turn")
+# The word before that makes it a direction, unless the word after contradicts: "looking right at the camera".
+TOWARDS = _words(
+    "turn turns turned turning look looks looked looking face faces faced facing lean leans leaning "
+    "head heads headed heading point points pointed pointing and or"
+)
+# Neighbours that make it no side: "the man left the house", "has left", "right next to", "all right".
+NOT_SIDE_AFTER = {
+    "left": _words("the a an his her its their him it them behind over in on out alone for by at with after"),
+    "right": _words(
+        "next in behind before after above below beneath beside near at up now away there here angle angles by "
+        "under on through out off over outside into down along past"
+    ),
 }
-WORDS = {kind: frozenset(words.split()) for kind, words in _WORDS.items()}
+NOT_SIDE_BEFORE = {"left": _words("has have had having is are was were be been being"), "right": _words("all alright")}
 
 
 def flip_caption(words: Sequence[str]) -> list[str] | None:
-    """As many words, true of the mirrored image; None where it is not clear whether a "left" or "right" is a side.
+    """As many words, true of the flipped image; None if it is unclear whether a "left" or "right" is a side.
 
-    A side is told by its neighbours ("on the left", "left of", "his right arm", "turning left"), and so is what is
-    none ("has left the house", "right next to", "all right"); compounds (left-hand, right-handed, leftmost) are sides.
-    A handful of words is no parser: "the man to the left" is a side and "the right moment" is taken for one.
-    What else mirroring falsifies is not seen: writing that a caption quotes, clockwise, Britain's side of the road.
+    The words before and after decide; compounds such as left-hand, right-handed and leftmost are always sides. These
+    rules are no parser: "the right moment" counts as a side. Other things that flipping makes false are not detected:
+    quoted writing, clockwise, the side of the road that Britain drives on.
+
+    >>> flip_caption("he left the house on the left".split())
+    ['he', 'left', 'the', 'house', 'on', 'the', 'right']
+    >>> flip_caption("a man looking right at the camera".split())  # None: in that direction, or straight at it?
 
     Args:
         words: lower-cased, as from :func:`captioner.data.vocabulary.tokenize`.
     """
-    found = []
+    flipped = []
     for i, word in enumerate(words):
         if word in ("left", "right"):
             side = _is_side(word, words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else "")
             if side is None:
                 return None
-            found.append(OTHER[word] if side else word)
+            flipped.append(OPPOSITE[word] if side else word)
         else:
-            found.append(_SIDE.sub(lambda match: OTHER[match[1]], word))
-    return found
+            flipped.append(_SIDE_IN_WORD.sub(lambda match: OPPOSITE[match[1]], word))
+    return flipped
 
 
 def _is_side(word: str, before: str, after: str) -> bool | None:
-    if before in WORDS["before"] or after in WORDS["after"]:
+    """Whether `word` ("left" or "right") is a side; None if the rules contradict each other or none applies.
+
+    "turn left" is a side, "left behind" is not; "look right at me" is both, "a left thing" neither: None.
+    """
+    if before in BEFORE_SIDE or after in AFTER_SIDE:
         return True
-    towards, none = before in WORDS["towards"], after in WORDS[f"{word} …"] or before in WORDS[f"… {word}"]
-    return None if towards == none else towards
+    side, not_side = before in TOWARDS, after in NOT_SIDE_AFTER[word] or before in NOT_SIDE_BEFORE[word]
+    return None if side == not_side else side

@@ -1,11 +1,12 @@
-"""Words, or characters, and their ids."""
+"""The vocabulary: words or characters ↔ ids."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -25,32 +26,32 @@ def tokenize(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-# Unicode's categories of controls, formats, surrogates and spaces.
-_NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+# Unicode's categories of control, format, surrogate and space characters.
+_NOT_IN_WORDS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
 
 
 def is_word(word: object, level: str = "word") -> bool:
-    """Whether it may stand in a vocabulary: a word without spaces and control characters, or one character.
+    """Whether this may be an entry of a vocabulary: a word without spaces and control characters, or one character.
 
-    What a terminal would obey, or a line break in a file of lines, can then not come out of a model.
+    A caption then cannot contain escape sequences that a terminal obeys, nor line breaks.
     """
     if not isinstance(word, str):
         return False
     if level == "char":
         return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
-    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in _NO_LETTERS for c in word))
+    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in _NOT_IN_WORDS for c in word))
 
 
 LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": list}
 
 
 class TokenizedCaptions(NamedTuple):
-    """Captions in words, each word by a number of its own.
+    """Captions as numbers of their distinct words; see :func:`tokenize_all`.
 
     Attributes:
-        words: the different ones, in the order in which they first come.
-        flat: (N,) int32 numbers of the words of all captions, one caption after the other.
-        lengths: (captions,) int64 words of each.
+        words: the distinct words, in order of first occurrence.
+        flat: (N,) int32 indices into `words`: all captions, one after the other.
+        lengths: (captions,) int64 number of words of each caption.
     """
 
     words: list[str]
@@ -58,37 +59,28 @@ class TokenizedCaptions(NamedTuple):
     lengths: np.ndarray
 
 
-class _Numbers(dict):
-    """Every key that is asked for has the next number."""
-
-    def __missing__(self, key: str) -> int:
-        self[key] = value = len(self)
-        return value
-
-
 def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCaptions:
-    """The words of many captions, as LEVELS[level] finds them in each.
+    """Split many captions, each as LEVELS[level] does.
 
-    No word reaches over a space and captions repeat themselves, so that what stands between two spaces is looked at
-    once for all the times that it comes.
+    Captions repeat their words, and no word contains a space, so each distinct piece between spaces is tokenized once.
+
+    >>> tokenize_all(["A dog.", "a dog runs"])
+    TokenizedCaptions(words=['a', 'dog', 'runs'], flat=array([0, 1, 0, 1, 2], dtype=int32), lengths=array([2, 3]))
     """
-    cut: Callable[[str], list[str]] = str.split if level == "word" else list
-    pieces, words, captions = _Numbers(), _Numbers(), iter(captions)
-    blocks: list[tuple[np.ndarray, np.ndarray]] = []  # pieces, in the order of the captions; how many each has
-    while some := [cut(caption) for caption in islice(captions, 1000)]:
-        found = np.fromiter(map(pieces.__getitem__, chain.from_iterable(some)), np.int32)
-        blocks.append((found, np.fromiter(map(len, some), np.int64)))
-    of_piece = [[words[word] for word in LEVELS[level](piece)] for piece in pieces]
-    table = np.fromiter(chain.from_iterable(of_piece), np.int32)
-    size = np.fromiter(map(len, of_piece), np.int64)
-    start = np.cumsum(size) - size
-    flat, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-    for found, counts in blocks:
-        ends = np.cumsum(size[found])
-        place = np.repeat(start[found] - ends + size[found], size[found]) + np.arange(ends[-1] if len(ends) else 0)
-        flat.append(table[place])
-        lengths.append(np.diff(np.append(0, ends)[np.append(0, np.cumsum(counts))]))
-    return TokenizedCaptions(list(words), np.concatenate(flat), np.concatenate(lengths))
+    split = str.split if level == "word" else list
+    words: dict[str, int] = {}
+
+    class Pieces(dict[str, list[int]]):
+        def __missing__(self, piece: str) -> list[int]:
+            self[piece] = ids = [words.setdefault(word, len(words)) for word in LEVELS[level](piece)]
+            return ids
+
+    ids_of, flat, lengths = Pieces(), array("i"), array("q")
+    for caption in captions:
+        start = len(flat)
+        flat.extend(chain.from_iterable(map(ids_of.__getitem__, split(caption))))
+        lengths.append(len(flat) - start)
+    return TokenizedCaptions(list(words), np.array(flat, np.int32), np.array(lengths, np.int64))
 
 
 class Vocabulary:
@@ -96,25 +88,25 @@ class Vocabulary:
 
     Args:
         words: the words with ids 4, 5, …; no duplicates.
-        level: "word", or "char": the words are the characters of a text as it is written.
+        level: "word", or "char" where each entry is one character.
     """
 
     def __init__(self, words: Sequence[str], level: str = "word") -> None:
         self.words, self.level = (*SPECIAL, *words), level
         self.ids = {word: i for i, word in enumerate(self.words)}
         if len(self.ids) != len(self.words):
-            raise ValueError("a word stands in the vocabulary twice")
+            raise ValueError("a word occurs twice in the vocabulary")
         if level not in LEVELS:
-            raise ValueError(f"a vocabulary of the level {level!r}")
+            raise ValueError(f"level is {level!r}: expected {' or '.join(LEVELS)}")
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1, level: str = "word") -> Vocabulary:
-        """Count the words of the training captions; those seen at least `min_count` times, commonest first."""
+        """The words that occur at least `min_count` times in the training captions, most frequent first."""
         return cls.from_tokenized(tokenize_all(captions, level), min_count, level)
 
     @classmethod
     def from_tokenized(cls, captions: TokenizedCaptions, min_count: int = 1, level: str = "word") -> Vocabulary:
-        """The same of captions that are split already. What is no word, such as a control character, is left out."""
+        """As :meth:`build`, of captions already tokenized. Tokens that are no :func:`is_word` are left out."""
         counts = np.bincount(captions.flat, minlength=len(captions.words)).tolist()
         kept = [(-count, word) for word, count in zip(captions.words, counts, strict=True) if count >= min_count]
         return cls([word for _, word in sorted(kept) if is_word(word, level)], level)
@@ -127,17 +119,17 @@ class Vocabulary:
         return LEVELS[self.level](text)
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Ids of the words, without START and END; a word that is not known is UNK."""
+        """Ids of the words, without START and END; an unknown word is UNK."""
         return [self.ids.get(word, UNK) for word in words]
 
-    def encode_all(self, captions: TokenizedCaptions, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the first `most` words of each caption: (N,) int32, one after the other; (captions,) how many."""
+    def encode_all(self, captions: TokenizedCaptions, max_words: int) -> tuple[np.ndarray, np.ndarray]:
+        """The captions cut to `max_words`: (N,) int32 ids, one caption after the other, and (captions,) lengths."""
         flat = np.array(self.encode(captions.words), dtype=np.int32)[captions.flat]
-        if captions.lengths.max(initial=0) > most:
+        if captions.lengths.max(initial=0) > max_words:
             first = np.cumsum(captions.lengths) - captions.lengths
-            flat = flat[np.arange(len(flat)) - np.repeat(first, captions.lengths) < most]
-        return flat, np.minimum(captions.lengths, most)
+            flat = flat[np.arange(len(flat)) - np.repeat(first, captions.lengths) < max_words]
+        return flat, np.minimum(captions.lengths, max_words)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of `ids` joined by spaces; characters by nothing."""
+        """The words of `ids` joined by spaces; characters are joined by nothing."""
         return (" " if self.level == "word" else "").join(self.words[i] for i in ids)
