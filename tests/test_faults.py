@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, is_one_line, write_set
+from conftest import ROOT, is_one_line, train, write_set
 from filelock import FileLock
-from test_training import train
 
 from captioner.__main__ import main
 from captioner.cli import train as train_command

@@ -133,7 +133,7 @@ def test_no_image_outside_the_folder_is_read(score, tiny, tmp_path):
 @pytest.mark.slow
 def test_clip_score(score, tiny, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed (the extra clip)")
-    from test_external import write_clip
+    from tiny_clip import write_clip
 
     write_clip(tmp_path / "clip")
     files = ["--clip_score", tmp_path / "clip", "--images", tiny.images("val"), "--json", tmp_path / "metrics.json"]

@@ -1,10 +1,9 @@
 """The feature file: whole or not there, resumed where it stopped, and never another encoder's."""
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,22 +111,21 @@ def test_stopped_before_the_renaming(folder, monkeypatch):
 
 
 def test_a_killed_writer_is_resumed(folder):
-    code = f"""
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-from test_features import *
-def rows(first):
-    for n, block in enumerate(rows_from(first)):
-        if n == 2:
-            print("two blocks", flush=True)
-            time.sleep(600)
-        yield block
-write_features(Path({str(folder)!r}), FINGERPRINT, NAMES, (4,), rows)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"two blocks\n"
-        writer.send_signal(signal.SIGKILL)
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+
+    def rows(first):
+        for n, block in enumerate(rows_from(first)):
+            if n == 2:
+                writer.send("two blocks")
+                time.sleep(600)
+            yield block
+
+    process = context.Process(target=write_features, args=(folder, FINGERPRINT, NAMES, (4,), rows))
+    process.start()
+    assert reader.poll(60)
+    process.kill()
+    process.join()
     assert not folder.exists()
     write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first == 6 else never(first))
     assert is_whole(folder)

@@ -6,11 +6,11 @@ import json
 import sys
 
 import pytest
+from coco_split import scene, write_split
 from conftest import is_one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
-from test_inspect import scene, write
 
 from captioner.data.annotations import Example, read
 from captioner.datasets.convert import to_coco, to_webdataset
@@ -22,7 +22,7 @@ NAMES = ["a.jpg", "b.c.jpg", "b_c.png", "sub/a.jpg"]
 
 @pytest.fixture
 def coco(tmp_path):
-    return write(tmp_path, "set", {f"{i}.jpg": scene(i, 60, 50 + i) for i in range(5)}, 7)
+    return write_split(tmp_path, "set", {f"{i}.jpg": scene(i, 60, 50 + i) for i in range(5)}, 7)
 
 
 def captions(examples):

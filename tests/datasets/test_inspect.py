@@ -5,40 +5,20 @@ import re
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from coco_split import scene, write_split
 from conftest import is_one_line
+from html_page import Page
 from PIL import Image
-from test_gallery import Page
 
 KINDS = {"overlap", "duplicates", "unreadable", "wrong_size", "small", "stretched", "skipped", "same_name"}
-
-
-def scene(seed: int, width: int = 120, height: int = 90) -> Image.Image:
-    """A smooth image unlike those of other seeds."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def write(folder, name, pixels, start):
-    """A COCO split of {file name: image}; returns the options that name it."""
-    images, annotations = [], []
-    (folder / name).mkdir(parents=True)
-    for number, (file, image) in enumerate(pixels.items(), start):
-        image.save(folder / name / file, quality=95)
-        images.append({"id": number, "file_name": file, "width": image.width, "height": image.height})
-        for text in (f"picture {number} of a dog", "one more dog"):
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": text})
-    file = folder / f"{name}.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return file, folder / name
 
 
 @pytest.fixture
 def clean(tmp_path):
     """Train of eight images and val of four, all different."""
-    train = write(tmp_path, "train", {f"t{i}.jpg": scene(i) for i in range(8)}, 1)
-    val = write(tmp_path, "val", {f"v{i}.jpg": scene(100 + i) for i in range(4)}, 101)
+    train = write_split(tmp_path, "train", {f"t{i}.jpg": scene(i) for i in range(8)}, 1)
+    val = write_split(tmp_path, "val", {f"v{i}.jpg": scene(100 + i) for i in range(4)}, 101)
     return SimpleNamespace(folder=tmp_path, train=train, val=val)
 
 

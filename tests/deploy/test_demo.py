@@ -13,7 +13,7 @@ from html import unescape
 
 import pytest
 from conftest import ROOT, draw, is_one_line, make_captioner
-from test_gallery import Page
+from html_page import Page
 
 from captioner.config import SearchConfig
 from captioner.data.images import MAX_PIXELS

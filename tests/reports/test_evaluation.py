@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import captions_of, is_one_line, make_captioner, write_set
-from test_gallery import Page, caption
+from html_page import Page, caption
 
 from captioner.errors import UserError
 from captioner.metrics.scoring import Others, ScoreOptions, score_images
