@@ -17,8 +17,9 @@ from ratios import ROOT, median, rounds_argument, take_turns, verdict
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.models.captioner import SHIPPED, Captioner
-from captioner.models.encoder import CHECKPOINTS, weights_digest
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import CHECKPOINTS, SHIPPED
+from captioner.models.encoder import weights_digest
 
 LIMIT = 1.35
 PHOTO = ROOT / "data" / "photos" / "cat.jpg"

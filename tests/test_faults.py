@@ -24,7 +24,8 @@ from captioner.data import dataset, features
 from captioner.data.annotations import read
 from captioner.errors import UserError
 from captioner.files import atomic_folder
-from captioner.models.captioner import Captioner, save_slim
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import save_slim
 from captioner.training import callbacks
 from captioner.training import sanity_checks as health
 from captioner.training.callbacks import WholeCheckpoints

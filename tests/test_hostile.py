@@ -27,8 +27,8 @@ from captioner.datasets.convert import to_coco, to_webdataset
 from captioner.deploy.onnx_runner import check
 from captioner.errors import UserError
 from captioner.inference.parts import PartFolder
-from captioner.models.captioner import Captioner, read_checkpoint, save_slim
-from captioner.models.encoder import check_unpacked
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import load_pickle, read_checkpoint, save_slim
 from captioner.models.init_from import init_from
 
 sys.path.append(str(ROOT / "tests" / "faults"))
@@ -61,16 +61,16 @@ LIES = {
     ),
     "a digest of two lines": (lambda h, w: h.update(encoder_digest="a\nb"), "other weights of resnet18 (a b)"),
     "a digest that is none": (lambda h, w: h.pop("encoder_digest"), "encoder_digest is 'None'"),
-    "words that are numbers": (lambda h, w: h.update(vocabulary=list(range(9))), "'0' is no word"),
-    "a word that is none": (lambda h, w: h["vocabulary"].__setitem__(2, None), "'None' is no word"),
-    "an escape as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "\x1b[2J"), "is no word"),
-    "a line break in a word": (lambda h, w: h["vocabulary"].__setitem__(2, "a\nb"), "is no word"),
-    "a word from right to left": (lambda h, w: h["vocabulary"].__setitem__(2, "\u202egnp"), "is no word"),
+    "words that are numbers": (lambda h, w: h.update(vocabulary=list(range(9))), "'0' is not a word"),
+    "a word that is none": (lambda h, w: h["vocabulary"].__setitem__(2, None), "'None' is not a word"),
+    "an escape as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "\x1b[2J"), "is not a word"),
+    "a line break in a word": (lambda h, w: h["vocabulary"].__setitem__(2, "a\nb"), "is not a word"),
+    "a word from right to left": (lambda h, w: h["vocabulary"].__setitem__(2, "\u202egnp"), "is not a word"),
     "END as a word": (lambda h, w: h["vocabulary"].__setitem__(2, "<end>"), "twice"),
     "words in a string": (lambda h, w: h.update(vocabulary="abcdefghi"), "a list and a string"),
     "a model that is a list": (lambda h, w: h.update(model=[1]), "are not an object"),
-    "weights that are no numbers": (lambda h, w: w.update({n: v * torch.nan for n, v in w.items()}), "no numbers"),
-    "one infinite weight": (lambda h, w: w["decoder.output.bias"].__setitem__(3, torch.inf), "no numbers"),
+    "weights that are no numbers": (lambda h, w: w.update({n: v * torch.nan for n, v in w.items()}), "infinite or NaN"),
+    "one infinite weight": (lambda h, w: w["decoder.output.bias"].__setitem__(3, torch.inf), "infinite or NaN"),
     "whole numbers as weights": (lambda h, w: w.update({n: v.int() for n, v in w.items()}), "torch.int32"),
     "a weight of another shape": (lambda h, w: w.update({"decoder.output.bias": torch.ones(2, 3)}), "[2, 3]"),
 }
@@ -107,7 +107,7 @@ def test_odd_tensors_are_refused(captioner, tmp_path, kind):
         weights = {**captioner.weights(), name: TENSORS[kind]}
         path = tmp_path / "model.ckpt"
         path.write_bytes(fuzz.written(captioner.header(), weights, tmp_path, slim=False))
-        refused(Captioner.load, path, says=[f"{path} is not a captioner checkpoint (ValueError: {name} is no plain"])
+        refused(Captioner.load, path, says=[f"{path} is not a captioner checkpoint ({name} is not a dense tensor"])
 
 
 def test_weights_that_are_no_numbers_are_neither_averaged_nor_begun_with(captioner, tmp_path, cli):
@@ -115,9 +115,9 @@ def test_weights_that_are_no_numbers_are_neither_averaged_nor_begun_with(caption
     save_slim(path, captioner.header(), {name: value * torch.nan for name, value in captioner.weights().items()})
     code, _, err = cli("average", path, path, "--output", tmp_path / "mean.safetensors")
     assert code == 2
-    assert is_one_line(err.strip(), "values that are no numbers")
+    assert is_one_line(err.strip(), "infinite or NaN values")
     assert not (tmp_path / "mean.safetensors").exists()
-    refused(init_from, captioner, path, says=["values that are no numbers"])
+    refused(init_from, captioner, path, says=["infinite or NaN values"])
 
 
 def test_a_packed_checkpoint_is_refused_unread(captioner, tmp_path):
@@ -128,15 +128,15 @@ def test_a_packed_checkpoint_is_refused_unread(captioner, tmp_path):
     with zipfile.ZipFile(whole) as one, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as other:
         for name in one.namelist():
             other.writestr(name, one.read(name))
-    refused(Captioner.load, path, says=["packed"])
+    refused(Captioner.load, path, says=["compressed"])
 
 
 def test_so_are_packed_weights_of_an_encoder(tmp_path):
     path = tmp_path / "resnet.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("resnet/data.pkl", bytes(10_000))
-    with pytest.raises(ValueError, match="packed"):
-        check_unpacked(path)
+    with pytest.raises(ValueError, match="compressed"):
+        load_pickle(path)
 
 
 def test_the_older_format_of_torch_is_not_opened(captioner, tmp_path):

@@ -121,7 +121,7 @@ def _caption(
         search = replace(search, n_best=max(search.n_best, min(search.beam, N_BEST)))
     paths = [example.path for example in examples]
     results = [
-        model.caption_files(paths, search, options.batch_size, workers, bool(options.report) and model.attends)
+        model.caption_files(paths, search, options.batch_size, workers, bool(options.report) and model.has_attention)
         for model in models
     ]
     bar = tqdm(zip(examples, *results, strict=True), total=len(examples), unit="image", desc="captions", disable=None)
@@ -153,4 +153,4 @@ def _open_report(options: Any, models: Sequence[Any], count: int) -> Any:
     heading = f"{report_heading(options, count)} · {options.annotations}"
     second = options.compare_checkpoint or options.compare
     names = [model_name(options.checkpoint), *([second] if second else [])]
-    return Evaluation(Path(options.report), heading, count, any(model.attends for model in models), names)
+    return Evaluation(Path(options.report), heading, count, any(model.has_attention for model in models), names)

@@ -56,7 +56,8 @@ def run(options: Any) -> None:
 def _measured(options: Any) -> list[Curve]:
     import torch
 
-    from captioner.models.captioner import SHIPPED, Captioner
+    from captioner.models.captioner import Captioner
+    from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
     from captioner.training.gradients import largest_singular_value, recurrent_matrices, through_time
 
     if options.annotations is None or options.images is None:
@@ -83,10 +84,10 @@ def _measured(options: Any) -> list[Curve]:
                 with torch.no_grad():
                     for weight, made in zip(weights, before, strict=True):
                         weight.copy_(scale * made)
-                norms = through_time(*model.begin(features), words, lengths)
+                norms = through_time(*model.start_search(features), words, lengths)
                 means = [norm.clamp(min=1e-30).log().mean(dim=0).exp().tolist() for norm in norms]
                 curve = {
-                    "model": _name(Path(file)),
+                    "model": _name(resolve_checkpoint(file)),
                     "weights": kind,
                     "cell": model.config.cell,
                     "layers": model.config.layers,

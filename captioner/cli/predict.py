@@ -97,7 +97,7 @@ def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int
     from captioner.inference.jobs import caption_record
     from captioner.reports.gallery import Gallery
 
-    attention = options.report is not None and model.attends
+    attention = options.report is not None and model.has_attention
     results = model.caption_files(items, search, options.batch_size, workers, attention)
     heading = report_heading(options, len(items))
     page = Gallery(Path(options.report), heading, attention) if options.report else nullcontext()

@@ -85,8 +85,8 @@ def pretrain(options: Any, folder: Path) -> int:
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
     from torch.utils.data import DataLoader
 
-    from captioner.models.captioner import read_checkpoint, save_slim
-    from captioner.models.language_model import LanguageModel, weights_of
+    from captioner.models.checkpoint import read_checkpoint, save_slim
+    from captioner.models.language_model import LanguageModel, language_model_weights
     from captioner.training.callbacks import WholeCheckpoints
     from captioner.training.language_task import LanguageTask, TextSamples
 
@@ -129,7 +129,7 @@ def pretrain(options: Any, folder: Path) -> int:
 
     slim = folder / "lm.safetensors"
     header, weights = read_checkpoint(folder / "best.ckpt")
-    save_slim(slim, header, weights_of(weights))
+    save_slim(slim, header, language_model_weights(weights))
     print(
         f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model; "
         f"try: captioner train --init-from {slim} with the same --model options"

@@ -132,7 +132,8 @@ def train(options: Any, folder: Path) -> int:
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    from captioner.models.captioner import Captioner, read_checkpoint, save_slim
+    from captioner.models.captioner import Captioner
+    from captioner.models.checkpoint import read_checkpoint, save_slim
     from captioner.models.encoder import Encoder, weights_digest
     from captioner.models.init_from import init_from
     from captioner.training.callbacks import WholeCheckpoints, callbacks
@@ -212,21 +213,18 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    import torch
-
-    from captioner.models.encoder import check_unpacked
+    from captioner.models.checkpoint import load_pickle
 
     try:
-        check_unpacked(folder / "last.ckpt")
-        found = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
+        found = load_pickle(folder / "last.ckpt", mmap=True)
         for name, kind in LAST.items():
-            if not isinstance(found.get(name), kind):
+            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
                 raise ValueError(f"no {name} in it")
-        return dict(found)
+        return found
     except PermissionError as error:
         raise UserError(f"{folder / 'last.ckpt'} cannot be read ({error.strerror}): give the right to") from None
-    except Exception as error:  # pickle and zip each have their own
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder / 'last.ckpt'} is damaged ({reason}): put back a copy, or begin another run "
             f"with --init-from {folder / 'best.ckpt'}"

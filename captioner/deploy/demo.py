@@ -15,8 +15,8 @@ from captioner.config import SearchConfig
 from captioner.data.images import open_image
 from captioner.errors import UserError
 from captioner.models.base import Caption, CaptionModel
-from captioner.models.captioner import SHIPPED, load
-from captioner.models.encoder import CHECKPOINTS
+from captioner.models.captioner import load
+from captioner.models.checkpoint import CHECKPOINTS, SHIPPED, resolve_checkpoint
 from captioner.reports import gallery
 from captioner.reports.gallery import SIDE, card, text
 
@@ -53,7 +53,7 @@ class Models:
         self.paths = list(dict.fromkeys(paths or [os.path.relpath(SHIPPED)]))
         self.device, self.opened = device, dict[str, CaptionModel]()
         for path in self.paths[1:]:
-            if not os.path.isfile(path):
+            if not resolve_checkpoint(path).is_file():
                 raise UserError(f"there is no checkpoint {path}: name another file")
         self.get(self.paths[0])
 
@@ -109,14 +109,14 @@ def answer(models: Models, checkpoint: str, image: str | None, values: Mapping[s
     try:
         config, model = search_of(values), models.get(checkpoint)
         began = time.perf_counter()
-        captions = model.caption(image, attention=model.attends, **asdict(config))
+        captions = model.caption(image, attention=model.has_attention, **asdict(config))
         seconds = time.perf_counter() - began
         shown = card(os.path.basename(image), open_image(image, size_hint=SIDE), captions)
     except UserError as error:
         said = str(error).replace(image, os.path.basename(image))  # where it lies is no business of a visitor
         return paragraph("wrong", said), ""
     shown = shown.replace("<details", "<details open", 1)  # the maps of the words are what many come for
-    about = [HOW_TO_READ] + [HOW_TO_LOOK] * model.attends
+    about = [HOW_TO_READ] + [HOW_TO_LOOK] * model.has_attention
     parts = [shown, paragraph("hint", " ".join(about)), table(captions)]
     return paragraph("best", captions[0].text), "".join([*parts, paragraph("hint", f"{checkpoint}, {seconds:.2f} s")])
 

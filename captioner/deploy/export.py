@@ -16,7 +16,8 @@ from captioner import __version__
 from captioner.config import SearchConfig
 from captioner.errors import UserError
 from captioner.files import atomic_folder
-from captioner.models.captioner import Captioner, save_slim
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import save_slim
 
 FORMAT = 1
 ENDINGS = {"onnx": "onnx", "torch-export": "pt2"}
@@ -30,7 +31,7 @@ class Begin(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        _, state, context = self.model.begin(images)
+        _, state, context = self.model.start_search(images)
         return (*state, *context)
 
 
@@ -68,7 +69,7 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
     size, ending = model.image_size, ENDINGS[to]
     images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
-        _, state, context = model.begin(images)
+        _, state, context = model.start_search(images)
     state, context = (tuple(torch.randn_like(part) for part in parts) for parts in (state, context))  # none the same
     states, contexts = _names("state", state), _names("context", context)
     words = torch.full((2,), 1)

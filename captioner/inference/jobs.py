@@ -16,7 +16,8 @@ from captioner.data.dataset import clips_per_batch
 from captioner.errors import UserError
 from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import Caption, CaptionModel, search_ids
-from captioner.models.captioner import SHIPPED, load, located
+from captioner.models.captioner import load
+from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
 
 ENGINES = {
     "local": "captioner.inference.jobs",
@@ -50,7 +51,7 @@ class CaptionJob:
         digests = []
         for name in self.checkpoints or [str(SHIPPED)]:
             digest = hashlib.sha256()
-            with open(located(name), "rb") as file:
+            with open(resolve_checkpoint(name), "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
             digests.append(digest.hexdigest()[:16])

@@ -85,7 +85,7 @@ class Predictor(pl.LightningModule):
     def predict_step(self, batch: Batch, *_: Any) -> tuple[int, list[Record]]:
         """Caption a batch."""
         number, items, images = batch
-        results = self.model.answers(*collate_images(images, self.model.image_size), items, self.job.search)
+        results = self.model.caption_batch(*collate_images(images, self.model.image_size), items, self.job.search)
         n_best = self.job.search.n_best
         return number, [caption_record(item, result, n_best) for item, result in zip(items, results, strict=True)]
 

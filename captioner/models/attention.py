@@ -1,4 +1,4 @@
-"""The recurrent decoder that looks at the cells of a grid: Show, Attend and Tell, adaptive attention, Up-Down."""
+"""The recurrent decoder with attention over a grid: Show, Attend and Tell, adaptive attention, Up-Down."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD
-from captioner.models.decoder import FEATURE_NORM, State, remember
+from captioner.models.decoder import FEATURE_NORM, State, init_forget_bias
 
 
-def lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 4H) input, forget, cell and output gate before their activation, c_{t-1} (N, H) → h_t, c_t (N, H)."""
     i, f, g, o = gates.float().chunk(4, dim=1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -18,22 +18,23 @@ def lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AttentionDecoder(nn.Module):
-    """Words from the P cells of an image, of which each step sees another mean.
+    """Words from the P cells of an image, weighted anew at each step.
 
     As in :class:`captioner.models.decoder.Decoder` the mean v of all cells enters at every step, ``x_t = e_t + P v``
-    with the word's embedding e_t. The cells are projected once an image, ``a_p = ReLU(W_a v_p)``, and so are their keys
-    ``W_k a_p``. A state h looks at them with additive attention (Bahdanau et al. 2015)::
+    with the word's embedding e_t. The cells are projected once per image, ``a_p = ReLU(W_a v_p)``, and so are their
+    keys ``W_k a_p``. Additive attention (Bahdanau et al. 2015) of a state h over them is::
 
         α_p ∝ exp(w · tanh(W_k a_p + W_q h)),    z = Σ α_p a_p
 
-    soft (Xu et al. 2015, Show, Attend and Tell): h_{t-1} looks, ``z_t`` is gated by ``σ(W_β h_{t-1})`` (equation 4.2.1)
-    and enters the LSTM beside x_t; the words come from ``h_t + W_z z_t``.
+    soft (Xu et al. 2015, Show, Attend and Tell): attention of h_{t-1}; z_t is gated by ``σ(W_β h_{t-1})`` (section
+    4.2.1) and enters the LSTM beside x_t; the words are predicted from ``h_t + W_z z_t``.
 
-    adaptive (Lu et al. 2017): h_t looks, at the cells and at the sentinel ``s_t = σ(W_x x_t + W_h h_{t-1}) tanh c_t``
-    (equations 9 and 10), what the LSTM knows without looking; the words come from ``h_t + W_z z_t``.
+    adaptive (Lu et al. 2017, Knowing When to Look): attention of h_t over the cells and the visual sentinel
+    ``s_t = σ(W_x x_t + W_h h_{t-1}) tanh c_t`` (equations 9 and 10), the content of the LSTM's memory; the words are
+    predicted from ``h_t + W_z z_t``.
 
-    updown (Anderson et al. 2018): the first LSTM sees x_t and the second's h², looks, and the second LSTM sees z_t and
-    the first's h¹; the words come from h².
+    updown (Anderson et al. 2018, Bottom-Up and Top-Down Attention): the first LSTM takes x_t and the second's h²;
+    attention of its h¹ gives z_t; the second LSTM takes z_t and h¹; the words are predicted from h².
 
     Axes: I images, P cells, F feature size, N captions (or beams), T words, E embedding size, H hidden size,
     D attention size (of the space in which states and cells are compared), V vocabulary, R beams of an image.
@@ -54,7 +55,7 @@ class AttentionDecoder(nn.Module):
         self.keys = nn.Linear(e, d)  # W_k
         self.query = nn.Linear(h, d, bias=False)  # W_q
         self.score = nn.Linear(d, 1, bias=False)  # w
-        # Of the (first) LSTM, from x_t and from the rest; the adaptive one's fifth part is the sentinel's gate.
+        # The gates of the (first) LSTM, from x_t and from the rest; adaptive has the sentinel's gate as a fifth.
         gates = (5 if self.kind == "adaptive" else 4) * h
         self.input = nn.Linear(e, gates)
         self.recurrent = nn.Linear({"soft": e + h, "adaptive": h, "updown": 2 * h}[self.kind], gates, bias=False)
@@ -63,11 +64,11 @@ class AttentionDecoder(nn.Module):
         if self.kind == "adaptive":
             self.sentinel = nn.Linear(h, e)
         if self.kind == "updown":
-            self.language = nn.Linear(e + 2 * h, 4 * h)  # the second LSTM
-            remember(self.language.bias, h)
+            self.language = nn.Linear(e + 2 * h, 4 * h)  # the gates of the second LSTM
+            init_forget_bias(self.language.bias, h)
         else:
             self.seen = nn.Linear(e, h)  # W_z
-        remember(self.input.bias, h)
+        init_forget_bias(self.input.bias, h)
         self.output = nn.Linear(h, vocabulary_size)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -76,151 +77,146 @@ class AttentionDecoder(nn.Module):
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=e**-0.5)
 
-    def look(self, features: Tensor) -> State:
-        """(I, P, F) → P v (I, E), the keys (I, P, D) and the projected cells (I, P, E): once an image."""
+    def project_image(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that depends on the image alone, once per image: (I, P, F) → P v (I, E), keys (I, P, D), a (I, P, E).
+
+        In training only a random share of the cells is kept, 1 − cell_dropout of them.
+        """
         cells = features.float()
         if self.training and self.cell_dropout:
-            keep = max(1, round((1 - self.cell_dropout) * cells.shape[1]))
-            kept = torch.rand(cells.shape[:2], device=cells.device).argsort(dim=1)[:, :keep]
+            count = max(1, round((1 - self.cell_dropout) * cells.shape[1]))
+            kept = torch.rand(cells.shape[:2], device=cells.device).argsort(dim=1)[:, :count]  # (I, count)
             cells = cells.gather(1, kept.unsqueeze(2).expand(-1, -1, cells.shape[2]))
-        mean = cells.mean(dim=1, keepdim=True)
+        mean = cells.mean(dim=1, keepdim=True)  # (I, 1, F)
         cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
-        seen = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)
-        mean = self.feature_dropout(cells.mean(dim=1))
-        return self.project(mean), self.keys(seen).float(), seen
+        a = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)
+        v = self.feature_dropout(cells.mean(dim=1))  # (I, F)
+        return self.project(v), self.keys(a).float(), a
 
-    def attend(self, h: Tensor, keys: Tensor, cells: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Look at the cells, and at a `sentinel` of each row.
+    def attend(self, h: Tensor, keys: Tensor, a: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Additive attention over the cells, and over a `sentinel` of each row.
 
         Args:
             h: (A · R, H) states.
-            keys, cells: (A, P, D) and (A, P, E), of images with R rows each.
+            keys, a: (A, P, D) and (A, P, E) of images with R rows each, as from `project_image`.
             sentinel: (A · R, E), or None.
 
         Returns:
-            (A · R, E) what is seen, and (A · R, P or, with the sentinel last, P + 1) the weights.
+            z (A · R, E) and the weights α (A · R, P), or (A · R, P + 1) with the sentinel last.
         """
         query = self.query(h).unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, D)
         scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float()  # (A, R, P)
         if sentinel is not None:
             own = sentinel.unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, E)
             scores = torch.cat([scores, self.score(torch.tanh(self.keys(own) + query)).squeeze(3).float()], dim=2)
-        weights = scores.softmax(dim=2)
-        seen = (weights[..., : cells.shape[1]].to(cells.dtype) @ cells).flatten(0, 1)
+        weights = scores.softmax(dim=2)  # (A, R, P or P + 1)
+        z = (weights[..., : a.shape[1]].to(a.dtype) @ a).flatten(0, 1)  # (A · R, E)
         weights = weights.flatten(0, 1)
-        return (seen if sentinel is None else seen + weights[:, -1:] * sentinel), weights
+        return (z if sentinel is None else z + weights[:, -1:] * sentinel), weights
 
-    def advance(self, gates: Tensor, state: State, keys: Tensor, cells: Tensor) -> tuple[Tensor, State, Tensor]:
+    def advance(self, gates: Tensor, state: State, keys: Tensor, a: Tensor) -> tuple[Tensor, State, Tensor]:
         """One step of the recurrence.
 
         Args:
-            gates: (A · R, 4H or 5H) what x_t gives to the gates of the first LSTM.
+            gates: (A · R, 4H or 5H) the share of x_t in the gates of the first LSTM.
             state: h and c (A · R, H), of both LSTMs of updown.
-            keys, cells: (A, P, D) and (A, P, E), of images with R rows each.
+            keys, a: (A, P, D) and (A, P, E) of images with R rows each, as from `project_image`.
 
         Returns:
-            (A · R, H) what the words come from, the state after it, and the weights (A · R, P or, with the sentinel
-            last, P + 1).
+            (A · R, H) from which the words are predicted, the new state, and the weights of :meth:`attend`.
         """
         if self.kind == "soft":
             h, c = state
-            seen, weights = self.attend(h, keys, cells)
-            seen = self.gate(h).sigmoid() * seen
-            h, c = lstm(gates + self.recurrent(torch.cat([seen, h], dim=1)), c)
-            return h + self.seen(seen), (h, c), weights
+            z, weights = self.attend(h, keys, a)
+            z = self.gate(h).sigmoid() * z
+            h, c = lstm_cell(gates + self.recurrent(torch.cat([z, h], dim=1)), c)
+            return h + self.seen(z), (h, c), weights
         if self.kind == "adaptive":
             h, c = state
             gates, gate = (gates + self.recurrent(h)).split([4 * self.hidden_size, self.hidden_size], dim=1)
-            h, c = lstm(gates, c)
+            h, c = lstm_cell(gates, c)
             sentinel = self.sentinel(gate.sigmoid() * c.tanh()).relu()  # (A · R, E)
-            seen, weights = self.attend(h, keys, cells, sentinel)
-            return h + self.seen(seen), (h, c), weights
-        first, c1, second, c2 = state
-        first, c1 = lstm(gates + self.recurrent(torch.cat([first, second], dim=1)), c1)
-        seen, weights = self.attend(first, keys, cells)
-        second, c2 = lstm(self.language(torch.cat([seen, first, second], dim=1)), c2)
-        return second, (first, c1, second, c2), weights
+            z, weights = self.attend(h, keys, a, sentinel)
+            return h + self.seen(z), (h, c), weights
+        h1, c1, h2, c2 = state
+        h1, c1 = lstm_cell(gates + self.recurrent(torch.cat([h1, h2], dim=1)), c1)
+        z, weights = self.attend(h1, keys, a)
+        h2, c2 = lstm_cell(self.language(torch.cat([z, h1, h2], dim=1)), c2)
+        return h2, (h1, c1, h2, c2), weights
 
     def forward(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> Tensor:
-        """Teacher forcing: the logits of the word after each of `words`, where `real`.
+        """Teacher forcing, as :meth:`captioner.models.decoder.Decoder.forward`, with features (I, P, F)."""
+        hidden, _, rows = self.unroll(features, words, image_of, real)
+        return self.output(self.dropout(hidden[rows[real]]))  # (R, V)
 
-        Args:
-            features: (I, P, F).
-            words: (N, T) ids, START first.
-            image_of: (N,) the row of `features` each caption belongs to; captions of an image share what `look`
-                gives.
-            real: (N, T) bool, R of them true; logits of padding are never computed, nor steps after the last real one.
+    def attention_weights(self, features: Tensor, words: Tensor) -> Tensor:
+        """The attention weights of each word: features (I, P, F), words (I, T) from START on → (I, T, P or P + 1).
 
-        Returns:
-            (R, V) logits, in the order of ``words[real]``.
-        """
-        hidden, _, place = self.run(features, words, image_of, real)
-        return self.output(self.dropout(hidden[place[real]]))
-
-    def maps(self, features: Tensor, words: Tensor) -> Tensor:
-        """Where each word is looked for: features (I, P, F), captions (I, T) with START and PAD → (I, T, P or P + 1).
-
-        Row t has the weights with which the word after ``words[:, t]`` is found, those of updown and adaptive at this
-        very step; they add up to 1, with the sentinel (adaptive) as the last. 0 at padding.
+        Row t has the weights of the step that predicts the word after ``words[:, t]``. They add up to 1, with the
+        sentinel of adaptive attention as the last, and are 0 at padding.
         """
         real = words != PAD
-        _, weights, place = self.run(features, words, torch.arange(len(words), device=words.device), real)
-        return weights[place] * real.unsqueeze(2)
+        _, weights, rows = self.unroll(features, words, torch.arange(len(words), device=words.device), real)
+        return weights[rows] * real.unsqueeze(2)
 
-    def run(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the words come from (S, H), the weights (S, P or P + 1), and the row of each word (N, T)."""
-        image, *looked = self.look(features)
-        # The longest captions first, so that those still going on are the first rows of everything.
-        longest = real.shape[1]
-        lengths = (real * torch.arange(1, longest + 1, device=real.device)).amax(dim=1)
-        order = lengths.argsort(descending=True, stable=True)
-        going = torch.arange(longest, device=real.device).unsqueeze(1) < lengths[order]  # (T, N), S of them true
-        place = torch.zeros_like(words)
-        place[order] = (going.flatten().cumsum(0).view(going.shape) - 1).clamp_min_(0).t()
-        x = self.embedding(words[order].t()[going]) + image[image_of[order].expand_as(going)[going]]  # (S, E)
-        numbers = going.sum(dim=1).tolist()
-        keys, cells = (part[image_of[order]] for part in looked)  # (N, P, D), (N, P, E)
-        state = self.zeros(len(words), x.device)
-        found = []
-        for gates in self.input(self.input_dropout(x)).split(numbers):
+    def unroll(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrence over whole captions, without steps for padding; arguments as for :meth:`forward`.
+
+        The captions are sorted, longest first, so that those still active at a step are the first rows of each tensor.
+        Two captions of 2 and 3 words::
+
+            order     1, 0
+            active    [1 1], [1 1], [1 0]                       a row per step, a column per caption in this order
+            hidden    caption 1 0, then 1 0, then 1             S = 5 rows: the active ones, step by step
+            rows      [1, 3, ·], [0, 2, 4]                      of `hidden`, for each word of each caption
+
+        Returns:
+            (S, H) from which the words are predicted, the weights (S, P or P + 1), and (N, T) the row of each word.
+        """
+        image, keys, a = self.project_image(features)
+        positions = torch.arange(1, real.shape[1] + 1, device=real.device)  # (T,)
+        lengths = (real * positions).amax(dim=1)  # (N,)
+        order = lengths.argsort(descending=True, stable=True)  # (N,)
+        active = positions.unsqueeze(1) <= lengths[order]  # (T, N), S of them true
+        rows = torch.zeros_like(words)  # (N, T)
+        rows[order] = (active.flatten().cumsum(0).view(active.shape) - 1).clamp_min_(0).t()
+        x = self.embedding(words[order].t()[active]) + image[image_of[order].expand_as(active)[active]]  # (S, E)
+        keys, a = keys[image_of[order]], a[image_of[order]]  # (N, P, D), (N, P, E)
+        state = self.zero_state(len(words), x.device)
+        outputs = []
+        for gates in self.input(self.input_dropout(x)).split(active.sum(dim=1).tolist()):
             n = len(gates)
             if n == 0:
                 break
             if n < len(keys):
-                keys, cells, state = keys[:n], cells[:n], tuple(part[:n] for part in state)
-            hidden, state, weights = self.advance(gates, state, keys, cells)
-            found.append((hidden, weights))
-        hidden, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return hidden, weights, place
+                keys, a, state = keys[:n], a[:n], tuple(part[:n] for part in state)
+            hidden, state, weights = self.advance(gates, state, keys, a)
+            outputs.append((hidden, weights))
+        hidden, weights = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return hidden, weights, rows
 
-    def zeros(self, rows: int, device: torch.device) -> State:
+    def zero_state(self, rows: int, device: torch.device) -> State:
         """h_0 = c_0 = 0."""
         return (torch.zeros(rows, self.hidden_size, device=device),) * (4 if self.kind == "updown" else 2)
 
     def start(self, features: Tensor) -> tuple[State, State]:
-        """(I, P, F) → the state before the first word, 0, and the context.
-
-        Returns:
-            state: (I, H), h and c, of both LSTMs of updown.
-            context: what P v gives to the gates (I, 4H or 5H), the keys (I, P, D) and the projected cells
-                (I, P, E).
-        """
-        image, keys, cells = self.look(features)
-        return self.zeros(features.shape[0], features.device), (self.input(image), keys, cells)
-
-    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
-        """One word further.
+        """The state and the context before START.
 
         Args:
-            words: (A · R,) the last words, those of an image side by side.
-            state: as from `start`, A · R rows.
-            context: as from `start`, A rows.
+            features: (I, P, F).
 
         Returns:
-            (A · R, V) log-probabilities of the next word, and the state after `words`.
+            state: (I, H) h and c, of both LSTMs of updown; a search may reorder its rows.
+            context: the share of P v in the gates (I, 4H or 5H), which is W_ih v; the keys (I, P, D); a (I, P, E);
+                never reordered.
         """
-        image, keys, cells = context
-        gates = nn.functional.linear(self.embedding(words), self.input.weight)
+        image, keys, a = self.project_image(features)
+        return self.zero_state(features.shape[0], features.device), (self.input(image), keys, a)
+
+    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
+        """The next word, as :meth:`captioner.models.decoder.Decoder.step`."""
+        image, keys, a = context
+        gates = nn.functional.linear(self.embedding(words), self.input.weight)  # (A · R, 4H or 5H)
         gates = (gates.unflatten(0, (image.shape[0], -1)) + image.unsqueeze(1)).flatten(0, 1)
-        hidden, state, _ = self.advance(gates, state, keys, cells)
+        hidden, state, _ = self.advance(gates, state, keys, a)
         return torch.log_softmax(self.output(hidden).float(), dim=-1), state

@@ -1,11 +1,11 @@
-"""The networks of torchvision and timm by name, without their heads: an image in, a map of features out."""
+"""The networks of torchvision and timm by name, without their heads: an image in, a feature map out."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from captioner.errors import UserError
 
-TIMM = "timm:"  # before the name of one of timm's
-# The children of torchvision's networks that come after the last map, or beside the chain that leads to it.
+TIMM = "timm:"  # prefix of the names of timm's networks
+# The children of torchvision's networks after the last map, or beside the chain that leads to it.
 HEADS = {"avgpool", "classifier", "fc", "head", "heads", "dropout", "flatten", "aux1", "aux2", "AuxLogits"}
-# Children that hold the stages; elsewhere a child is a stage.
+# Children that hold the stages; other children are stages.
 CONTAINERS = {"model", "features", "encoder", "layers", "blocks", "stages", "trunk_output"}
 
 
-class Facts(NamedTuple):
-    """What the pretrained weights expect: RGB in 0..1 minus mean, over std, `size` pixels square."""
+class Preprocessing(NamedTuple):
+    """What pretrained weights expect: RGB in 0..1, minus mean, divided by std, `size` pixels square."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int
 
 
-class VisionMap(nn.Module):
-    """torchvision's ViT as a map of its patches: the last encoder's tokens without the class token."""
+class TorchvisionViT(nn.Module):
+    """torchvision's ViT with a feature map of its patches: the last layer's tokens without the class token."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class VisionMap(nn.Module):
         return self.encoder(x)[:, 1:].transpose(1, 2).unflatten(2, size)
 
 
-class TimmMap(nn.Module):
-    """One of timm's networks as a map: tokens laid out as they were cut from the square, channels second."""
+class TimmBackbone(nn.Module):
+    """A network of timm with a feature map: tokens in the places of their patches, channels second."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -56,56 +56,56 @@ class TimmMap(nn.Module):
         """(B, 3, H, W) → (B, C, h, w)."""
         model: Any = self.model
         x = model.forward_features(x)
-        if not isinstance(x, Tensor):  # two branches, as in CrossViT
+        if not isinstance(x, Tensor):  # two branches, such as CrossViT's
             raise UserError(f"{type(model).__name__} of timm gives several maps: choose another model.encoder")
-        if x.dim() == 3:  # (B, tokens, C); the class token and registers come first
-            x = x[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
+        if x.dim() == 3:  # (B, tokens, C), class token and registers first
+            x = x[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)  # (B, C, hw)
             side = math.isqrt(x.shape[2])
             return x.unflatten(2, (side, side))
         return x if x.shape[1] == model.num_features else x.permute(0, 3, 1, 2)
 
 
-def facts(name: str) -> Facts:
-    """What the default weights of `name` expect."""
+def preprocessing(name: str) -> Preprocessing:
+    """The preprocessing of the default weights of `name`."""
     if name.startswith(TIMM):
         config = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
-        return Facts(tuple(config.mean), tuple(config.std), config.input_size[-1])
+        return Preprocessing(tuple(config.mean), tuple(config.std), config.input_size[-1])
     from torchvision.models import get_model_weights
 
     transform = get_model_weights(name).DEFAULT.transforms()
     mean, std = tuple(transform.mean), tuple(transform.std)
-    if name in ("googlenet", "inception_v3"):  # they rescale what ImageNet's mean and std have made; this is the sum
+    if name in ("googlenet", "inception_v3"):  # they rescale an input normalised by ImageNet's statistics to this
         mean = std = (0.5, 0.5, 0.5)
-    return Facts(mean, std, transform.crop_size[0])
+    return Preprocessing(mean, std, transform.crop_size[0])
 
 
-def build(name: str, sizes: tuple[int, ...], pretrained: bool = False) -> nn.Module:
-    """The network as (B, 3, H, W) → (B, C, h, w).
+def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) -> nn.Module:
+    """A network (B, 3, H, W) → (B, C, h, w).
 
-    Torchvision's parameters keep their names. What follows the last map (pooling, ConvNeXt's norm after it, layers
+    torchvision's parameters keep their names. What follows the last map (pooling, the norm after it in ConvNeXt, layers
     of the classifier) is the head and is left out.
 
     Args:
-        name: of a torchvision classification model, or timm:NAME.
-        sizes: H = W of the images it will see; a ViT of timm then resizes its position embedding.
-        pretrained: for timm, which downloads its own weights; torchvision's are loaded by the caller.
+        name: a torchvision classification model, or timm:NAME.
+        sizes: H = W of its images; a ViT of timm resizes its position embedding to others than it was trained at.
+        pretrained: for timm, which downloads its own weights; the caller loads those of torchvision.
 
     Raises:
         UserError: timm is missing, does not have the network, or cannot get its weights.
     """
     if name.startswith(TIMM):
-        return TimmMap(_build_timm(name, sizes, pretrained))
+        return TimmBackbone(_build_timm(name, sizes, pretrained))
     from torchvision.models import DenseNet, VisionTransformer, get_model
 
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # slow, and overwritten
+        options["init_weights"] = False  # slow, and overwritten later
     if name.startswith("vit_"):
-        options["image_size"] = facts(name).size
-    with torch.random.fork_rng(devices=[]):  # the weights to come do not depend on the seed, so nothing else should
+        options["image_size"] = preprocessing(name).size
+    with torch.random.fork_rng(devices=[]):  # leave the random state to the decoder
         network: Any = get_model(name, weights=None, **options)
     if isinstance(network, VisionTransformer):
-        return VisionMap(network)
+        return TorchvisionViT(network)
     chain = OrderedDict(
         (child_name, nn.Sequential(*child) if isinstance(child, nn.ModuleList) else child)
         for child_name, child in network.named_children()
@@ -117,13 +117,13 @@ def build(name: str, sizes: tuple[int, ...], pretrained: bool = False) -> nn.Mod
 
 
 @lru_cache(maxsize=8)
-def channels(name: str, sizes: tuple[int, ...]) -> int:
-    """C of the map for images of these sizes, found without weights.
+def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
+    """C of the feature map for images of these sizes, computed without weights.
 
     Raises:
         UserError: the network does not take images of such a size.
     """
-    network, found = _without_values(name, sizes), 0
+    network, found = _shapes(name, sizes), 0
     for size, option in zip(sizes, ("image_size", "second_size"), strict=False):
         try:
             with torch.device("meta"), torch.no_grad():
@@ -131,69 +131,77 @@ def channels(name: str, sizes: tuple[int, ...]) -> int:
             if batch != 2 or width == 0:
                 raise ValueError
         except (RuntimeError, AssertionError, ValueError, IndexError):
-            own = facts(name).size
-            other = "" if option == "image_size" else "; 0 is one look"
+            own = preprocessing(name).size
+            other = "" if option == "image_size" else "; 0 leaves the second resolution out"
             raise UserError(
-                f"model.{option} is {size}: expected a size that {name} can look at, such as {own}, which it was "
+                f"model.{option} is {size}: expected a size that {name} takes, such as {own}, which it was "
                 f"trained at{other}"
             ) from None
     return found
 
 
 @lru_cache(maxsize=8)
-def used(name: str, size: int) -> frozenset[str]:
-    """The parameters that the map depends on; some of timm's belong to a head that `build` could not take off."""
-    network = _without_values(name, (size,))
+def used_parameters(name: str, size: int) -> frozenset[str]:
+    """The parameters that the feature map depends on: some networks of timm keep parts of their head."""
+    network = _shapes(name, (size,))
     with torch.enable_grad():
         network(torch.empty(2, 3, size, size, device="meta")).sum().backward()
     return frozenset(key for key, parameter in network.named_parameters() if parameter.grad is not None)
 
 
-def _without_values(name: str, sizes: tuple[int, ...]) -> nn.Module:
-    """The network on the meta device, which knows shapes alone."""
+def shapes_only(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` makes, on the meta device: shapes without values and without memory."""
     try:
         with torch.device("meta"):
-            network = build(name, sizes)
-    except (NotImplementedError, RuntimeError):  # RegNets and some of timm compute with tensors when they are made
-        with torch.device("cpu"):  # whatever it is otherwise
-            network = build(name, sizes)
-    return network.to("meta").eval()
+            network = make()
+    except (NotImplementedError, RuntimeError):  # RegNets and some of timm's networks compute with values when made
+        with torch.device("cpu"):  # also inside another torch.device
+            network = make()
+    return network.to("meta")
 
 
-def stages(network: nn.Module, among: Container[str] | None = None) -> tuple[dict[str, int], int]:
-    """The stage, from 0, of each parameter by its name; and how many stages there are.
+def _shapes(name: str, sizes: tuple[int, ...]) -> nn.Module:
+    return shapes_only(lambda: build_backbone(name, sizes)).eval()
 
-    A stage is a child of the network, or of the child that holds the stages; one of vectors alone (a norm) belongs to
-    the stage before it, and what lies outside the children (a class token) to the first. A ResNet has five: conv1 with
-    bn1, layer1 … layer4. Only parameters `among` these count; None: all of them.
+
+def parameter_stages(network: nn.Module, among: Container[str] | None = None) -> tuple[dict[str, int], int]:
+    """The stage of each parameter by its name, from 0, and the number of stages.
+
+    A stage is a child of the network, or of a child in CONTAINERS. One of vectors alone (a norm) belongs to the stage
+    before it, and what lies outside the children (a class token) to the first. A ResNet has five: conv1 with bn1,
+    layer1 … layer4.
+
+    Args:
+        network: as from :func:`build_backbone`, or a ResNet.
+        among: names of the parameters to consider; None: all.
     """
-    found: list[str] = []
+    stages: list[str] = []
     stage_of: dict[str, int] = {}
+
+    def considered(key: str) -> bool:
+        return among is None or key in among
 
     def walk(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
-            whole = f"{prefix}{name}."
+            path = f"{prefix}{name}"
             if name in CONTAINERS and list(child.children()):
-                walk(child, whole)
+                walk(child, f"{path}.")
                 continue
-            parameters = [(key, p) for key, p in child.named_parameters(whole.removesuffix(".")) if counts(key)]
+            parameters = [(key, p) for key, p in child.named_parameters(path) if considered(key)]
             if any(parameter.dim() > 1 for _, parameter in parameters):
-                found.append(whole)
-            for parameter_name, _ in parameters:
-                stage_of[parameter_name] = max(0, len(found) - 1)
-
-    def counts(key: str) -> bool:
-        return among is None or key in among
+                stages.append(path)
+            for key, _ in parameters:
+                stage_of[key] = max(0, len(stages) - 1)
 
     walk(network, "")
-    return {key: stage_of.get(key, 0) for key, _ in network.named_parameters() if counts(key)}, len(found)
+    return {key: stage_of.get(key, 0) for key, _ in network.named_parameters() if considered(key)}, len(stages)
 
 
 @lru_cache(maxsize=8)
 def timm_digest(name: str) -> str:
     """The first 16 hex digits of the SHA-256 of the names and values of timm's pretrained tensors, without the head."""
     digest = hashlib.sha256()
-    network = build(name, (facts(name).size,), pretrained=True)
+    network = build_backbone(name, (preprocessing(name).size,), pretrained=True)
     for key, value in sorted(network.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -201,7 +209,7 @@ def timm_digest(name: str) -> str:
 
 
 def _timm(name: str) -> Any:
-    """The module timm, if it knows the network."""
+    """The module timm, which has the network."""
     try:
         import timm
     except ImportError:
@@ -219,17 +227,17 @@ def _build_timm(name: str, sizes: tuple[int, ...], pretrained: bool) -> nn.Modul
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
         try:
-            if set(sizes) != {facts(name).size}:
+            if set(sizes) != {preprocessing(name).size}:
                 try:
                     return timm.create_model(short, **options, dynamic_img_size=True)
                 except TypeError:  # not a ViT
                     pass
             return timm.create_model(short, **options)
-        except Exception as error:
+        except Exception as error:  # of timm, huggingface_hub and the network library below it
             if not pretrained:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the weights of {name} could not be had ({reason}): fetch them where there is a network, and bring "
-                "the cache of huggingface_hub (HF_HOME) here"
+                f"the weights of {name} could not be downloaded ({reason}): download them on a machine with network "
+                "access and copy the cache of huggingface_hub (HF_HOME)"
             ) from error

@@ -1,4 +1,4 @@
-"""Images in, captions out, with any model that can begin a search."""
+"""Images in, captions out, for every model that can start a search."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Caption:
 
     Attributes:
         text: the words, joined by spaces.
-        log_prob: natural log-probability of the words and, where ended, of the END after them.
-        score: log_prob over the length penalty; captions of an image are ranked by it.
-        ended: False where the caption was cut off at max_length.
-        word_log_probs: the terms of log_prob: of each word and, where ended, of END.
-        attention: where it was asked for, a row for each of these terms: (terms, grid, grid) weights of the cells of
-            the image, as :meth:`CaptionModel.look` gives them; on the CPU.
+        log_prob: natural log-probability of the words and, if ended, of END.
+        score: log_prob divided by the length penalty; the captions of an image are ranked by it.
+        ended: False for a caption cut off at max_length.
+        word_log_probs: the terms of log_prob: of each word and, if ended, of END.
+        attention: if asked for, the attention maps of these terms on the CPU, (terms, grid, grid); see
+            :meth:`CaptionModel.attention_maps`.
     """
 
     text: str
@@ -47,11 +47,11 @@ class Caption:
 
     @property
     def perplexity(self) -> float:
-        """``exp(−log_prob / terms)``, 1 or more: how many words the model hesitated between, on average."""
-        return math.exp(min(700.0, -self.log_prob / len(self.word_log_probs)))  # 700: of weights that are nonsense
+        """``exp(−log_prob / terms)``, 1 or more: among how many equally likely words the model chose, on average."""
+        return math.exp(min(700.0, -self.log_prob / len(self.word_log_probs)))  # more than 700 overflows
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file, with the probability of each word (and of END)."""
+        """Plain values for JSON, with the probability of each word (and of END)."""
         return {
             "caption": self.text,
             "log_prob": self.log_prob,
@@ -63,44 +63,48 @@ class Caption:
 
 
 class CaptionModel(nn.Module):
-    """What captions images: a model, or several that act as one.
+    """A model that captions images, or several that act as one.
 
     Attributes:
         vocabulary: the words.
         image_size: side in pixels of the square that images are resized to.
-        attends: whether there are maps of where it looks.
-        frames: so many frames of a clip or images of an album get a caption together; 0: each image gets one.
+        has_attention: whether there are attention maps.
+        frames: up to this many frames of a clip or images of an album share a caption; 0: each image has one.
     """
 
     vocabulary: Vocabulary
     image_size: int
-    attends: bool = False
+    has_attention: bool = False
     frames: int = 0
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
-    def begin(self, images: Tensor) -> tuple[Step, State, State]:
-        """Images (I, 3, H, W) uint8, or their features (I, F) → step, state and context of a search."""
+    def start_search(self, images: Tensor) -> tuple[Step, State, State]:
+        """What :func:`captioner.decoding.search.search` starts from: step, state and context.
+
+        Args:
+            images: (I, 3, H, W) uint8, or their features (I, F) or (I, P, F), on the model's device.
+        """
         raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (I, 3, H, W) uint8 → features that `begin` and `look` take in their place."""
+        """Images (I, 3, H, W) uint8 → features, which `start_search` and `attention_maps` take in their place."""
         raise NotImplementedError
 
-    def look(self, images: Tensor, captions: Sequence[str]) -> list[Tensor]:
-        """Where on the image each word is looked for.
+    def attention_maps(self, images: Tensor, captions: Sequence[str]) -> list[Tensor]:
+        """The attention weights of each word of given captions.
 
         Args:
             images: (I, 3, H, W) uint8, or their features (I, P, F), on the model's device.
-            captions: I captions, words of the vocabulary with spaces between them.
+            captions: I captions, words of the vocabulary separated by spaces.
 
         Returns:
-            Of each caption the weights (words + 1, grid, grid) of the cells, from the top left, with which each word
-            and then the END after them is found. They add up to 1 for each word; with adaptive attention to 1 less
-            the share of the visual sentinel, which stands for what the decoder knows without looking.
+            For each caption (words + 1, grid, grid) weights of the cells, from the top left, at the steps that predict
+            each word and then END. Those of a step add up to 1, with adaptive attention to 1 minus the weight of the
+            visual sentinel.
 
         Raises:
             UserError: the model has no attention.
@@ -111,42 +115,43 @@ class CaptionModel(nn.Module):
     def search(self, images: Tensor, config: SearchConfig, attention: bool = False) -> list[list[Caption]]:
         """The n best captions of each image, best first; the model should be in evaluation mode.
 
-        An image may have fewer than n, or none, where no other caption keeps the rules that `config` asks for.
+        An image has fewer than n captions, or none, where no other caption satisfies the constraints of `config`.
 
         Args:
-            images: (I, 3, H, W) uint8 images or (I, F) features, on the model's device.
-            config: beam width and so on. The seed of sampling is mixed with a checksum of what is handed in here.
+            images: (I, 3, H, W) uint8 or features (I, F), on the model's device.
+            config: beam width and so on. The seed of sampling is mixed with a checksum of each row of `images`.
             attention: fill in :attr:`Caption.attention`.
 
         Raises:
-            UserError: the words that `config` names are not in the vocabulary, or contradict each other; or there is
-                no attention.
+            UserError: the words in `config` are not in the vocabulary or contradict each other, or the model has no
+                attention.
         """
-        if attention and not self.attends:
+        if attention and not self.has_attention:
             raise UserError(NO_ATTENTION)
         if len(images) == 0:
             return []
         ids = search_ids(self.vocabulary, config)
         keys = [zlib.crc32(row.contiguous().numpy()) for row in images.cpu()] if config.sample else None
-        if attention:  # the encoder works once, for the words and for the maps
+        if attention:  # encode the images once, for the captions and for the maps
             images = self.features(images)
-        found = search(*self.begin(images), ids, config, keys)
-        answers = []
-        for each in zip(*(part.tolist() for part in found), strict=True):  # of an image, then of its captions
-            captions = []
-            for words, length, log_prob, score, ended, terms in zip(*each, strict=True):
-                if score > -math.inf:
-                    text = self.vocabulary.decode(words[:length])
-                    captions.append(Caption(text, log_prob, score, ended, tuple(terms[: length + ended])))
-            answers.append(captions)
-        if attention:
-            rows = [row for row, captions in enumerate(answers) for _ in captions]
-            maps = iter(self.look(images[rows], [caption.text for captions in answers for caption in captions]))
-            answers = [
-                [replace(caption, attention=next(maps)[: len(caption.word_log_probs)]) for caption in captions]
-                for captions in answers
+        found = search(*self.start_search(images), ids, config, keys)
+        captions = [
+            [
+                Caption(self.vocabulary.decode(words[:n]), log_prob, score, ended, tuple(terms[: n + ended]))
+                for words, n, log_prob, score, ended, terms in zip(*parts, strict=True)
+                if score > -math.inf
             ]
-        return answers
+            for parts in zip(*(part.tolist() for part in found), strict=True)
+        ]
+        return self._with_attention(images, captions) if attention else captions
+
+    def _with_attention(self, images: Tensor, captions: list[list[Caption]]) -> list[list[Caption]]:
+        rows = [row for row, found in enumerate(captions) for _ in found]
+        maps = iter(self.attention_maps(images[rows], [caption.text for found in captions for caption in found]))
+        return [
+            [replace(caption, attention=next(maps)[: len(caption.word_log_probs)]) for caption in found]
+            for found in captions
+        ]
 
     def caption_files(
         self,
@@ -156,13 +161,13 @@ class CaptionModel(nn.Module):
         workers: int = 0,
         attention: bool = False,
     ) -> Iterator[list[Caption] | UserError]:
-        """For each image file, in order, its captions (one at least) or why it has none; captioned in batches."""
-        search_ids(self.vocabulary, config)  # complain before the first image is read
+        """Caption image files in batches: for each, in order, its captions (one at least) or the error."""
+        search_ids(self.vocabulary, config)  # fail before the first image is read
         rest = iter(paths)
         for images, errors in read_images(paths, self.image_size, batch_size, workers, self.frames):
-            yield from self.answers(images, errors, [next(rest) for _ in errors], config, attention)
+            yield from self.caption_batch(images, errors, [next(rest) for _ in errors], config, attention)
 
-    def answers(
+    def caption_batch(
         self,
         images: Tensor,
         errors: Sequence[UserError | None],
@@ -170,72 +175,71 @@ class CaptionModel(nn.Module):
         config: SearchConfig,
         attention: bool = False,
     ) -> Iterator[list[Caption] | UserError]:
-        """For each image of a batch of :func:`captioner.data.dataset.read_images` its captions or why it has none."""
+        """Caption a batch of :func:`captioner.data.dataset.read_images`: for each image its captions or the error."""
         found = iter(self.search(images.to(self.device), config, attention))
         for error, name in zip(errors, names, strict=True):
             yield error if error is not None else next(found) or UserError(f"{name}: {NO_CAPTION}")
 
     def caption(self, images: ImageSource | Sequence[ImageSource], attention: bool = False, **search: Any) -> Any:
-        """Caption one image (a string comes back) or a list of them (a list of strings).
+        """Caption one image (returns a string) or a list of them (returns a list of strings).
 
         Args:
-            images: path or PIL image, or a list of these; for a model of `frames` each is a clip, the folder of an
+            images: path or PIL image, or a list of these. For a model of `frames` each is a clip, the folder of an
                 album, or an album of one image.
-            attention: each image gets a :class:`Caption` with its `attention` instead of a string.
+            attention: return a :class:`Caption` with its `attention` instead of each string.
             search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, sample and so on.
                 With n_best each image gets a list of :class:`Caption` instead of a string.
 
         Raises:
             ImageError: an image cannot be read.
-            UserError: an option that makes no sense, or rules that no caption keeps.
+            UserError: an invalid option, or no caption satisfies the constraints.
         """
         single = isinstance(images, (str, os.PathLike, Image.Image))
         many: Sequence[Any] = [images] if single else images  # type: ignore[assignment, list-item]
-        size, config = self.image_size, replace(SearchConfig(), **search)
-        together = max(1, IMAGES // max(1, self.frames))
+        config, batch_size = replace(SearchConfig(), **search), max(1, IMAGES // max(1, self.frames))
         found: list[list[Caption]] = []
-        for first in range(0, len(many), together):
-            part = [load_pixels(one, size, self.frames) for one in many[first : first + together]]
-            found += self.search(torch.stack(part).to(self.device), config, attention)
+        for first in range(0, len(many), batch_size):
+            batch = [load_pixels(one, self.image_size, self.frames) for one in many[first : first + batch_size]]
+            found += self.search(torch.stack(batch).to(self.device), config, attention)
         if not all(found):
             raise UserError(f"image {found.index([])}: {NO_CAPTION}")
-        answers = found if "n_best" in search else [best if attention else best.text for best, *_ in found]
-        return answers[0] if single else answers
+        captions = found if "n_best" in search else [best if attention else best.text for best, *_ in found]
+        return captions[0] if single else captions
 
 
-NO_CAPTION = "no caption keeps all the rules asked for: allow more words, a wider beam or fewer rules"
+NO_CAPTION = "no caption satisfies all constraints: allow more words, a wider beam or fewer constraints"
 NO_ATTENTION = (
-    "this model has no maps of where it looks: open one that was trained with attention (--model.attention soft "
-    "--model.grid 7), not an ensemble"
+    "this model has no attention maps: open one that was trained with attention (--model.attention soft "
+    "--model.grid 7), and no ensemble"
 )
 
 
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
-    """The words that `config` names by their ids, checked against each other and the vocabulary.
+    """The ids of the words in `config`, checked against each other and the vocabulary.
 
     Raises:
-        UserError: a word the model does not have, or demands that no caption can meet.
+        UserError: a word is not in the vocabulary, or no caption can satisfy all constraints.
     """
 
-    def known(option: str, text: str) -> tuple[int, ...]:
+    def ids(option: str, text: str) -> tuple[int, ...]:
         words = vocabulary.split(text)
         unknown = [word for word in words if word not in vocabulary.ids]
         if unknown:
             raise UserError(
-                f"{option}: the model does not have the word {unknown[0]!r}, one of those its training captions "
-                f"had too seldom or never: use another of its {len(vocabulary):,} words"
+                f"{option}: {unknown[0]!r} is not in the vocabulary, the {len(vocabulary):,} words that are frequent "
+                "in the training captions: use another word"
             )
         return tuple(vocabulary.ids[word] for word in words)
 
     for option in ("must", "must_not", "no_bad_ending", "no_repeat_word") if vocabulary.level == "char" else ():
         if getattr(config, option):
-            raise UserError(f"{option} is a rule for words: this model writes characters")
-    prefix, must = known("prefix", config.prefix), tuple(dict.fromkeys(known("must", config.must)))
+            raise UserError(f"{option} constrains words: this model writes characters")
+    prefix, must = ids("prefix", config.prefix), tuple(dict.fromkeys(ids("must", config.must)))
     must_not = [vocabulary.ids[word] for word in vocabulary.split(config.must_not) if word in vocabulary.ids]
     for option, wanted in (("prefix", prefix), ("must", must)):
         for word in wanted:
             if word in must_not:
-                raise UserError(f"{option} and must_not both name {vocabulary.words[word]!r}: take it from one of them")
+                raise UserError(f"{option} and must_not both name {vocabulary.words[word]!r}: remove it from one")
     width, needed = config.beam // config.groups, len(prefix) + len(set(must) - set(prefix))
     if len(must) >= width:
         raise UserError(f"must names {len(must)} words: a beam (in each group) of {len(must) + 1} or more is needed")

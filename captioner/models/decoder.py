@@ -19,11 +19,13 @@ CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 STATE_PARTS = {"rnn": 1, "gru": 1, "lstm": 2}  # h; h and c
 
 
-def remember(bias: Tensor, hidden_size: int) -> None:
-    """Begin with forget gates biased to 1, so that an LSTM's cell keeps what it has (Jozefowicz et al. 2015).
+def init_forget_bias(bias: Tensor, hidden_size: int) -> None:
+    """Set the bias of an LSTM's forget gate to 1, so that its cell keeps its content at first, and the others to 0.
+
+    Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures.
 
     Args:
-        bias: of the input, forget, cell and output gate, one after the other.
+        bias: (4H or more,) of the input, forget, cell and output gate in this order.
         hidden_size: H.
     """
     nn.init.zeros_(bias)
@@ -32,20 +34,19 @@ def remember(bias: Tensor, hidden_size: int) -> None:
 
 @functools.cache
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN, where torch has it, has bf16 on this CPU: AVX-512 or newer. torch asks it on others, too."""
+    """Whether torch's recurrent layers run in bf16 on this CPU: with oneDNN they need AVX-512 or newer."""
     return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class Layers(nn.Module):
-    """Recurrent layers, torch's, one above the other; from the second on a layer's input is added to its output,
-    ``x^{l+1}_t = x^l_t + h^l_t`` (Wu et al. 2016, section 3.1).
+class RecurrentLayers(nn.Module):
+    """torch's recurrent layers, stacked with residual connections from the second on: ``x^{l+1}_t = x^l_t + h^l_t``.
 
-    Without that the word is lost on the way up: a GRU or LSTM of three layers had learned no more than the frequencies
-    of the words after ten epochs of Flickr8k.
+    Wu et al. 2016, Google's Neural Machine Translation System, section 3.1. Without them a GRU or LSTM of three layers
+    learned no more than the word frequencies in ten epochs of Flickr8k.
 
     Args:
         config: cell, layers (L), hidden_size (H), dropout between the layers.
-        input_size: numbers in the input of the first layer.
+        input_size: of the first layer.
     """
 
     def __init__(self, config: ModelConfig, input_size: int) -> None:
@@ -54,50 +55,51 @@ class Layers(nn.Module):
         sizes = [input_size] + [config.hidden_size] * (config.layers - 1)
         self.layers = nn.ModuleList(CELLS[config.cell](size, config.hidden_size, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
-        if config.cell == "lstm":
+        if config.cell == "lstm":  # the gates have two biases, which are added
             for name, bias in self.named_parameters():
                 if name.endswith("bias_ih_l0"):
-                    remember(bias, config.hidden_size)
+                    init_forget_bias(bias, config.hidden_size)
                 elif name.endswith("bias_hh_l0"):
                     nn.init.zeros_(bias)
 
-    def start(self, rows: int, like: Tensor) -> State:
-        """h_0 = 0: (rows, L, H), twice for an LSTM (h and c); of the type and on the device of `like`."""
+    def zero_state(self, rows: int, like: Tensor) -> State:
+        """h_0 = 0: (rows, L, H), twice for an LSTM (h and c), with the dtype and device of `like`."""
         return (like.new_zeros(rows, len(self.layers), self.hidden_size),) * self.parts
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """(N, T, input size) and the state before it, as from `start` → (N, T, H), and the state after it."""
+        """(N, T, input_size) and the state before it, as from `zero_state` → (N, T, H) and the state after it."""
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bf16():
             with torch.autocast("cpu", enabled=False):
                 return self.forward(x.float(), tuple(part.float() for part in state))
-        after = []
+        states = []
         for number, layer in enumerate(self.layers):
             h, *c = (part[:, number].unsqueeze(0).contiguous() for part in state)  # (1, N, H)
-            hidden, new = layer(self.dropout(x) if number else x, (h, *c) if c else h)
+            hidden, new = layer(self.dropout(x) if number else x, (h, *c) if c else h)  # (N, T, H)
             x = x + hidden if number else hidden
-            after.append(new if c else (new,))
-        return x, tuple(torch.cat(layers).transpose(0, 1) for layers in zip(*after, strict=True))
+            states.append(new if c else (new,))
+        return x, tuple(torch.cat(layers).transpose(0, 1) for layers in zip(*states, strict=True))  # (N, L, H)
 
 
 class Decoder(nn.Module):
-    """Words from an image feature v: tanh RNN, GRU or LSTM, one to five :class:`Layers`.
+    """Words from an image feature v: a tanh RNN, GRU or LSTM of one to five :class:`RecurrentLayers`.
 
-    `image_as` says how v enters; P is the linear map `project`, e_t the embedding of word t, START the word 1.
+    `image_as` chooses how v enters. P is the linear map `project`, e_t the embedding of word t.
 
-    **every_step.** The lecture's formula (EECS 498-007, recurrent networks) is
-    ``h_t = tanh(W_xh x_t + W_hh h_{t-1} + W_ih v)``: the image enters at every step, h_0 = 0. Here ``x_t = e_t + P v``
-    goes into the first layer. Then ``W_xh (e_t + P v) = W_xh e_t + (W_xh P) v``: the lecture's formula with
-    ``W_ih = W_xh P``, for every gate of a GRU or LSTM alike. ``P v`` does not depend on the step: it is computed once
-    an image, and the recurrent layers stay torch's fused ones.
+    **every_step.** The formula of the lecture (EECS 498-007, recurrent networks), with h_0 = 0::
 
-    **first_word.** ``x_0 = P v``, ``x_t = e_t``: the image is seen once, before START, from a state of zeros, and no
-    word is asked for after it (Vinyals et al. 2015, Show and Tell, equations 10 and 11, which count from −1).
+        h_t = tanh(W_xh x_t + W_hh h_{t-1} + W_ih v)
 
-    **initial_state.** ``x_t = e_t``, and ``h_0 = tanh(P v)``, with rows of P of its own for each layer and, in an
-    LSTM, for c_0 (Xu et al. 2015, Show, Attend and Tell, section 3.1.2, with one tanh layer as the perceptron).
+    Here the first layer gets ``x_t = e_t + P v``. Since ``W_xh (e_t + P v) = W_xh e_t + (W_xh P) v``, this is the
+    lecture's formula with ``W_ih = W_xh P``, for each gate of a GRU or LSTM alike. ``P v`` does not depend on the step:
+    it is computed once per image, and torch's fused recurrent layers can be used.
 
-    v is scaled to the length FEATURE_NORM, so that the features of every backbone and image weigh the same against
-    the words.
+    **first_word.** ``x_0 = P v``, then ``x_t = e_t``: the image is the input before START (Vinyals et al. 2015, Show
+    and Tell, equations 10 and 11, which count from −1).
+
+    **initial_state.** ``x_t = e_t`` and ``h_0 = tanh(P v)``, with other rows of P for each layer and for the c_0 of an
+    LSTM (Xu et al. 2015, Show, Attend and Tell, section 3.1.2, with one tanh layer as the perceptron).
+
+    v is scaled to the length FEATURE_NORM, so that it has the same weight against the words for every backbone.
 
     Axes: I images, N captions (or beams), T words, F feature size, E embedding size, H hidden size, L layers,
     V vocabulary.
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
         states = STATE_PARTS[config.cell] * config.layers * config.hidden_size
         image_size = states if config.image_as == "initial_state" else config.embedding_size
         self.project = nn.Linear(feature_size, image_size)  # P
-        self.rnn = Layers(config, config.embedding_size)
+        self.rnn = RecurrentLayers(config, config.embedding_size)  # W_xh, W_hh
         self.output = nn.Linear(config.hidden_size, vocabulary_size)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -124,8 +126,8 @@ class Decoder(nn.Module):
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
 
-    def image(self, features: Tensor) -> Tensor:
-        """(I, F) → (I, E): P v, once an image; (I, parts · L · H) where it becomes the initial state."""
+    def project_image(self, features: Tensor) -> Tensor:
+        """P v, once per image: (I, F) → (I, E), or (I, parts · L · H) as the initial state; W_ih = W_xh P."""
         v = FEATURE_NORM * F.normalize(features.float(), dim=-1)
         return self.project(self.feature_dropout(v))
 
@@ -133,9 +135,9 @@ class Decoder(nn.Module):
         """Teacher forcing: the logits of the word after each of `words`, where `real`.
 
         Args:
-            features: (I, F) one row an image.
+            features: (I, F), one row per image.
             words: (N, T) ids, START first.
-            image_of: (N,) the row of `features` each caption belongs to; captions of an image share one P v.
+            image_of: (N,) the row of `features` of each caption; the captions of an image share one P v.
             real: (N, T) bool, R of them true; logits of padding are never computed.
 
         Returns:
@@ -146,8 +148,8 @@ class Decoder(nn.Module):
         hidden, _ = self.rnn(self.input_dropout(x), tuple(part[image_of] for part in state))  # (N, T, H)
         return self.output(self.dropout(hidden[real]))  # (R, V)
 
-    def language(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """A language model, the image off: x_t = e_t. Stepping through a text and reading it at once are the same.
+    def language_logits(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The decoder without an image, as a language model: x_t = e_t.
 
         Args:
             words: (N, T) ids.
@@ -157,31 +159,35 @@ class Decoder(nn.Module):
             (N, T, V) logits of the word after each of `words`, and the state after the last one.
         """
         x = self.input_dropout(self.embedding(words))  # (N, T, E)
-        hidden, state = self.rnn(x, state or self.rnn.start(len(words), x))  # (N, T, H)
+        hidden, state = self.rnn(x, state or self.rnn.zero_state(len(words), x))  # (N, T, H)
         return self.output(self.dropout(hidden)), state
 
     def start(self, features: Tensor) -> tuple[State, State]:
-        """(I, F) → the state before START, and the context: what is added to every word.
-
-        Returns:
-            state: (I, L, H), twice for an LSTM (h and c); the search may reorder its rows.
-            context: (I, E) P v, or (I, 1) zeros where the image is in the state; never reordered.
-        """
-        image = self.image(features)
-        nothing = image.new_zeros(image.shape[0], 1)
-        if self.image_as == "initial_state":
-            state = image.unflatten(1, (self.rnn.parts, len(self.rnn.layers), self.rnn.hidden_size)).tanh()
-            return state.unbind(1), (nothing,)
-        state = self.rnn.start(image.shape[0], image)
-        if self.image_as == "every_step":
-            return state, (image,)
-        return self.rnn(self.input_dropout(image).unsqueeze(1), state)[1], (nothing,)
-
-    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
-        """One word further.
+        """The state and the context before START.
 
         Args:
-            words: (A · R,) the last words, those of an image side by side.
+            features: (I, F).
+
+        Returns:
+            state: (I, L, H), twice for an LSTM (h and c); a search may reorder its rows.
+            context: (I, E) P v, which is added to every word, or (I, 1) zeros where the image is in the state; never
+                reordered.
+        """
+        image = self.project_image(features)
+        no_context = (image.new_zeros(image.shape[0], 1),)
+        if self.image_as == "initial_state":
+            state = image.unflatten(1, (self.rnn.parts, len(self.rnn.layers), self.rnn.hidden_size)).tanh()
+            return state.unbind(1), no_context  # (I, L, H) each
+        state = self.rnn.zero_state(image.shape[0], image)
+        if self.image_as == "every_step":
+            return state, (image,)
+        return self.rnn(self.input_dropout(image).unsqueeze(1), state)[1], no_context
+
+    def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
+        """The next word.
+
+        Args:
+            words: (A · R,) the last words, the R beams of an image side by side.
             state: as from `start`, A · R rows.
             context: as from `start`, A rows.
 
@@ -190,5 +196,5 @@ class Decoder(nn.Module):
         """
         image = context[0].unsqueeze(1)  # (A, 1, E)
         x = (self.embedding(words).unflatten(0, (image.shape[0], -1)) + image).flatten(0, 1)  # (A · R, E)
-        hidden, state = self.rnn(x.unsqueeze(1), state)
+        hidden, state = self.rnn(x.unsqueeze(1), state)  # (A · R, 1, H)
         return torch.log_softmax(self.output(hidden[:, 0]).float(), dim=-1), state

@@ -1,13 +1,12 @@
-"""A pretrained network without its head: images in, one feature an image, or one a cell of a grid, out."""
+"""A pretrained network without its head: images in, one feature per image, or per cell of a grid, out."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
-import zipfile
 from functools import lru_cache
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,37 +19,41 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from captioner.config import ENCODERS, ModelConfig
 from captioner.errors import UserError
 from captioner.models import backbones
+from captioner.models.checkpoint import CHECKPOINTS, load_pickle
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 
 def feature_size(config: ModelConfig) -> int:
-    """F: the channels of the last map, such as 2048 of ResNet-50 (512 of ResNet-18 and -34), for each look."""
-    sizes = (config.image_size, config.second_size) if config.second_size else (config.image_size,)
+    """F: the channels of the last map, such as 2048 for ResNet-50 (512 for ResNet-18 and -34), for each resolution."""
+    sizes = _sizes(config)
     if is_resnet(config.encoder):
         return len(sizes) * (512 if config.encoder in ("resnet18", "resnet34") else 2048)
-    return len(sizes) * backbones.channels(config.encoder, sizes)
+    return len(sizes) * backbones.feature_channels(config.encoder, sizes)
+
+
+def _sizes(config: ModelConfig) -> tuple[int, ...]:
+    return (config.image_size, config.second_size) if config.second_size else (config.image_size,)
 
 
 def feature_shape(config: ModelConfig) -> tuple[int, ...]:
-    """Of what the encoder gives for one image: (F,), or (P, F) with P = grid × grid cells, row by row."""
+    """The shape of an image's features: (F,), or (P, F) with P = grid × grid cells, row by row."""
     return (config.grid**2, feature_size(config)) if config.grid else (feature_size(config),)
 
 
 def is_resnet(name: str) -> bool:
-    """Whether it is one of torchvision's ResNets, ResNeXts and wide ResNets, or resnet50_v1."""
+    """Whether `name` is resnet50_v1 or one of torchvision's ResNets, ResNeXts and wide ResNets."""
     return name in ENCODERS or name.startswith(("resnext", "wide_resnet"))
 
 
 def build_resnet(name: str) -> ResNet:
     """An uninitialised ResNet `name` without a head.
 
-    ``resnet50_v1`` is the network of He et al. 2015, where the 1×1 convolution of a stage's first block carries the
-    stride; torchvision's ``resnet50`` is v1.5, where the 3×3 one does.
+    ``resnet50_v1`` is the network of He et al. 2015, with the stride in the 1×1 convolution of a stage's first block;
+    torchvision's ``resnet50`` is v1.5, with the stride in the 3×3 convolution.
     """
     from torchvision.models import get_model
 
@@ -64,10 +67,10 @@ def build_resnet(name: str) -> ResNet:
 
 
 def weights_file(name: str) -> Path:
-    """Where the ImageNet weights of `name` lie; torchvision's are downloaded to torch's cache when they are not there.
+    """The file of the ImageNet weights of `name`; torchvision's are downloaded to torch's cache if missing.
 
     Raises:
-        UserError: they are neither here nor to be had; the message names the file and where to put it.
+        UserError: they are missing and cannot be downloaded; the message names the file and where to put it.
     """
     if name == "resnet50_v1":
         file = CHECKPOINTS / "resnet50_v1.safetensors"
@@ -82,7 +85,7 @@ def weights_file(name: str) -> Path:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1], progress=True)
-        except Exception as error:
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of the file is wrong
             raise UserError(
                 f"the weights of {name} could not be downloaded ({error}): fetch {url} elsewhere and put it at {file}"
             ) from error
@@ -106,22 +109,10 @@ def weights_digest(name: str) -> str:
     return _digest(str(file), status.st_size, status.st_mtime_ns)
 
 
-def check_unpacked(file: Path) -> None:
-    """torch never packs what it writes, so that a file of weights cannot unfold to more than its size.
-
-    Raises:
-        ValueError: this one is packed.
-    """
-    if zipfile.is_zipfile(file):  # older ones are not
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is packed")
-
-
 def _fold_batchnorm(module: nn.Module) -> None:
-    """Put each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU.
+    """Fold each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU.
 
-    For ResNets, where the one follows the other in the module as in the forward pass; elsewhere it need not.
+    For ResNets alone, whose modules stand in the order of the forward pass.
     """
     for parent in list(module.modules()):
         children = list(parent.named_children())
@@ -134,20 +125,24 @@ def _fold_batchnorm(module: nn.Module) -> None:
 class Encoder(nn.Module):
     """ResNet, or another network, without its head: B images → B features of size F, or of P cells each.
 
-    With a `second_size` the network looks at each image twice, as it is and made smaller, and so sees things at two
-    sizes; the features of both looks, each of unit length, stand side by side. With a `grid` the last maps are averaged
-    over its cells instead of over the whole image; it is the mean of the cells that is of unit length.
+    With a `second_size` the image is encoded at two resolutions, and the two features, each of unit length, are
+    concatenated, so that a thing is seen at two scales. With a `grid` the last maps are averaged over its cells instead
+    of over the whole image; then the mean of the cells is of unit length.
 
-    Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics throughout, also in the
-    trainable stages: caption batches are too small and too few to estimate better ones.
+    Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics also in trained stages:
+    caption batches are too small and too few to estimate better ones.
 
     Args:
-        config: encoder, image_size, second_size, grid, trainable_layers (how many of the stages, in a ResNet conv1
-            with bn1, layer1 … layer4, are trained, counted from the last; see ``backbones.stages``).
-        weights: False leaves the parameters unset, for a checkpoint that brings its own.
+        config: encoder, image_size, second_size, grid, trainable_layers (how many stages are trained, counted from the
+            last; see :func:`captioner.models.backbones.parameter_stages`).
+        weights: False leaves the parameters uninitialised, for a checkpoint that brings its own.
+
+    Attributes:
+        feature_shape: (F,) or (P, F).
+        stages_after: for each parameter by name, how many stages come after its own.
 
     Raises:
-        UserError: the network is not to be had, does not take images of that size, or has not so many stages.
+        UserError: the network is unavailable, does not take images of that size, or has fewer stages.
     """
 
     mean: Tensor
@@ -155,96 +150,88 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, weights: bool = True) -> None:
         super().__init__()
-        name, timm = config.encoder, config.encoder.startswith(backbones.TIMM)
+        name = config.encoder
         self.second_size, self.feature_shape = config.second_size, feature_shape(config)
-        self.cells = config.grid or 1  # on each side
-        # Whichever network it is, its tensors in checkpoints are called so.
-        self.resnet: Any
-        mean: tuple[float, ...]
-        std: tuple[float, ...]
+        self.cells = config.grid or 1  # per side
+        self.resnet: Any  # in checkpoints every network has this name
         if is_resnet(name):
             mean, std = MEAN, STD
             self.resnet = build_resnet(name)
             self.resnet.avgpool = nn.AdaptiveAvgPool2d(self.cells)
         else:
-            mean, std, _ = backbones.facts(name)
-            self.resnet = backbones.build(name, (config.image_size, config.second_size or config.image_size), weights)
+            mean, std, _ = backbones.preprocessing(name)
+            self.resnet = backbones.build_backbone(name, _sizes(config), weights)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-        if weights and not timm:
+        if weights and not name.startswith(backbones.TIMM):
             self._load_weights(weights_file(name))
         elif is_resnet(name):
             self.resnet.to_empty(device="cpu")
         if config.trainable_layers == 0 and is_resnet(name):
             _fold_batchnorm(self.resnet.eval())
         self.resnet.to(memory_format=torch.channels_last)
-        among = None if is_resnet(name) or not config.trainable_layers else backbones.used(name, config.image_size)
-        stage_of, stages = backbones.stages(self.resnet, among)
-        if config.trainable_layers > stages:
-            raise UserError(
-                f"model.trainable_layers is {config.trainable_layers}: expected 0 to {stages}, the stages of {name}"
-            )
-        self.depth_of = {f"resnet.{key}": stages - 1 - stage for key, stage in stage_of.items()}
-        """How many stages come after the one of each parameter that can be trained."""
-        for parameter_name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.depth_of.get(parameter_name, stages) < config.trainable_layers)
+        self._freeze(config)
         self.eval()
 
-    def _load_weights(self, file: Path) -> None:
-        state: dict[str, Any]
-        try:
-            if file.suffix == ".safetensors":
-                from safetensors.torch import load_file
+    def _freeze(self, config: ModelConfig) -> None:
+        """Let only the parameters of the last `trainable_layers` stages require gradients."""
+        name, trained = config.encoder, config.trainable_layers
+        among = None if is_resnet(name) or not trained else backbones.used_parameters(name, config.image_size)
+        stage_of, stages = backbones.parameter_stages(self.resnet, among)
+        if trained > stages:
+            raise UserError(f"model.trainable_layers is {trained}: expected 0 to {stages}, the stages of {name}")
+        self.stages_after = {f"resnet.{key}": stages - 1 - stage for key, stage in stage_of.items()}
+        for key, parameter in self.named_parameters():
+            parameter.requires_grad_(self.stages_after.get(key, stages) < trained)
 
-                state = load_file(file)
-            else:
-                check_unpacked(file)
-                state = torch.load(file, weights_only=True)
+    def _load_weights(self, file: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found: dict[str, Tensor] = load_file(file) if file.suffix == ".safetensors" else load_pickle(file)
+            if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+                raise ValueError("it is not a state dict")
             # The files of the DenseNets are older than the names of their layers.
-            state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
-            wanted = self.resnet.state_dict()
-            state = {
-                key: value.float() if value.is_floating_point() else value
-                for key, value in state.items()
-                if key in wanted
-            }  # without the head
-            for key, value in wanted.items():
-                if key.endswith("num_batches_tracked"):
-                    state.setdefault(key, torch.zeros((), dtype=value.dtype))
+            found = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", str(k)): found[k] for k in found}
+            state = {}
+            for key, value in self.resnet.state_dict().items():  # without the head
+                if key in found:
+                    state[key] = found[key].float() if found[key].is_floating_point() else found[key]
+                elif key.endswith("num_batches_tracked"):
+                    state[key] = torch.zeros((), dtype=value.dtype)
             self.resnet.load_state_dict(state, assign=True)
-        except Exception as error:  # safetensors, pickle and zip each have their own
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
-                reason = "no file of weights, or one with code in it, which is not run"
             raise UserError(f"{file} does not hold the weights of that network ({reason}): fetch it again") from None
 
     def train(self, mode: bool = True) -> Encoder:
-        """Stays in evaluation mode whatever is asked: BatchNorm is frozen."""
+        """Stay in evaluation mode, so that BatchNorm is frozen."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): normalisation, network, mean over the cells, length.
+        """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): normalisation, network, mean over each cell, unit length.
 
-        S frames an example, (B, S, 3, H, W) → (B, S, F) or (B, S, P, F); after the first one a wholly black frame is an
-        absent one, and its feature 0.
+        Clips of S frames: (B, S, 3, H, W) → (B, S, F) or (B, S, P, F). A black frame after the first one is an absent
+        frame, with a feature of 0.
         """
         if images.dim() == 5:
-            there = images.flatten(2).any(dim=2).bool()  # (B, S)
-            there[:, 0] = True
-            found = self(images[there])  # (frames that are there, F)
-            features = found.new_zeros(*there.shape, *found.shape[1:])
-            features[there] = found
+            present = images.flatten(2).any(dim=2).bool()  # (B, S)
+            present[:, 0] = True
+            found = self(images[present])  # (frames that are present, F) or (…, P, F)
+            features = found.new_zeros(*present.shape, *found.shape[1:])
+            features[present] = found
             return features
         x = (images.to(self.mean.dtype) - self.mean) / self.std
-        looks = [x]
+        resolutions = [x]
         if self.second_size:
-            looks.append(F.interpolate(x, (self.second_size, self.second_size), mode="bilinear", antialias=True))
+            size = (self.second_size, self.second_size)
+            resolutions.append(F.interpolate(x, size, mode="bilinear", antialias=True))
         features = []
-        for look in looks:
-            maps = self.resnet(look.contiguous(memory_format=torch.channels_last))
-            if maps.dim() == 4:  # a ResNet pools by itself
-                maps = F.adaptive_avg_pool2d(maps, self.cells).flatten(1)
-            # (B, C * P), channel by channel
+        for x in resolutions:
+            maps = self.resnet(x.contiguous(memory_format=torch.channels_last))
+            if maps.dim() == 4:  # (B, C, h, w); a ResNet has its own pooling
+                maps = F.adaptive_avg_pool2d(maps, self.cells).flatten(1)  # (B, C · P), channel by channel
             cells = maps.unflatten(1, (-1, *self.feature_shape[:-1], 1)).flatten(2).transpose(1, 2)  # (B, P, C)
             features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
         return torch.cat(features, dim=2).view(images.shape[0], *self.feature_shape)

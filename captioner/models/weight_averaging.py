@@ -13,34 +13,35 @@ from captioner.config import ModelConfig
 from captioner.errors import UserError
 
 
-def check(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Only models of one architecture, one vocabulary and one encoder can be averaged; their dropout may differ.
+def check_compatible(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Check that checkpoints have the same architecture, vocabulary and encoder; dropout rates may differ.
 
     Raises:
-        UserError: what differs, in one line.
+        UserError: they cannot be averaged; the message names all differences.
     """
     first = headers[0]
     for header, name in zip(headers[1:], names[1:], strict=True):
-        mine, its = (asdict(ModelConfig(**each["model"])) for each in (first, header))  # older ones lack newer options
-        differ = [
-            f"model.{option} is {value} and {its[option]}"
-            for option, value in mine.items()
-            if value != its[option] and "dropout" not in option
+        ours, theirs = (asdict(ModelConfig(**each["model"])) for each in (first, header))  # with newer options
+        differences = [
+            f"model.{option} is {value} and {theirs[option]}"
+            for option, value in ours.items()
+            if value != theirs[option] and "dropout" not in option
         ]
-        digests = [each.get("encoder_digest") for each in (first, header)]  # a language model has none
+        digests = [each.get("encoder_digest") for each in (first, header)]  # None for a language model
         if digests[0] != digests[1]:
-            differ.append(f"the encoder's weights are {digests[0]} and {digests[1]}")
+            differences.append(f"the encoder's weights are {digests[0]} and {digests[1]}")
         if first["vocabulary"] != header["vocabulary"]:
-            differ.append(f"the vocabularies differ ({len(first['vocabulary']):,} and {len(header['vocabulary']):,})")
-        if differ:
-            raise UserError(f"{names[0]} and {name} cannot be averaged: {'; '.join(differ)}")
+            sizes = f"{len(first['vocabulary']):,} and {len(header['vocabulary']):,}"
+            differences.append(f"the vocabularies differ ({sizes})")
+        if differences:
+            raise UserError(f"{names[0]} and {name} cannot be averaged: {'; '.join(differences)}")
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, in fp32, whatever the order of the members; others are the first's.
+    """The mean of each floating-point tensor, in fp32 and independent of the order; other tensors are the first's.
 
     Raises:
-        UserError: the members have not the same tensors.
+        UserError: names or shapes of the tensors differ.
     """
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes):
@@ -54,21 +55,23 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return mean
 
 
-def greedy(members: int, score: Callable[[list[int]], float]) -> tuple[list[int], float]:
-    """Wortsman et al. 2022, recipe 1: from the best to the worst, a member stays in unless the soup's score falls.
+def greedy_selection(members: int, score: Callable[[list[int]], float]) -> tuple[list[int], float]:
+    """Choose what to average: from the best member to the worst, each is added unless the score of the average falls.
+
+    Wortsman et al. 2022, recipe 1, the greedy soup.
 
     Args:
-        members: how many there are.
-        score: of the average of these members, higher is better.
+        members: their number.
+        score: of the average of given members; higher is better.
 
     Returns:
-        The members that stay, and the score of their average.
+        The chosen members, and the score of their average.
     """
     alone = [score([member]) for member in range(members)]
     best, *rest = sorted(range(members), key=lambda member: -alone[member])
-    kept, reached = [best], alone[best]
+    chosen, reached = [best], alone[best]
     for member in rest:
-        new = score([*kept, member])
+        new = score([*chosen, member])
         if new >= reached:
-            kept, reached = [*kept, member], new
-    return kept, reached
+            chosen, reached = [*chosen, member], new
+    return chosen, reached

@@ -31,7 +31,7 @@ from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabular
 from captioner.devices import best_device, choose_workers
 from captioner.errors import UserError
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
-from captioner.models.captioner import vocabulary_of
+from captioner.models.checkpoint import read_vocabulary
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 from captioner.training.rewards import Rewards
 
@@ -267,7 +267,7 @@ class CaptionData(pl.LightningDataModule):
         captions = (caption for example in self.train.examples for caption in example.captions)
         tokenized = tokenize_all(captions, data.level)
         if data.vocabulary is not None:
-            self.vocabulary = vocabulary_of(Path(data.vocabulary))
+            self.vocabulary = read_vocabulary(data.vocabulary)
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:

@@ -217,7 +217,7 @@ class CaptionTask(Task):
         """
         greedy, most = captions == 0, self.search_config.max_length
         config = SearchConfig(sample=not greedy, beam=1, n_best=captions or 1, max_length=most)
-        found = search(*self.model.begin(features), search_ids(self.model.vocabulary, config), config, keys)
+        found = search(*self.model.start_search(features), search_ids(self.model.vocabulary, config), config, keys)
         words, lengths = found.words.flatten(0, 1), (found.lengths + found.ended).flatten()
         words = torch.cat([words, words.new_full((len(words), 1), END)], dim=1)
         examples = batch.examples.cpu().numpy().repeat(config.n_best)
@@ -287,7 +287,8 @@ class CaptionTask(Task):
             rates: dict[float, list[nn.Parameter]] = {}
             for name, p in self.model.encoder.named_parameters():
                 if p.requires_grad:
-                    rate = self.config.encoder_lr * self.config.encoder_lr_decay ** self.model.encoder.depth_of[name]
+                    decay = self.config.encoder_lr_decay ** self.model.encoder.stages_after[name]
+                    rate = self.config.encoder_lr * decay
                     rates.setdefault(rate, []).append(p)
             for lr, encoder in rates.items():
                 groups.append({"params": [p for p in encoder if p.dim() >= 2], "lr": lr})

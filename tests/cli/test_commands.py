@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from captioner import __version__
 from captioner.__main__ import COMMANDS
 from captioner.data import clips
-from captioner.models.captioner import SHIPPED, Captioner
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import SHIPPED
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from captioner.config import SearchConfig
 from captioner.data.images import MAX_PIXELS
 from captioner.deploy.demo import PHOTOS, RANGES, Models, answer, head, helps, search_of
 from captioner.errors import UserError
-from captioner.models.captioner import SHIPPED, Captioner
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import SHIPPED
 
 BROWSER = "/usr/bin/chromium"
 DEFAULTS = asdict(SearchConfig())

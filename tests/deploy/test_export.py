@@ -54,7 +54,7 @@ def same_graphs(model, runner):
     for rows in (1, 3):
         images = some(model, rows)
         with torch.no_grad():
-            step, state, context = model.begin(images)
+            step, state, context = model.start_search(images)
             begun = runner.encoder.run(None, {"images": images.numpy()})
             for ours, theirs in zip((*state, *context), begun, strict=True):
                 np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
@@ -139,7 +139,7 @@ def test_eight_bits(model, folder, tmp_path):
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["config.json", "encoder.onnx", "step.onnx"]
     runner = Runner(tmp_path / "small")
     with torch.no_grad():
-        step, state, context = model.begin(some(model, 1))
+        step, state, context = model.start_search(some(model, 1))
         words = torch.full((1,), 1)
         log_probs, _ = step(words, state, context)
         parts = [words.numpy(), *(part.numpy() for part in (*state, *context))]
@@ -153,7 +153,7 @@ def test_torch_export(model, tmp_path):
     encoder, step = (torch.export.load(tmp_path / "model" / f"{name}.pt2").module() for name in ("encoder", "step"))
     images = some(model, 3)
     with torch.no_grad():
-        eager, state, context = model.begin(images)
+        eager, state, context = model.start_search(images)
         begun = encoder(images)
         for ours, theirs in zip((*state, *context), begun, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -113,7 +113,7 @@ def test_the_formulas_by_hand(kind, v):
     decoder, caption = make(kind), [4, 5, 6]
     logits, weights = by_hand(decoder, v[0], caption)
     assert torch.allclose(teacher_forced(decoder, v[:1], padded([caption])), logits, atol=1e-5)
-    assert torch.allclose(decoder.maps(v[:1], torch.tensor([[START, *caption]]))[0], weights, atol=1e-5)
+    assert torch.allclose(decoder.attention_weights(v[:1], torch.tensor([[START, *caption]]))[0], weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +158,7 @@ def test_it_is_the_cells_that_count_and_not_their_order(kind, v):
     decoder, words, order = make(kind), padded(CAPTIONS), torch.randperm(CELLS, generator=torch.manual_seed(3))
     expected = teacher_forced(decoder, v, words)
     assert torch.allclose(teacher_forced(decoder, v[:, order], words), expected, atol=1e-5)
-    maps, moved = (decoder.maps(each, words)[..., :CELLS] for each in (v, v[:, order]))
+    maps, moved = (decoder.attention_weights(each, words)[..., :CELLS] for each in (v, v[:, order]))
     assert torch.allclose(maps[..., order], moved, atol=1e-5)
     assert torch.allclose(teacher_forced(decoder, 1000 * v, words), expected, atol=1e-4)
     other = v - v.mean(1, keepdim=True) + v.mean(1, keepdim=True).roll(1, 0)
@@ -172,7 +172,7 @@ def test_it_is_the_cells_that_count_and_not_their_order(kind, v):
 def test_maps(kind, v):
     """Weights of every word, END's too, that add up to 1; nothing at padding."""
     words = padded(CAPTIONS)
-    maps = make(kind).maps(v, words)
+    maps = make(kind).attention_weights(v, words)
     assert maps.shape == (*words.shape, CELLS + (kind == "adaptive"))
     assert torch.allclose(maps.sum(2), (words != PAD).float(), atol=1e-5)
     assert (maps >= 0).all()
@@ -193,7 +193,7 @@ def test_images_are_shown_without_some_of_their_cells_in_training(v):
     decoder = make("soft", **{**NO_DROPOUT, "cell_dropout": 0.67}).train()
     means = set()
     for _ in range(20):
-        image, keys, cells = decoder.look(v[:1])
+        image, keys, cells = decoder.project_image(v[:1])
         assert keys.shape == (1, 3, D)
         assert cells.shape == (1, 3, E)
         means.add(round(image[0, 0].item(), 5))

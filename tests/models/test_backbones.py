@@ -12,7 +12,7 @@ from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import UserError
 from captioner.models import backbones
-from captioner.models.backbones import build, channels, facts, stages
+from captioner.models.backbones import build_backbone, feature_channels, parameter_stages, preprocessing
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
@@ -111,8 +111,8 @@ def test_size_without_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sizes", "says"),
     [
-        ("vit_b_16", (288, 0), "model.image_size is 288: expected a size that vit_b_16 can look at, such as 224"),
-        ("vit_b_16", (224, 96), "model.second_size is 96: expected a size that vit_b_16 can look at"),
+        ("vit_b_16", (288, 0), "model.image_size is 288: expected a size that vit_b_16 takes, such as 224"),
+        ("vit_b_16", (224, 96), "model.second_size is 96: expected a size that vit_b_16 takes"),
         ("inception_v3", (32, 0), "model.image_size is 32: "),
     ],
 )
@@ -140,10 +140,10 @@ def test_unknown_names_have_neighbours():
 )
 def test_stages(name, number, last):
     with torch.device("meta"):
-        network = get_model(name, weights=None) if name == "resnet18" else build(name, (224,))
+        network = get_model(name, weights=None) if name == "resnet18" else build_backbone(name, (224,))
     if name == "resnet18":
         network.fc = torch.nn.Identity()
-    stage_of, found = stages(network)
+    stage_of, found = parameter_stages(network)
     assert found == number
     assert set(stage_of) == {key for key, _ in network.named_parameters()}
     norms = ("norm.", "features.norm5.")  # a norm at the end belongs to the last stage
@@ -263,7 +263,7 @@ def test_the_last_stage_of_timm_is_one_that_is_used(timm, name):
 
 def test_timm_with_two_maps_is_refused(timm):
     with pytest.raises(UserError, match="several maps"):
-        channels("timm:crossvit_9_240", (240,))
+        feature_channels("timm:crossvit_9_240", (240,))
 
 
 def test_timm_refuses_in_one_line(timm, monkeypatch):
@@ -283,15 +283,15 @@ def test_timm_refuses_in_one_line(timm, monkeypatch):
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError) as caught:
-        facts("timm:test_resnet")
+        preprocessing("timm:test_resnet")
     assert is_one_line(str(caught.value), "pip install 'captioner[timm]'")
 
 
 def test_channels_are_counted_without_the_weights_of_timm(timm):
-    assert channels("timm:test_vit", (160,)) == 64
-    assert channels("timm:test_vit", (288, 96)) == 64  # a ViT of timm takes other sizes
+    assert feature_channels("timm:test_vit", (160,)) == 64
+    assert feature_channels("timm:test_vit", (288, 96)) == 64  # a ViT of timm takes other sizes
     with pytest.raises(UserError, match=r"model\.image_size is 100"):
-        channels("timm:test_vit", (100,))  # not whole patches
+        feature_channels("timm:test_vit", (100,))  # not whole patches
 
 
 def test_a_network_that_computes_when_it_is_made_loads_from_a_checkpoint(downloaded, tmp_path):
@@ -300,6 +300,6 @@ def test_a_network_that_computes_when_it_is_made_loads_from_a_checkpoint(downloa
     config = ModelConfig("regnet_y_400mf", 64, 0, 1, hidden_size=8, embedding_size=8)
     model = Captioner(config, Vocabulary(["a", "dog"]), Encoder(config), weights_digest(config.encoder)).eval()
     model.save(tmp_path / "model.safetensors", half=False)
-    channels.cache_clear()
+    feature_channels.cache_clear()
     batch = images(1, 64)
     assert torch.equal(Captioner.load(tmp_path / "model.safetensors").features(batch), model.features(batch))

@@ -132,11 +132,11 @@ def test_words_that_the_model_does_not_have_are_avoided_easily(captioner, images
 
 def test_a_image_without_a_caption_is_said(captioner, images):
     impossible = {"no_repeat_ngram": 1, "min_length": len(WORDS) + 1}
-    with pytest.raises(UserError, match="image 0: no caption keeps all the rules"):
+    with pytest.raises(UserError, match="image 0: no caption satisfies all constraints"):
         captioner.caption(images, **impossible)
     for path, found in zip(images, captioner.caption_files(images, SearchConfig(**impossible)), strict=True):
         assert isinstance(found, UserError)
-        assert is_one_line(str(found), str(path), "no caption keeps all the rules")
+        assert is_one_line(str(found), str(path), "no caption satisfies all constraints")
 
 
 # ---- where it looked
@@ -188,7 +188,7 @@ def test_the_maps_are_those_of_stepping_with_the_same_words(looking, images, mon
     for path, found in zip(images, every, strict=True):
         image = ImageDataset([path], 64)[0].unsqueeze(0)
         for caption in found:
-            step, state, context = model.begin(image)
+            step, state, context = model.start_search(image)
             weights.clear()
             for word in [START, *model.vocabulary.encode(caption.text.split())]:
                 _, state = step(torch.tensor([word]), state, context)
@@ -221,17 +221,17 @@ def test_attention_changes_no_caption(looking, images, tmp_path):
 def test_look_at_any_words(looking, images):
     x = torch.stack([ImageDataset(images, 64)[i] for i in range(3)])
     texts = ["a red square", "", "ein Mädchen"]
-    maps = looking.look(x, texts)
+    maps = looking.attention_maps(x, texts)
     assert [tuple(each.shape) for each in maps] == [(4, 2, 2), (1, 2, 2), (3, 2, 2)]
     for i, (each, text) in enumerate(zip(maps, texts, strict=True)):
-        assert torch.allclose(each, looking.look(looking.features(x)[i : i + 1], [text])[0], atol=1e-6)
-    assert looking.look(x[:0], []) == []
+        assert torch.allclose(each, looking.attention_maps(looking.features(x)[i : i + 1], [text])[0], atol=1e-6)
+    assert looking.attention_maps(x[:0], []) == []
 
 
 def test_without_attention_there_are_no_maps(captioner, images):
     for model in (captioner, Ensemble([captioner, captioner], ["one", "two"])):
         with pytest.raises(UserError) as caught:
             model.caption(images, attention=True)
-        assert is_one_line(str(caught.value), "no maps", "--model.attention", "ensemble")
+        assert is_one_line(str(caught.value), "no attention maps", "--model.attention", "ensemble")
         with pytest.raises(UserError):
-            model.look(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a"])
+            model.attention_maps(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a"])

@@ -12,8 +12,9 @@ from captioner import load
 from captioner.data.dataset import ImageDataset
 from captioner.data.vocabulary import START, Vocabulary
 from captioner.errors import UserError
-from captioner.models import captioner as model
-from captioner.models.captioner import SHIPPED, Captioner, Ensemble, read_checkpoint
+from captioner.models import checkpoint
+from captioner.models.captioner import Captioner, Ensemble
+from captioner.models.checkpoint import SHIPPED, read_checkpoint
 from captioner.models.encoder import weights_digest
 
 PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))
@@ -132,7 +133,7 @@ def edited(captioner: Captioner, file, change) -> None:
     """Save with another header or other tensors."""
     header, weights = captioner.header(), dict(captioner.weights())
     change(header, weights)
-    model.save_slim(file, header, weights)
+    checkpoint.save_slim(file, header, weights)
 
 
 EDITS = {
@@ -182,7 +183,7 @@ def test_a_failed_save_leaves_the_old_file(captioner, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model.os, "replace", full)
+    monkeypatch.setattr(checkpoint.os, "replace", full)
     with pytest.raises(UserError, match="No space"):
         captioner.save(file)
     assert file.read_bytes() == before
@@ -229,7 +230,7 @@ def test_an_ensemble_from_files_shares_the_frozen_encoder(captioner, images, tmp
     assert first.encoder is second.encoder
     features = first.features(torch.stack([ImageDataset(images, 32)[i] for i in range(5)]))
     words = torch.full((5,), START)
-    step, state, context = both.begin(features)
+    step, state, context = both.start_search(features)
     found, after = step(words, state, context)
     each = [model.decoder.step(words, *model.decoder.start(features))[0].exp() for model in (first, second)]
     assert torch.allclose(found.exp(), (each[0] + each[1]) / 2, atol=1e-6)
@@ -251,5 +252,5 @@ def test_members_that_do_not_fit_are_refused(captioner):
     other = Captioner(captioner.config, words, captioner.encoder, "")
     with pytest.raises(UserError, match=r"^a and b have different vocabularies \(13 and 13 words\)"):
         Ensemble([captioner, other], ["a", "b"])
-    with pytest.raises(UserError, match=r"^a and b look at images of different sizes \(32 and 48 pixels\)"):
+    with pytest.raises(UserError, match=r"^a and b take images of different sizes \(32 and 48 pixels\)"):
         Ensemble([captioner, make_captioner(image_size=48)], ["a", "b"])

@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import END, START
 from captioner.errors import UserError
-from captioner.models.clip_decoder import SequenceDecoder, SequenceEncoder
+from captioner.models.clip_decoder import ClipDecoder, ClipEncoder
 from captioner.models.decoder import Decoder
 
 F = 6
@@ -29,7 +29,7 @@ def made(kind, cell, layers, *sizes):
 
 @pytest.mark.parametrize(("cell", "layers"), CELLS)
 def test_it_is_the_last_hidden_state_of_torchs_layers(cell, layers):
-    encoder = made(SequenceEncoder, cell, layers)
+    encoder = made(ClipEncoder, cell, layers)
     features = torch.rand(3, 5, F)
     x = encoder.project(features / (1 + encoder.norm.eps) ** 0.5)  # mean 0 and variance 1 so far
     for number, layer in enumerate(encoder.rnn.layers):
@@ -39,7 +39,7 @@ def test_it_is_the_last_hidden_state_of_torchs_layers(cell, layers):
 
 def test_cells_stand_side_by_side():
     torch.manual_seed(0)
-    encoder = SequenceEncoder(config(grid=2), F).eval()
+    encoder = ClipEncoder(config(grid=2), F).eval()
     features = torch.rand(2, 5, 4, F)
     swapped = features[:, :, [1, 0, 3, 2]]  # left and right
     assert (encoder(features) - encoder(swapped)).abs().max() > 1e-3
@@ -48,7 +48,7 @@ def test_cells_stand_side_by_side():
 
 
 def test_frames_are_compared_with_those_seen_in_training():
-    encoder = made(SequenceEncoder, "gru", 1).train()
+    encoder = made(ClipEncoder, "gru", 1).train()
     encoder.norm.momentum = 1.0
     features = 7 + torch.randn(4, 5, F)
     features[0, 3:] = 0
@@ -63,7 +63,7 @@ def test_frames_are_compared_with_those_seen_in_training():
 @pytest.mark.parametrize(("cell", "layers"), CELLS)
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 3, 4], [0, 2, 4]])
 def test_absent_frames_do_not_matter(cell, layers, places):
-    encoder = made(SequenceEncoder, cell, layers)
+    encoder = made(ClipEncoder, cell, layers)
     short = torch.rand(2, 3, F)
     padded = torch.zeros(2, 5, F)
     padded[:, places] = short
@@ -73,18 +73,18 @@ def test_absent_frames_do_not_matter(cell, layers, places):
 
 @pytest.mark.parametrize(("cell", "layers"), CELLS)
 def test_the_order_matters(cell, layers):
-    encoder = made(SequenceEncoder, cell, layers)
+    encoder = made(ClipEncoder, cell, layers)
     features = torch.rand(2, 5, F)
     assert (encoder(features) - encoder(features.flip(1))).abs().max() > 1e-3
 
 
 def test_nothing_at_all_is_a_feature_too():
-    encoder = made(SequenceEncoder, "lstm", 1)
+    encoder = made(ClipEncoder, "lstm", 1)
     assert encoder(torch.zeros(2, 5, F)).isfinite().all()
 
 
 def test_gradients_reach_every_frame_that_is_there_and_no_other():
-    encoder = made(SequenceEncoder, "lstm", 2)
+    encoder = made(ClipEncoder, "lstm", 2)
     features = torch.rand(2, 5, F)
     features[0, 3:] = 0
     features.requires_grad_()
@@ -95,7 +95,7 @@ def test_gradients_reach_every_frame_that_is_there_and_no_other():
 
 @pytest.mark.parametrize(("cell", "layers"), CELLS)
 def test_the_decoder_steps_as_it_is_taught(cell, layers):
-    decoder = made(SequenceDecoder, cell, layers, 9)
+    decoder = made(ClipDecoder, cell, layers, 9)
     features = torch.rand(2, 5, F)
     words = torch.tensor([[START, 5, 6, 7], [START, 8, 4, END]])
     logits = decoder(features, words, torch.arange(2), torch.ones(2, 4, dtype=torch.bool)).view(2, 4, -1)
@@ -106,7 +106,7 @@ def test_the_decoder_steps_as_it_is_taught(cell, layers):
 
 
 def test_it_is_the_decoder_of_images_behind_the_encoder():
-    decoder = made(SequenceDecoder, "lstm", 1, 9)
+    decoder = made(ClipDecoder, "lstm", 1, 9)
     v = decoder.frames(torch.rand(2, 5, F))
     plain = Decoder(config("lstm"), 9, 8)
     plain.load_state_dict({k: w for k, w in decoder.state_dict().items() if not k.startswith("frames.")})

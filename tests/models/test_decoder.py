@@ -119,7 +119,7 @@ def test_the_image_once(image_as, v):
 def test_an_lstm_s_initial_state_has_h_and_c_of_every_layer(v):
     decoder = make("lstm", 3, image_as="initial_state")
     (h, c), (nothing,) = decoder.start(v)
-    assert torch.equal(torch.stack([h, c], dim=1).flatten(1), decoder.image(v).tanh())
+    assert torch.equal(torch.stack([h, c], dim=1).flatten(1), decoder.project_image(v).tanh())
     assert h.shape == c.shape == (5, 3, 6)
     assert not torch.allclose(h, c)
     assert not nothing.any()
@@ -131,7 +131,7 @@ def test_every_gate_sees_the_image_at_every_step(v):
         decoder, words = make(cell), padded(CAPTIONS[:1])
         expected = teacher_forced(decoder, v[:1], words)
         with torch.no_grad():
-            decoder.embedding.weight += decoder.image(v[:1])[0]
+            decoder.embedding.weight += decoder.project_image(v[:1])[0]
             decoder.project.weight.zero_()
             decoder.project.bias.zero_()
         assert torch.allclose(teacher_forced(decoder, v[:1], words), expected, atol=1e-5)

@@ -20,7 +20,8 @@ from captioner.data import text_stream as text
 from captioner.data.text_stream import Streams
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.errors import UserError
-from captioner.models.captioner import Captioner, read_checkpoint
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import read_checkpoint
 from captioner.models.init_from import init_from
 from captioner.models.language_model import LanguageModel
 from captioner.training.language_task import LanguageTask
@@ -452,7 +453,7 @@ def test_a_captioner_that_writes_letters(tiny, tmp_path, images):
     assert set("a square") <= set(model.vocabulary.words)
     said = model.caption(images, prefix="a red ", max_length=12)
     assert all(one.startswith("a red ") and len(one) <= 12 for one in said)
-    with pytest.raises(UserError, match="must is a rule for words"):
+    with pytest.raises(UserError, match="must constrains words"):
         model.caption(images, must="square")
     assert Captioner.load(out / "last.ckpt").vocabulary.level == "char"
 

@@ -5,8 +5,9 @@ import torch
 from conftest import is_one_line, make_captioner, train
 
 from captioner.errors import UserError
-from captioner.models.captioner import Captioner, read_checkpoint
-from captioner.models.weight_averaging import average, greedy
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import read_checkpoint
+from captioner.models.weight_averaging import average, greedy_selection
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_greedy_keeps_what_does_not_harm():
         asked.append(tuple(some))
         return worth[tuple(some)]
 
-    assert greedy(3, score) == ([2, 1], 5)
+    assert greedy_selection(3, score) == ([2, 1], 5)
     assert asked == [(0,), (1,), (2,), (2, 0), (2, 1)]
 
 

@@ -47,11 +47,11 @@ def test_a_linear_rnn_by_hand():
 def test_every_cell_against_autograd_one_state_at_a_time(cell, layers, image_as):
     model = make_captioner(cell=cell, layers=layers, image_as=image_as)
     features = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
-    norms = through_time(*model.begin(features), WORDS, LENGTHS)
+    norms = through_time(*model.start_search(features), WORDS, LENGTHS)
     assert len(norms) == (2 if cell == "lstm" else 1)
     for row, length in enumerate(LENGTHS.tolist()):
         for d in range(1, 4):
-            step, state, context = model.begin(features[row : row + 1])
+            step, state, context = model.start_search(features[row : row + 1])
             for t in range(length):
                 if t == length - d:
                     state = leaves = tuple(part.detach().requires_grad_() for part in state)
@@ -68,7 +68,7 @@ def test_the_bound_of_the_lecture():
         for weight in recurrent_matrices(model.decoder).values():
             weight *= 0.5 / torch.linalg.matrix_norm(weight, 2)
     assert largest_singular_value(model.decoder) == pytest.approx(0.5)
-    (norms,) = through_time(*model.begin(torch.randn(3, 512)), WORDS, LENGTHS)
+    (norms,) = through_time(*model.start_search(torch.randn(3, 512)), WORDS, LENGTHS)
     assert (norms[:, 1:] <= 0.5 * norms[:, :-1]).all()
     assert (norms > 0).all()
 

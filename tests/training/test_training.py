@@ -19,7 +19,8 @@ from PIL import Image
 from captioner import metrics
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.data import clips
-from captioner.models.captioner import Captioner, read_checkpoint
+from captioner.models.captioner import Captioner
+from captioner.models.checkpoint import read_checkpoint
 from captioner.models.encoder import Encoder
 from captioner.training.callbacks import SIDE
 from captioner.training.datamodule import CaptionData

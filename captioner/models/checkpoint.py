@@ -1,0 +1,228 @@
+"""Checkpoint files: found, read, validated and written. They hold plain values and tensors only."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.config import ModelConfig
+from captioner.data.vocabulary import SPECIAL, Vocabulary, is_word
+from captioner.errors import UserError
+from captioner.files import atomic_write
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+SHIPPED = CHECKPOINTS / "captioner.safetensors"
+FORMAT = 1
+DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
+HUB_FILES = ("model.safetensors", "captioner.safetensors")
+# The checkpoint of a folder: the first of these that it has. A run has best.ckpt alone until it ends.
+FOLDER_FILES = (*HUB_FILES, "lm.safetensors", "best.ckpt")
+NO_WEIGHTS = "it is not a file of weights, or has code in it, which is not run"
+# What torch.load and its unpickler raise for damaged bytes.
+TORCH_ERRORS = (
+    *(zipfile.BadZipFile, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+def resolve_checkpoint(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint.
+
+    Args:
+        path: the file itself; the folder of a run or of ``captioner export --to hf``; or
+            ``hf://organisation/name[@revision]`` of the Hugging Face hub.
+
+    Raises:
+        UserError: the folder has no checkpoint, huggingface_hub is missing, or the hub has no such model.
+    """
+    name = os.fspath(path)
+    if name.startswith("hf://"):
+        name = _download(name)
+    if not os.path.isdir(name):
+        return Path(name)
+    for file in FOLDER_FILES:
+        if os.path.isfile(os.path.join(name, file)):
+            return Path(name, file)
+    raise UserError(f"{path} has none of {', '.join(FOLDER_FILES)}: name a checkpoint or the folder of a run")
+
+
+def _download(address: str) -> str:
+    """The local folder of a model of the Hugging Face hub."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{address} needs huggingface_hub: pip install 'captioner[hub]'") from None
+    repository, _, revision = address.removeprefix("hf://").partition("@")
+    try:
+        return snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES))
+    except Exception as error:  # of huggingface_hub and of the network library below it
+        raise UserError(f"{address} cannot be fetched ({' '.join(str(error).split())[:200]})") from None
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a slim checkpoint (safetensors) or of a Lightning checkpoint of captioner, on the CPU.
+
+    Args:
+        path: as for :func:`resolve_checkpoint`.
+
+    Raises:
+        UserError: missing, unreadable, damaged, or not a checkpoint of captioner.
+    """
+    file = resolve_checkpoint(path)
+    if not file.is_file():
+        raise UserError(f"there is no checkpoint {file}: train one with `captioner train`, or name another file")
+    try:
+        header, tensors = (_read_slim if file.suffix == ".safetensors" else _read_lightning)(file)
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}")
+        return header, validate_tensors(tensors)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None
+
+
+def _read_slim(file: Path) -> tuple[Any, dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("captioner")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    if text is None:
+        raise ValueError("it has no header of captioner")
+    try:
+        return json.loads(text), tensors
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+
+
+def _read_lightning(file: Path) -> tuple[Any, Mapping[Any, Any]]:
+    if not zipfile.is_zipfile(file):  # captioner never wrote the older format of torch
+        raise ValueError(NO_WEIGHTS)
+    checkpoint = load_pickle(file)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError("it has no state_dict")
+    tensors = {str(name).removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    return checkpoint.get("captioner"), tensors
+
+
+def load_pickle(file: Path, mmap: bool = False) -> Any:
+    """Tensors and plain values of a file that torch.save wrote, on the CPU; code in it is not run.
+
+    torch.save never compresses, so that an uncompressed file cannot unfold to more than its size.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, compressed, or has code in it.
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed")
+        with warnings.catch_warnings():  # about a file that is refused in one line
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:  # the message of torch advises to run the code
+        raise ValueError(NO_WEIGHTS) from None
+    except TORCH_ERRORS as error:
+        raise ValueError(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}") from None
+
+
+def validate_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a file, each of them a dense array of finite numbers with memory of its own.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name, value in tensors.items():
+        if (
+            not isinstance(value, Tensor)
+            or (value.layout, value.device.type, value.is_quantized) != (torch.strided, "cpu", False)
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()  # an expanded tensor
+        ):
+            raise ValueError(f"{name} is not a dense tensor")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} has infinite or NaN values; an earlier checkpoint may be sound")
+    return dict(tensors)
+
+
+def make_header(config: ModelConfig, vocabulary: Vocabulary, **more: Any) -> dict[str, Any]:
+    """What a checkpoint holds beside the tensors, as plain values."""
+    words = list(vocabulary.words[len(SPECIAL) :])
+    return {"format": FORMAT, "model": asdict(config), "vocabulary": words, "level": vocabulary.level, **more}
+
+
+def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocabulary]:
+    """Architecture and vocabulary of a checkpoint from its header, every value of which is validated.
+
+    Raises:
+        UserError: a value is missing, of a wrong type or out of range.
+    """
+    try:
+        version, options, words, level = (header.get(key) for key in ("format", "model", "vocabulary", "level"))
+        level = "word" if level is None else level  # older checkpoints have none
+        if not isinstance(version, int) or version != FORMAT:
+            raise ValueError(f"format {version!r:.60}, expected {FORMAT}")
+        if not isinstance(options, dict) or not isinstance(words, list) or not isinstance(level, str):
+            raise ValueError("model, vocabulary and level are not an object, a list and a string")
+        for name, value in options.items():
+            default = DEFAULTS.get(name)
+            kinds = (int, float) if isinstance(default, float) else type(default)
+            if default is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+                raise ValueError(f"model.{name} is {str(value)[:60]!r}")
+        if not isinstance(header.get("encoder_digest"), str) and header.get("kind") != "language_model":
+            raise ValueError(f"encoder_digest is {str(header.get('encoder_digest'))[:60]!r}")
+        for word in words:
+            if not is_word(word, level):
+                raise ValueError(f"{str(word)[:60]!r} is not a {level}")
+        return ModelConfig(**options), Vocabulary(words, level)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint that this captioner can open ({error})") from None
+
+
+def read_vocabulary(path: str | os.PathLike) -> Vocabulary:
+    """The vocabulary of a checkpoint; path and errors as for :func:`read_checkpoint`."""
+    return parse_header(path, read_checkpoint(path)[0])[1]
+
+
+def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the weights of the encoder: where it was trained, and in exported checkpoints."""
+    return config.trainable_layers > 0 or header.get("encoder_inside") is True
+
+
+def save_slim(
+    path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool = True
+) -> None:
+    """Write header and tensors as safetensors, whole or not at all.
+
+    Args:
+        path: a .safetensors file.
+        header: plain values, as from :func:`make_header`.
+        weights: tensors by name.
+        half: store fp16, except tensors with values that fp16 cannot hold.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {}
+    for name, value in weights.items():
+        short = value.half() if half and value.is_floating_point() else value
+        tensors[name] = (short if short.isfinite().all() else value).detach().cpu().contiguous()
+    with atomic_write(path) as part:
+        part.write_bytes(save(tensors, metadata={"captioner": json.dumps(header)}))
