@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from ratios import caption_lengths, rounds_argument, seconds, take_turns, verdict
 
-from captioner.metrics.scores import NAMES, corpus_scores, per_image, score
+from captioner.metrics.scores import NAMES, per_image, score
 from captioner.metrics.significance import intervals
 
 VOCABULARY, FEW, MANY, REFERENCES = 9_487, 5_000, 40_504, 5
@@ -89,7 +89,7 @@ def main() -> bool:
         return [*bleu, Rouge().compute_score(refs, hyps)[0], Cider().compute_score(refs, hyps)[0]]
 
     expected = 100 * np.array(theirs())
-    found = corpus_scores(per_image(references, hypotheses).table().sum(axis=0), FEW)
+    found = per_image(references, hypotheses).corpus_scores()
     print(", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, found, strict=True)))
     print(f"largest relative difference from pycocoevalcap: {abs(found / expected - 1).max():.1g}")
     times = take_turns({"theirs": theirs, "ours": lambda: per_image(references, hypotheses)}, arguments.rounds)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from playwright.sync_api import sync_playwright
 
-from captioner.metrics.scoring import Others, score_images
+from captioner.metrics.scoring import Comparison, score_images
 from captioner.models.base import Caption
 from captioner.reports.evaluation import Evaluation
 
@@ -58,7 +58,7 @@ def write(path: Path, photos: list[str], count: int, two: bool) -> None:
             references[i] = [" ".join(random.choices(WORDS, k=10)) for _ in range(5)]
             captions[i], second[i] = found[0].text, other[0].text
             page.add(i, photos[i % len(photos)], f"{i:06}.jpg", references[i], found, other if two else None)
-        page.finish(score_images(references, captions, others=Others("theirs", second) if two else None))
+        page.finish(score_images(references, captions, comparison=Comparison("theirs", second) if two else None))
 
 
 SORT = """() => {

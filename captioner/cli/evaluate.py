@@ -50,7 +50,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Caption and score; see the module's docstring."""
-    from captioner.metrics.scoring import ScoreOptions, open_others, score_images, show_scores
+    from captioner.metrics.scoring import ScoreOptions, prepare_scoring, score_images, show_scores
     from captioner.models.captioner import load
 
     wanted = config_of(ScoreOptions, options)
@@ -62,7 +62,7 @@ def run(options: Any) -> None:
     references = {example.image_id: list(example.captions) for example in examples}
     names = {example.image_id: example.name.replace(os.sep, "/") for example in examples}
     # A results file to compare with may lack the very images that are skipped here
-    others = open_others(replace(wanted, partial=wanted.partial or options.skip_bad_images), references, names)
+    comparison = prepare_scoring(replace(wanted, partial=wanted.partial or options.skip_bad_images), references, names)
     if options.output is not None:
         check_writable(Path(options.output))
 
@@ -76,16 +76,16 @@ def run(options: Any) -> None:
             if second:
                 seconds[image] = second[0][0].text
             if page is not None:
-                other = second[0] if second else others.captions.get(image)
+                other = second[0] if second else comparison.captions.get(image)
                 page.add(image, example.path, names[image], references[image], first, other)
         if skipped:
             print(f"{len(skipped)} images skipped, e.g. {skipped[0]}", file=sys.stderr)
         if options.output is not None:
             _write_results(options, captions, names)
         if options.compare_checkpoint:
-            others = others._replace(name=options.compare_checkpoint, captions=seconds)
+            comparison = comparison._replace(system=options.compare_checkpoint, captions=seconds)
         kept = {image: references[image] for image in paths}
-        scored = score_images(kept, captions, wanted, names, paths, model_name(options.checkpoint), others)
+        scored = score_images(kept, captions, wanted, names, paths, model_name(options.checkpoint), comparison)
         if page is not None:
             page.failures += skipped
             page.finish(scored)

@@ -35,7 +35,7 @@ def run(options: Any) -> None:
     from captioner.data.annotations import read_named_references, read_results
     from captioner.errors import UserError
     from captioner.files import escapes_folder
-    from captioner.metrics.scoring import ScoreOptions, score_captions, show_scores
+    from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
 
     wanted = config_of(ScoreOptions, options)
     images: dict[Any, Path] = {}
@@ -53,4 +53,5 @@ def run(options: Any) -> None:
             image: name for image, name in known.items() if isinstance(name, str) and not escapes_folder(normpath(name))
         }
         images = {image: Path(options.images, name) for image, name in named.items()}
-    show_scores(score_captions(references, results, wanted, names, images, options.results), wanted.json)
+    result = score_images(references, results, wanted, names, images, options.results)
+    show_scores(result.scores, wanted.json)

@@ -41,6 +41,10 @@ class PerImage(NamedTuple):
         """(N, 12) float: the three side by side; :func:`corpus_scores` takes sums of the rows."""
         return np.column_stack(self)
 
+    def corpus_scores(self) -> np.ndarray:
+        """(6,) the scores :data:`NAMES` of all images together, 0..100."""
+        return corpus_scores(self.table().sum(axis=0), len(self.cider))
+
 
 def per_image(references: References, hypotheses: Sequence[Caption]) -> PerImage:
     """BLEU's counts, ROUGE-L and CIDEr-D of each image, from one pass over the words."""
@@ -214,7 +218,7 @@ def score(
         images: :func:`per_image` of the same captions, where it is computed already.
     """
     images = per_image(references, hypotheses) if images is None else images
-    scores = dict(zip(NAMES, corpus_scores(images.table().sum(axis=0), len(hypotheses)).tolist(), strict=True))
+    scores = dict(zip(NAMES, images.corpus_scores().tolist(), strict=True))
     sizes = [len(refs) for refs in references]
     refs = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
     result = {

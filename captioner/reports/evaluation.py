@@ -14,7 +14,7 @@ import numpy as np
 from captioner import metrics
 from captioner.data.clips import thumbnail
 from captioner.errors import UserError, printable
-from captioner.metrics.scoring import RESAMPLES, Scored, each_image
+from captioner.metrics.scoring import RESAMPLES, ScoringResult, image_scores
 from captioner.models.base import Caption
 from captioner.reports.gallery import STRIP, Page, has_maps, line, text, view
 
@@ -78,10 +78,10 @@ class Evaluation(Page):
             }
         )
 
-    def finish(self, scored: Scored) -> None:
+    def finish(self, scored: ScoringResult) -> None:
         """Take the scores of the images that were added."""
-        seconds = [None] * len(scored.ids) if scored.second is None else each_image(scored.second)
-        for image, scores, second in zip(scored.ids, each_image(scored.images), seconds, strict=True):
+        seconds = [None] * len(scored.ids) if scored.other_per_image is None else image_scores(scored.other_per_image)
+        for image, scores, second in zip(scored.ids, image_scores(scored.per_image), seconds, strict=True):
             both = [scores] if second is None else [scores, second]
             self.images[self.places[image]]["scores"] = [
                 {name: round(value, 2) for name, value in each.items()} for each in both
@@ -119,10 +119,10 @@ def _system(captions: Sequence[Caption] | str, named: tuple[str, str]) -> str:
     )
 
 
-def summary(scored: Scored, names: Sequence[str]) -> str:
+def summary(scored: ScoringResult, names: Sequence[str]) -> str:
     """Scores, lengths and words as HTML."""
-    systems = [scored.words, *([scored.second_words] if scored.second is not None else [])]
-    each = [images.cider for images in (scored.images, scored.second) if images is not None]
+    systems = [scored.words, *([scored.other_words] if scored.other_per_image is not None else [])]
+    each = [images.cider for images in (scored.per_image, scored.other_per_image) if images is not None]
     return "\n".join(
         [
             f'<section class="wide">\n<h2>Scores</h2>\n<div class="halves">{_scores(scored.scores, names)}',

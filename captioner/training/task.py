@@ -324,7 +324,7 @@ class CaptionTask(Task):
             self.nats = [pair for _, nats in parts for pair in nats]
         hypotheses = [metrics.ptb_tokenize(self.found[i]) for i in sorted(self.found)]
         images = metrics.per_image([self.references[i] for i in sorted(self.found)], hypotheses)
-        *_, bleu4, rouge, cider = metrics.corpus_scores(images.table().sum(axis=0), len(hypotheses)).tolist()
+        *_, bleu4, rouge, cider = images.corpus_scores().tolist()
         scores = {
             "val_loss": sum(mean * words for mean, words in self.nats) / sum(words for _, words in self.nats),
             "val_cider": cider,

@@ -9,9 +9,9 @@ from conftest import is_one_line
 from captioner import metrics
 from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
-from captioner.metrics import external, significance
+from captioner.metrics import external
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
-from captioner.metrics.scoring import ScoreOptions, score_captions, show_scores
+from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
 
 REFERENCES = {
     7: ["A dog's ball.", "the dog is running fast"],
@@ -22,6 +22,10 @@ CAPTIONS = {3: "a cat sits on a mat .", 5: "two men talk", 7: "a dog's ball"}
 TOKENIZERS = {"ptb": ptb_tokenize, "words": tokenize, "none": str.split}
 
 
+def score_captions(*arguments, **options):
+    return score_images(*arguments, **options).scores
+
+
 @pytest.mark.parametrize("tokenizer", [None, *TOKENIZERS])
 def test_scores_are_those_of_metrics_in_the_order_of_the_ids(tokenizer):
     words, ids = TOKENIZERS[tokenizer or "ptb"], [7, 3, 5]
@@ -30,7 +34,7 @@ def test_scores_are_those_of_metrics_in_the_order_of_the_ids(tokenizer):
     expected = metrics.score(references, captions, tokenizer or "ptb")
     assert {name: scores.pop(name) for name in expected} == expected
     assert f"tokenizer:{tokenizer or 'ptb'} " in expected["signature"]
-    assert scores.pop("intervals") == significance.intervals(metrics.per_image(references, captions))
+    assert scores.pop("intervals") == metrics.intervals(metrics.per_image(references, captions))
     assert list(scores) == ["CIDEr-shuffled"]
 
 
@@ -137,7 +141,9 @@ def test_compared(tmp_path, capsys):
 def test_compared_on_the_images_of_both(tmp_path, capsys):
     file = tmp_path / "other.json"
     file.write_text(json.dumps({"3": "a cat", "5": "two men", "x": "?"}))
-    with pytest.raises(UserError, match=r"other\.json: 1 without a caption .*\[7\].*1 without references .*'x'"):
+    with pytest.raises(
+        UserError, match=r"other\.json: .* annotations: 1 without a caption .*\[7\].*1 without references .*'x'"
+    ):
         score_captions(REFERENCES, CAPTIONS, ScoreOptions(compare=str(file)))
     options = ScoreOptions(compare=str(file), partial=True)
     scores = score_captions(REFERENCES, {7: CAPTIONS[7], 3: CAPTIONS[3]}, options)
@@ -155,7 +161,7 @@ def test_seen_in_training(tmp_path, capsys):
     scores = score_captions(REFERENCES, CAPTIONS, ScoreOptions(training=str(file)))
     assert scores["seen_in_training"] == pytest.approx(100 / 3)
     show_scores(scores, None)
-    assert "33.33 % of the captions stand word for word in the training set" in capsys.readouterr().out
+    assert "33.33 % of the captions are in the training set, word for word" in capsys.readouterr().out
 
 
 def test_per_image(tmp_path):

@@ -30,7 +30,7 @@ def rows(images: PerImage, which) -> PerImage:
 
 def test_nineteen_intervals_of_twenty_hold_the_truth():
     population = drawn(np.random.default_rng(0), 500)
-    truth = corpus_scores(population.table().sum(axis=0), 500)
+    truth = population.corpus_scores()
     random, held = np.random.default_rng(1), np.zeros(6)
     for seed in range(400):
         found = intervals(rows(population, random.integers(500, size=80)), resamples=300, seed=seed)
@@ -133,7 +133,7 @@ def test_a_difference_in_one_image_is_none():
 
 def test_one_image_has_an_interval_without_width():
     images = drawn(np.random.default_rng(11), 1)
-    score = corpus_scores(images.table()[0], 1)
+    score = images.corpus_scores()
     found = intervals(images, resamples=10)
     assert [found[name]["low"] for name in NAMES] == [found[name]["high"] for name in NAMES] == pytest.approx(score)
 
@@ -160,7 +160,7 @@ def test_captions_scored_and_compared():
     a, b = per_image(references, good), per_image(references, bad)
     ranges = intervals(a)
     assert list(ranges) == list(NAMES)
-    for name, value in zip(NAMES, corpus_scores(a.table().sum(axis=0), 30), strict=True):
+    for name, value in zip(NAMES, a.corpus_scores(), strict=True):
         assert ranges[name]["low"] <= value + 1e-9
         assert ranges[name]["high"] >= value - 1e-9
     found = compare(a, b)

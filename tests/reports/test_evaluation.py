@@ -12,7 +12,7 @@ from conftest import captions_of, is_one_line, make_captioner, write_set
 from html_page import Page, caption
 
 from captioner.errors import UserError
-from captioner.metrics.scoring import Others, ScoreOptions, score_images
+from captioner.metrics.scoring import Comparison, ScoreOptions, score_images
 from captioner.reports.evaluation import BARS, LARGE, MANY, SMALL, Evaluation, shares
 
 HOSTILE = "</script><!-- <script> & \"quotes' {{summary}} \u202edrow\udcff אבג"
@@ -33,14 +33,14 @@ def write(tmp_path, images, names=("mine",), references="a red square", text="a 
     """A page of `images`, the n-th with n % 3 more right words."""
     captions = {i: f"{text} on blue"[: len(text) + 3 * (i % 3)] for i in range(len(images))}
     file = tmp_path / "new" / "report.html"
-    others = Others("theirs", dict.fromkeys(captions, "a green square")) if len(names) > 1 else None
+    comparison = Comparison("theirs", dict.fromkeys(captions, "a green square")) if len(names) > 1 else None
     wanted = {i: [references, "a square on blue"] for i in captions}
     with Evaluation(file, "about <b>", len(images), True, names) as page:
         for i, path in enumerate(images):
-            second = None if others is None else [caption("a green square")] if i else "a green square"
+            second = None if comparison is None else [caption("a green square")] if i else "a green square"
             page.add(i, path, f"{i} {HOSTILE}", wanted[i], [caption(captions[i], 3), caption("a dog")], second)
         assert not file.exists()
-        scored = score_images(wanted, captions, replace(ScoreOptions(), **more), others=others)
+        scored = score_images(wanted, captions, replace(ScoreOptions(), **more), comparison=comparison)
         page.finish(scored)
     assert [path.name for path in file.parent.iterdir()] == ["report.html"]
     text = file.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_the_page_has_what_was_scored(tmp_path, images):
     words = {values["data-word"]: values["title"] for values in page.all("button", "chip")}
     assert words["square"] == "5 in the captions, 10 in the references"
     data = data_of(text)
-    assert [each["scores"][0]["CIDEr"] for each in data] == [round(100 * x, 2) for x in scored.images.cider]
+    assert [each["scores"][0]["CIDEr"] for each in data] == [round(100 * x, 2) for x in scored.per_image.cider]
     assert data[0]["references"] == ["a red square", "a square on blue"]
     assert data[0]["perplexity"] == round(caption("a red square").perplexity, 3)
 
@@ -111,7 +111,7 @@ def test_images_without_a_score_or_a_file(tmp_path, images):
     with Evaluation(file, "", 2, False, ["mine", "theirs"]) as page:
         page.add(7, images[0], "a", ["a dog"], [caption("a dog")], "a")
         page.add("x", tmp_path / "gone.png", "b", ["a cat"], [caption("a cat")], "a")
-        page.finish(score_images({"x": ["a cat"]}, {"x": "a cat"}, others=Others("theirs", {"x": "a"})))
+        page.finish(score_images({"x": ["a cat"]}, {"x": "a cat"}, comparison=Comparison("theirs", {"x": "a"})))
     text = file.read_text(encoding="utf-8")
     assert ["scores" in each for each in data_of(text)] == [False, True]
     first, second = cards_of(Page(text), text)
@@ -309,7 +309,7 @@ def report(tmp_path_factory, weights):
             found = [caption(captions[100 + n], 3), caption("a dog")]
             page.add(100 + n, path, f"{n:03} {HOSTILE}", [HOSTILE, *captions_of(n, 2)], found, second[100 + n])
         references = {100 + n: captions_of(n, 2) for n in range(60)}
-        scored = score_images(references, captions, others=Others("theirs", second))
+        scored = score_images(references, captions, comparison=Comparison("theirs", second))
         page.finish(scored)
     return file, scored
 
@@ -346,7 +346,7 @@ def numbers(page) -> list[int]:
 
 def test_sorting(open_page, report):
     page, scored = open_page(), report[1]
-    first, second = scored.images.cider.round(4), scored.second.cider.round(4)
+    first, second = scored.per_image.cider.round(4), scored.other_per_image.cider.round(4)
     keys = {
         "worst": first,
         "best": -first,
