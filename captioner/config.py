@@ -1,25 +1,63 @@
-"""Every default, once: frozen dataclasses of plain values, checked where they are made."""
+"""Every option with its default and its limits, each in one place: frozen dataclasses of plain values."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from captioner.errors import UserError
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
-IMAGES = 32  # encoded together, outside training
+IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
 
 
-def _require(holds: bool, option: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise UserError(f"{option} is {value!r}: expected {expected}")
+class Limits(NamedTuple):
+    """The numbers that an option may have, and how a message describes them."""
+
+    holds: Callable[[float], bool]
+    expected: str
 
 
-def _encoders_like(name: str) -> str | None:
-    """What was expected instead; None for a name that torchvision has, or that timm will be asked about."""
+AT_LEAST_0 = Limits(lambda x: x >= 0, "0 or more")
+AT_LEAST_1 = Limits(lambda x: x >= 1, "1 or more")
+POSITIVE = Limits(lambda x: x > 0, "more than 0")
+BELOW_1 = Limits(lambda x: 0 <= x < 1, "0 up to, but not including, 1")
+ABOVE_0_TO_1 = Limits(lambda x: 0 < x <= 1, "more than 0, up to 1")
+
+
+def _from_to(least: int, most: int) -> Limits:
+    return Limits(lambda x: least <= x <= most, f"{least} to {most}")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """Options that check themselves; `group` is put before their names in messages."""
+
+    _group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "") -> None:
+        cls._group = group
+
+    def __post_init__(self) -> None:
+        """Check the fields of a Literal type, which may come from Python or from the header of a checkpoint."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                self._require(getattr(self, name) in get_args(kind), name, f"one of {', '.join(get_args(kind))}")
+
+    def _require(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            raise UserError(f"{self._group}{name} is {getattr(self, name)!r}: expected {expected}")
+
+    def _limit(self, names: str, limits: Limits) -> None:
+        for name in names.split():
+            self._require(limits.holds(getattr(self, name)), name, limits.expected)
+
+
+def _expected_encoder(name: str) -> str | None:
+    """What a message says was expected; None for an encoder of captioner or torchvision, or any name of timm."""
     if name in ENCODERS or re.fullmatch(r"timm:[\w.]+", name):
         return None
     import torchvision.models
@@ -30,35 +68,32 @@ def _encoders_like(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The architecture; stored in every checkpoint.
+class ModelConfig(_Config, group="model."):
+    """The architecture of the model, stored in every checkpoint.
 
     Args:
-        encoder: resnet50_v1, the ImageNet ResNet-50 that ships in checkpoints/; any classification model of
-            torchvision by its name, such as resnet101, convnext_tiny or vit_b_16; or timm:NAME, one of timm's; with
-            their ImageNet weights
-        image_size: side in pixels of the square the whole image is resized to
-        second_size: a second, smaller side at which the encoder looks at the image again; the two features are
-            concatenated (0 = one look)
+        encoder: resnet50_v1, a torchvision model such as resnet101 or vit_b_16, or timm:NAME, with ImageNet weights
+        image_size: images are resized to squares of this many pixels a side
+        second_size: encode images also at this smaller size and concatenate both features (0 = one size)
         trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
-        grid: the image is seen as grid × grid cells, each with a feature, for attention or beside each other in a
-            frame of a clip (0 = one feature, their mean)
-        attention: how the decoder looks at the cells of the grid: soft (Show, Attend and Tell), adaptive (with a
-            visual sentinel) or updown (two LSTMs); none needs no grid
-        attention_size: size of the space in which the cells are compared with the state
-        frames: up to so many frames of a clip or images of an album, evenly taken, get one caption together, by way
-            of a recurrent network over their features (0 = a caption describes one image)
-        cell: recurrent cell (rnn is the tanh RNN of the lecture)
-        layers: recurrent layers, 1 to 5
-        image_as: how the image enters the recurrent layers: at every_step (W_ih v, the lecture), as the first_word
+        grid: keep grid × grid features of an image, for attention or, concatenated, for the frames of a clip (0 = their
+            mean)
+        attention: attention over the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two
+            LSTMs)
+        attention_size: size of the space in which grid cells and hidden state are compared
+        frames: caption clips and albums, from up to this many evenly spaced frames or images, encoded by a recurrent
+            network (0 = caption single images)
+        cell: recurrent cell; rnn is the lecture's tanh RNN
+        layers: number of recurrent layers, 1 to 5
+        image_as: how the image enters the decoder: at every_step (W_ih v, the lecture's formula), as the first_word
             (Show and Tell) or as the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
-        dropout: dropout rate before the output layer and between recurrent layers
-        input_dropout: dropout rate on what enters the first recurrent layer, word and image
-        feature_dropout: dropout rate on the image feature
-        cell_dropout: share of the cells of its grid that an image is shown without, others each time, in training
-        tie_embeddings: use the word embeddings as the output layer too (needs embedding_size = hidden_size)
+        dropout: dropout before the output layer and between recurrent layers
+        input_dropout: dropout on the input of the first recurrent layer, word and image
+        feature_dropout: dropout on the image feature
+        cell_dropout: share of the grid cells of an image that training hides, drawn anew each time
+        tie_embeddings: the output layer has the weights of the word embeddings (needs embedding_size = hidden_size)
     """
 
     encoder: str = "resnet50_v1"
@@ -81,72 +116,66 @@ class ModelConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        like = _encoders_like(self.encoder)
-        _require(like is None, "model.encoder", self.encoder, like or "")
-        _require(32 <= self.image_size <= 1024, "model.image_size", self.image_size, "32 to 1024 pixels")
-        smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
-        expected = f"0, or 32 to below image_size ({self.image_size})"
-        _require(smaller, "model.second_size", self.second_size, expected)
-        most = 5 if self.encoder in ENCODERS else 100  # the encoder knows how many stages it has
-        _require(0 <= self.trainable_layers <= most, "model.trainable_layers", self.trainable_layers, f"0 to {most}")
-        _require(0 <= self.grid <= 64, "model.grid", self.grid, "0 to 64")
-        kinds = ("none", "soft", "adaptive", "updown")
-        _require(self.attention in kinds, "model.attention", self.attention, f"one of {', '.join(kinds)}")
-        looks, sees = self.attention != "none", self.grid > 0
-        _require(looks or not sees or self.frames > 0, "model.grid", self.grid, "0 without attention or frames")
-        _require(sees or not looks, "model.grid", self.grid, f"1 or more, such as 7, for {self.attention} attention")
-        _require(sees or not self.cell_dropout, "model.cell_dropout", self.cell_dropout, "0 without a grid")
-        _require(self.attention_size >= 1, "model.attention_size", self.attention_size, "1 or more")
-        few = self.frames == 0 or 2 <= self.frames <= 256
-        _require(few, "model.frames", self.frames, "0 (one image), or 2 to 256")
-        _require(self.frames == 0 or not looks, "model.frames", self.frames, "0 with attention, which sees one image")
-        _require(self.cell in ("rnn", "gru", "lstm"), "model.cell", self.cell, "rnn, gru or lstm")
-        _require(1 <= self.layers <= 5, "model.layers", self.layers, "1 to 5")
-        ways = ("every_step", "first_word", "initial_state")
-        _require(self.image_as in ways, "model.image_as", self.image_as, "every_step, first_word or initial_state")
-        plain = self.attention == "none" or (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step")
-        _require(plain, "model.attention", self.attention, "none, unless cell is lstm, layers 1, image_as every_step")
-        _require(self.hidden_size >= 1, "model.hidden_size", self.hidden_size, "1 or more")
-        _require(self.embedding_size >= 1, "model.embedding_size", self.embedding_size, "1 or more")
-        for name in ("dropout", "input_dropout", "feature_dropout", "cell_dropout"):
-            rate = getattr(self, name)
-            _require(0 <= rate < 1, f"model.{name}", rate, "0 up to, but not including, 1")
-        _require(
-            not self.tie_embeddings or self.embedding_size == self.hidden_size,
-            "model.tie_embeddings",
-            self.tie_embeddings,
-            f"false, since embedding_size ({self.embedding_size}) and hidden_size ({self.hidden_size}) differ",
+        super().__post_init__()
+        expected = _expected_encoder(self.encoder)
+        self._require(expected is None, "encoder", expected or "")
+        self._limit("image_size", _from_to(32, 1024))
+        self._limit("grid", _from_to(0, 64))
+        self._limit("layers", _from_to(1, 5))
+        self._limit(
+            "trainable_layers", _from_to(0, 5 if self.encoder in ENCODERS else 100)
+        )  # others: the encoder checks
+        self._limit("attention_size hidden_size embedding_size", AT_LEAST_1)
+        self._limit("dropout input_dropout feature_dropout cell_dropout", BELOW_1)
+        self._require(
+            self.second_size == 0 or 32 <= self.second_size < self.image_size,
+            "second_size",
+            f"0, or 32 to below image_size ({self.image_size})",
         )
+        self._require(self.frames == 0 or 2 <= self.frames <= 256, "frames", "0 (one image), or 2 to 256")
+        if self.attention != "none":
+            self._require(self.grid > 0, "grid", f"1 or more, such as 7, for {self.attention} attention")
+            self._require(self.frames == 0, "frames", "0 with attention, which sees one image")
+            self._require(
+                (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step"),
+                "attention",
+                "none, unless cell is lstm, layers 1, image_as every_step",
+            )
+        elif self.frames == 0:
+            self._require(self.grid == 0, "grid", "0 without attention or frames")
+        if self.grid == 0:
+            self._require(self.cell_dropout == 0, "cell_dropout", "0 without a grid")
+        if self.tie_embeddings:
+            sizes = f"embedding_size ({self.embedding_size}) and hidden_size ({self.hidden_size})"
+            self._require(self.embedding_size == self.hidden_size, "tie_embeddings", f"false, since {sizes} differ")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Config, group="data."):
     """Where the images and captions are, and how they are batched.
 
     Args:
-        train: the training captions in any layout of docs/data.md: COCO captions JSON, a table, a folder, shards …
-        train_images: folder of the images; not needed where the layout says where they are
-        train_split: which split, where the layout has several; train of Karpathy's is train and restval
-        train_list: file with an image's name in each line, such as Flickr_8k.trainImages.txt: only these
-        val: the validation captions, in the same way
-        val_images: folder of their images
-        val_split: which split
-        val_list: file with the names of the images
-        columns: IMAGE,CAPTION, the columns of a table where they have other than the usual names
-        fraction: share of the training images to train on, chosen by train.seed
-        level: word, or char: the captions are written letter by letter; max_length and search.max_length then
-            count characters
-        min_count: a training word seen less often becomes UNK
-        vocabulary: checkpoint whose vocabulary is used, instead of counting the words of the training captions
-        max_length: longer captions are cut to this many words
-        batch_size: captions in a batch (in each process)
-        skip_bad_images: count and skip missing or unreadable images and images without captions
-            instead of stopping
-        horizontal_flip: in each epoch train on half of the images as a mirror shows them, with left and right
-            exchanged in their captions; the features of a frozen encoder then take twice the room
-        feature_cache: folder of the features computed once with a frozen encoder
-        feature_memory: features up to this many GiB are held in memory (on a GPU: in its memory), larger ones are
-            read from the map batch by batch
+        train: training captions, in any format of docs/data.md
+        train_images: folder that their file names are relative to, if needed
+        train_split: which split, if there are several; Karpathy's train includes restval
+        train_list: only the images named in this file, one a line, such as Flickr_8k.trainImages.txt
+        val: validation captions, in any format of docs/data.md
+        val_images: folder that their file names are relative to, if needed
+        val_split: which split, if there are several
+        val_list: only the images named in this file, one a line
+        columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
+        fraction: share of the training images to train on, drawn with train.seed
+        level: split captions into words or into characters (char), which max_length and search.max_length then count
+        min_count: words that the training captions have less often become UNK
+        vocabulary: use the vocabulary of this checkpoint instead of counting words
+        max_length: captions are cut to this many words
+        batch_size: captions in a batch, in each process
+        skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
+        horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions;
+            features of a frozen encoder then take twice the space
+        feature_cache: folder for the features, which a frozen encoder computes once
+        feature_memory: features up to this many GiB are held in memory (of the GPU, if there is one); larger ones are
+            read from disk batch by batch
         workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
 
@@ -172,33 +201,30 @@ class DataConfig:
     workers: int = -1
 
     def __post_init__(self) -> None:
-        _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "more than 0, up to 1")
-        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
-        mirrors = self.level == "word" or not self.horizontal_flip
-        _require(mirrors, "data.horizontal_flip", self.horizontal_flip, "false with data.level char")
-        _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
-        _require(self.max_length >= 1, "data.max_length", self.max_length, "1 or more")
-        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
-        _require(self.feature_memory >= 0, "data.feature_memory", self.feature_memory, "0 or more GiB")
-        _require(self.workers >= -1, "data.workers", self.workers, "-1 (choose) or more")
+        super().__post_init__()
+        self._limit("fraction", ABOVE_0_TO_1)
+        self._limit("min_count max_length batch_size", AT_LEAST_1)
+        self._limit("feature_memory", AT_LEAST_0)
+        self._require(self.workers >= -1, "workers", "-1 (choose) or more")
+        self._require(self.level == "word" or not self.horizontal_flip, "horizontal_flip", "false with data.level char")
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(_Config, group="data."):
     """The text that the decoder is pre-trained on, and how it is cut.
 
     Args:
-        text: text file (UTF-8), or a captions JSON, whose captions are the lines, shuffled
+        text: text file (UTF-8), or captions JSON, whose captions are shuffled
         val_text: the same for validation
-        val_share: where there is no val_text, this share of the text, its end, is held out
-        level: word, or char: character by character, as it is written
-        lines: each line stands between START and END, as a caption does; without, the text is one long line
-        min_count: a word seen less often becomes UNK
-        tbptt_steps: tokens that gradients flow back through; the state is carried further
-        batch_size: streams read side by side; fewer where they would be shorter than tbptt_steps
-        prompt: what the samples begin with
-        sample_tokens: most tokens in a sample
-        temperature: of the samples; below 1 they keep closer to the likeliest text, 0 is that
+        val_share: share of the text, from its end, that is held out if there is no val_text
+        level: split the text into words or into characters (char)
+        lines: each line is put between START and END, like a caption; without, the text is one long line
+        min_count: words that the text has less often become UNK
+        tbptt_steps: tokens that gradients flow back through; the hidden state is carried on
+        batch_size: number of streams the text is cut into; fewer, if they would be shorter than tbptt_steps
+        prompt: beginning of the samples
+        sample_tokens: maximum number of tokens of a sample
+        temperature: of the samples: lower is closer to the most likely text, 0 is greedy
     """
 
     text: str | None = None
@@ -214,41 +240,37 @@ class TextConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.val_share < 1, "data.val_share", self.val_share, "more than 0, less than 1")
-        _require(self.level in ("word", "char"), "data.level", self.level, "word or char")
-        _require(self.min_count >= 1, "data.min_count", self.min_count, "1 or more")
-        _require(self.tbptt_steps >= 1, "data.tbptt_steps", self.tbptt_steps, "1 or more")
-        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
-        _require(self.sample_tokens >= 1, "data.sample_tokens", self.sample_tokens, "1 or more")
-        _require(self.temperature >= 0, "data.temperature", self.temperature, "0 or more")
+        super().__post_init__()
+        self._require(0 < self.val_share < 1, "val_share", "more than 0, less than 1")
+        self._limit("min_count tbptt_steps batch_size sample_tokens", AT_LEAST_1)
+        self._limit("temperature", AT_LEAST_0)
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(_Config):
     """How captions are searched for.
 
     Args:
         beam: beam width (1 = greedy)
-        n_best: captions per image, best first; not more than the beam width unless they are sampled
-        max_length: most words in a caption
-        min_length: fewest words in a caption
-        length_norm: what log-probabilities are divided by before captions are compared, gnmt: ((5 + length) / 6) **
-            length_penalty; average: the length
+        n_best: captions for an image, best first; at most the beam width, unless they are sampled
+        max_length: maximum number of words in a caption
+        min_length: minimum number of words in a caption
+        length_norm: log-probabilities are divided by ((5 + length) / 6) ** length_penalty (gnmt) or by length (average)
         length_penalty: alpha of gnmt; 0 favours short captions
-        no_repeat_ngram: no caption has the same so many words in a row twice (0 = it may)
-        no_repeat_word: no word stands twice in a row
-        no_bad_ending: no caption ends in an article, a conjunction and the like ("a man riding a")
-        must: words that every caption has, in any order; the beam must be wider than they are many
-        must_not: words that no caption has
+        no_repeat_ngram: no sequence of this many words occurs twice in a caption (0 = off)
+        no_repeat_word: no word occurs twice in a row
+        no_bad_ending: no caption ends in an article, a preposition, a conjunction and the like ("a man riding a")
+        must: words that every caption contains, in any order; fewer than the beam is wide
+        must_not: words that no caption contains
         prefix: words that every caption begins with
-        groups: the beam is divided into so many groups that avoid each other's words (diverse beam search)
-        diversity: nats that a word costs each time a group before has taken it at the same step
-        sample: draw the words instead of searching for the likeliest caption
-        temperature: below 1 sampling keeps closer to the likeliest words, above 1 it strays
-        top_k: sample among the k likeliest words (0 = all)
-        top_p: sample among the likeliest words that together have this probability
-        min_p: sample among words at least this share as probable as the likeliest
-        seed: the same image with the same seed has the same sampled caption, whatever is beside it
+        groups: diverse beam search: divide the beam into this many groups that avoid each other's words
+        diversity: nats that a word costs for each earlier group that has chosen it at the same step
+        sample: sample words instead of searching for the most likely caption
+        temperature: of sampling: below 1 favours likely words, above 1 unlikely ones
+        top_k: sample from the k most likely words (0 = all)
+        top_p: sample from the most likely words that together have this probability
+        min_p: sample from words that are at least this fraction as likely as the most likely one
+        seed: of sampling: the same image and seed give the same caption, whatever else is captioned
     """
 
     beam: int = 5
@@ -273,49 +295,47 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.beam >= 1, "beam", self.beam, "1 or more")
-        _require(self.n_best >= 1, "n_best", self.n_best, "1 or more")
-        narrow = self.sample or self.n_best <= self.beam
-        _require(narrow, "n_best", self.n_best, f"1 to the beam width ({self.beam})")
-        _require(self.max_length >= 1, "max_length", self.max_length, "1 or more")
-        longest = f"0 to max_length ({self.max_length})"
-        _require(0 <= self.min_length <= self.max_length, "min_length", self.min_length, longest)
-        _require(self.length_norm in ("gnmt", "average"), "length_norm", self.length_norm, "gnmt or average")
-        _require(self.length_penalty >= 0, "length_penalty", self.length_penalty, "0 or more")
-        _require(self.no_repeat_ngram >= 0, "no_repeat_ngram", self.no_repeat_ngram, "0 or more")
-        divides = self.groups >= 1 and self.beam % self.groups == 0
-        _require(divides, "groups", self.groups, f"1 or more, a divisor of the beam width ({self.beam})")
-        _require(self.diversity >= 0, "diversity", self.diversity, "0 or more")
-        _require(self.temperature > 0, "temperature", self.temperature, "more than 0 (beam 1 is greedy search)")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, up to 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
-        # An option that would do nothing is a mistake.
+        super().__post_init__()
+        self._limit("beam n_best max_length", AT_LEAST_1)
+        self._limit("length_penalty no_repeat_ngram diversity top_k seed", AT_LEAST_0)
+        self._limit("top_p", ABOVE_0_TO_1)
+        self._limit("min_length", _from_to(0, self.max_length))
+        self._require(0 <= self.min_p <= 1, "min_p", "0 to 1")
+        self._require(self.temperature > 0, "temperature", "more than 0 (beam 1 is greedy search)")
+        self._require(self.sample or self.n_best <= self.beam, "n_best", f"1 to the beam width ({self.beam})")
+        self._require(
+            self.groups >= 1 and self.beam % self.groups == 0,
+            "groups",
+            f"1 or more, a divisor of the beam width ({self.beam})",
+        )
+        # An option without effect is a mistake.
         if self.sample:
-            _require(not self.must, "must", self.must, "no such words together with sample: beam search finds them")
-            _require(self.groups == 1, "groups", self.groups, "1 together with sample, which needs no groups")
-        for name in () if self.sample else ("temperature", "top_k", "top_p", "min_p", "seed"):
-            value, default = getattr(self, name), getattr(SearchConfig, name)
-            _require(value == default, name, value, f"{default} unless sample is true")
+            self._require(not self.must, "must", "no words together with sample: beam search finds them")
+            self._require(self.groups == 1, "groups", "1 together with sample, which needs no groups")
+        else:
+            self._require_default("temperature top_k top_p min_p seed", "unless sample is true")
         if self.groups == 1:
-            default = SearchConfig.diversity
-            _require(self.diversity == default, "diversity", self.diversity, f"{default} unless groups is 2 or more")
+            self._require_default("diversity", "unless groups is 2 or more")
+
+    def _require_default(self, names: str, unless: str) -> None:
+        for name in names.split():
+            default = getattr(SearchConfig, name)
+            self._require(getattr(self, name) == default, name, f"{default} {unless}")
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(_Config):
     """The limits of captioner serve.
 
     Args:
         max_batch: images that are captioned together
         max_wait_ms: milliseconds that an idle model waits for more images
-        queue: images that may wait; more are refused with 503
-        max_images: in a request
-        max_bytes: of an image
+        queue: images that may wait; more are refused with status 503
+        max_images: images in a request
+        max_bytes: bytes of an image
         max_request: bytes of a request
-        max_pixels: of an image
-        timeout: seconds for a request, from its first byte to the answer
+        max_pixels: pixels of an image
+        timeout: seconds from the first byte of a request to its answer
         decoders: threads that decode images
         allow_urls: also fetch images from public http and https addresses
     """
@@ -332,36 +352,36 @@ class ServeConfig:
     allow_urls: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "max_images", "max_bytes", "max_request", "max_pixels", "decoders"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(self.max_wait_ms >= 0, "max_wait_ms", self.max_wait_ms, "0 or more")
-        _require(self.timeout > 0, "timeout", self.timeout, "more than 0")
+        super().__post_init__()
+        self._limit("max_batch queue max_images max_bytes max_request max_pixels decoders", AT_LEAST_1)
+        self._limit("max_wait_ms", AT_LEAST_0)
+        self._limit("timeout", POSITIVE)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Config, group="train."):
     """The optimisation.
 
     Args:
-        objective: xe, cross-entropy with teacher forcing; or scst, self-critical training: captions are sampled and
-            rewarded with CIDEr-D, from a model (--init_from) that xe has trained
-        rollouts: captions sampled for an image in self-critical training
-        baseline: what the reward of a sampled caption is compared with, others: the mean reward of the image's
-            other samples; greedy: the reward of its greedy caption
-        bleu_weight: BLEU-4 (0 to 1) times this is added to the reward, CIDEr-D (0 to 10)
-        xe_weight: of the cross-entropy of the training captions in self-critical training
-        epochs: most passes over the training captions
+        objective: xe: cross-entropy with teacher forcing; scst: self-critical training by CIDEr-D,
+            after xe (--init_from)
+        rollouts: captions sampled for an image (scst)
+        baseline: what the reward of a sample is compared with: the mean reward of the image's other samples (others) or
+            the reward of its greedy caption (greedy) (scst)
+        bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
+        xe_weight: weight of the cross-entropy of the training captions in the loss (scst)
+        epochs: maximum number of passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
-        encoder_lr_decay: the stage before the last has encoder_lr times this, the one before it that squared, and so on
+        encoder_lr_decay: factor on encoder_lr from each stage of the encoder to the one before it
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
-        warmup: share of all steps over which the rate climbs before its cosine descent
+        warmup: share of all steps in which the learning rate rises, before its cosine decay
         label_smoothing: probability spread over the whole vocabulary
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
         patience: epochs without a better val_cider before training stops (0 = never)
-        keep: so many of the checkpoints of the epochs, the best by val_cider, are kept in kept/ to be averaged
-        checkpoint_minutes: last.ckpt is written after every epoch, and in mid-epoch this often
+        keep: number of checkpoints, of the epochs with the best val_cider, that stay in kept/ to be averaged
+        checkpoint_minutes: last.ckpt is written after each epoch, and this often within one
         samples: validation images whose captions are logged at each validation
         seed: of the initial weights, the order of the captions and the dropout
     """
@@ -387,55 +407,36 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.objective in ("xe", "scst"), "train.objective", self.objective, "xe or scst")
-        _require(self.baseline in ("others", "greedy"), "train.baseline", self.baseline, "others or greedy")
+        super().__post_init__()
         least = 2 if self.baseline == "others" else 1
-        _require(
-            self.rollouts >= least, "train.rollouts", self.rollouts, f"{least} or more with {self.baseline} baseline"
-        )
-        _require(self.bleu_weight >= 0, "train.bleu_weight", self.bleu_weight, "0 or more")
-        _require(self.xe_weight >= 0, "train.xe_weight", self.xe_weight, "0 or more")
-        _require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
-        _require(self.lr > 0, "train.lr", self.lr, "more than 0")
-        _require(self.encoder_lr > 0, "train.encoder_lr", self.encoder_lr, "more than 0")
-        _require(
-            0 < self.encoder_lr_decay <= 1, "train.encoder_lr_decay", self.encoder_lr_decay, "more than 0, up to 1"
-        )
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
-        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 up to, but not including, 1")
-        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "0 to below 1")
-        _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
-        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 up to, but not including, 1")
-        _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
-        _require(self.keep >= 0, "train.keep", self.keep, "0 or more")
-        _require(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "more than 0")
-        _require(self.samples >= 0, "train.samples", self.samples, "0 or more")
+        self._require(self.rollouts >= least, "rollouts", f"{least} or more with {self.baseline} baseline")
+        self._limit("epochs", AT_LEAST_1)
+        self._limit("bleu_weight xe_weight weight_decay clip_norm patience keep samples", AT_LEAST_0)
+        self._limit("lr encoder_lr checkpoint_minutes", POSITIVE)
+        self._limit("encoder_lr_decay", ABOVE_0_TO_1)
+        self._limit("warmup label_smoothing ema_decay", BELOW_1)
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """Passed to Lightning's Trainer as they are, but for precision=auto.
+class TrainerConfig(_Config, group="trainer."):
+    """Options of Lightning's Trainer.
 
     Args:
-        accelerator: auto, cpu, gpu, mps
-        devices: how many devices, or auto
-        num_nodes: machines
-        strategy: auto, ddp, ddp_find_unused_parameters_true, fsdp
+        accelerator: auto, cpu, gpu or mps
+        devices: number of devices, or auto
+        num_nodes: number of machines
+        strategy: auto, ddp, ddp_find_unused_parameters_true or fsdp
         precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
         accumulate_grad_batches: batches per optimiser step
         check_val_every_n_epoch: epochs from one validation to the next
-        log_every_n_steps: steps between two lines of the logs
+        log_every_n_steps: steps from one line of the logs to the next
     """
 
     accelerator: str = "auto"
     devices: int | str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accumulate_grad_batches: int = 1
     check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10
-
-    def __post_init__(self) -> None:
-        kinds = ("auto", "32-true", "bf16-mixed", "16-mixed")
-        _require(self.precision in kinds, "trainer.precision", self.precision, ", ".join(kinds))

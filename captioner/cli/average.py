@@ -56,7 +56,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
     import torch
 
     from captioner import metrics
-    from captioner.config import IMAGES, SearchConfig
+    from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
     from captioner.data.annotations import read
     from captioner.data.dataset import read_images
     from captioner.data.samplers import unreadable_image
@@ -74,7 +74,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
     def encode() -> Iterator[torch.Tensor]:
         paths = [example.path for example in examples]
         workers = choose_workers(-1, device)
-        for images, errors in read_images(paths, model.image_size, IMAGES, workers, model.frames):
+        for images, errors in read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames):
             for error in errors:
                 if error is not None:
                     raise unreadable_image(error)

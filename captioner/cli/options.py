@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from captioner.config import IMAGES, SearchConfig
+from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
 from captioner.errors import UserError
 
 Config = TypeVar("Config")
@@ -35,7 +35,7 @@ def add_device_argument(parser: Any) -> None:
 def add_model_arguments(parser: Any) -> None:
     """The options of a command that captions files: which model, how many images at a time, and how to search."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--batch_size", type=int, default=IMAGES, help="images decoded together")
+    parser.add_argument("--batch_size", type=int, default=IMAGE_BATCH_SIZE, help="images decoded together")
     parser.add_argument("--workers", type=int, default=-1, help="processes that read images (-1 = choose)")
     parser.add_class_arguments(SearchConfig)
 

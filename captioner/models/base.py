@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.config import IMAGES, SearchConfig
+from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
 from captioner.data.clips import load_pixels
 from captioner.data.dataset import read_images
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -157,7 +157,7 @@ class CaptionModel(nn.Module):
         self,
         paths: Sequence[Any],
         config: SearchConfig,
-        batch_size: int = IMAGES,
+        batch_size: int = IMAGE_BATCH_SIZE,
         workers: int = 0,
         attention: bool = False,
     ) -> Iterator[list[Caption] | UserError]:
@@ -196,7 +196,7 @@ class CaptionModel(nn.Module):
         """
         single = isinstance(images, (str, os.PathLike, Image.Image))
         many: Sequence[Any] = [images] if single else images  # type: ignore[assignment, list-item]
-        config, batch_size = replace(SearchConfig(), **search), max(1, IMAGES // max(1, self.frames))
+        config, batch_size = replace(SearchConfig(), **search), max(1, IMAGE_BATCH_SIZE // max(1, self.frames))
         found: list[list[Caption]] = []
         for first in range(0, len(many), batch_size):
             batch = [load_pixels(one, self.image_size, self.frames) for one in many[first : first + batch_size]]

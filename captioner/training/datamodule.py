@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from captioner.config import IMAGES, DataConfig, ModelConfig
+from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
 from captioner.data.annotations import read, undisturbed
 from captioner.data.clips import album_images
 from captioner.data.dataset import Batch, CaptionDataset, read_images
@@ -157,7 +157,7 @@ class Split:
 
         device = best_device()
         workers = choose_workers(data.workers, device)
-        options = (model.image_size, IMAGES, workers, data.skip_bad_images, model.frames)
+        options = (model.image_size, IMAGE_BATCH_SIZE, workers, data.skip_bad_images, model.frames)
         if self.sample and not folder.exists():
             return self._sample_features(paths, len(names), model, options)
 
@@ -202,7 +202,7 @@ class Split:
 
     def _sample_features(self, paths: Sequence[Any], rows: int, model: ModelConfig, options: Any) -> list[str]:
         """The features of a few images stand for those of all; see `missing`."""
-        few = paths[:: -(-len(paths) // (3 * IMAGES))]
+        few = paths[:: -(-len(paths) // (3 * IMAGE_BATCH_SIZE))]
         encoder = Encoder(model).to(best_device())
         blocks, times = [], []
         for block in extract_features(encoder, few, *options):
@@ -223,7 +223,7 @@ class Split:
         """Decode every image once: with a trained encoder nothing else would find the bad ones before they stop."""
         paths = [example.path for example in self.examples]
         workers = choose_workers(data.workers, best_device())
-        batches = read_images(paths, model.image_size, IMAGES, workers, model.frames)
+        batches = read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames)
         bar = tqdm(total=len(paths), unit="image", desc="checking images", disable=None)
         bad = []
         with bar:
