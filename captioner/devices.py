@@ -1,4 +1,4 @@
-"""The accelerator of this machine and the number of processes that read images."""
+"""The accelerator of this machine, and the number of worker processes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from captioner.errors import UserError
 
 
 def best_device() -> str:
-    """The accelerator of this machine, for work outside a Lightning trainer."""
+    """The accelerator to use outside a Lightning trainer: cuda, mps or cpu."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def choose_workers(workers: int, device: str) -> int:
-    """`workers`, or for -1: none where the CPU does the network's work too, else one a core, up to 8."""
+    """`workers`; for -1 no process if the network runs on the CPU too, else one per core, at most 8."""
     if workers < -1:
         raise UserError(f"--workers is {workers}: expected -1 (choose) or more")
     if workers >= 0:

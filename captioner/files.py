@@ -118,10 +118,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             part.unlink()
 
 
-def publish(part: Path, final: Path) -> None:
-    """Flush a finished file to the disk and give it its final name."""
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
+def publish(part: Path, final: Path, flush: bool = True) -> None:
+    """Give a finished file its final name; first `flush` it to the disk, so that it outlives a power failure."""
+    if flush:
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
     os.replace(part, final)
 
 

@@ -1,4 +1,4 @@
-"""Examples to batches: captions bucketed by length, images decoded or their rows of features looked up."""
+"""Examples to batches of padded captions, with decoded images or rows of features."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Batch(NamedTuple):
     """I images with N captions.
 
     Attributes:
-        images: what the encoder still has to do decides: (I, 3, H, W) uint8 images, (I, F) fp16 features, or
-            (I,) int64 rows of a feature table that lies on the device; of S frames each, (I, S, 3, H, W) or (I, S, F).
-        image_of: (N,) which of the I images a caption belongs to.
+        images: depends on what is left for the encoder: (I, 3, H, W) uint8 images, (I, F) fp16 features, or (I,)
+            int64 rows of a feature table on the device; for clips of S frames (I, S, 3, H, W) or (I, S, F).
+        image_of: (N,) index of each caption's image, 0 … I − 1.
         words: (N, T + 2) ids: START, the words, END, PAD.
-        examples: (I,) numbers of the examples; those of mirrored images come after the last example's.
+        examples: (I,) number of each image's example; of a flipped image that number plus the number of examples: in
+            a data set of 100 examples, 7 is the image of example 7 and 107 the same image flipped.
     """
 
     images: Tensor
@@ -37,11 +38,7 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """Images by number: (3, size, size) uint8, or the :class:`ImageError` of one that cannot be read.
-
-    With `frames` clips and albums instead, (frames, 3, size, size); see :func:`captioner.data.clips.load_pixels`.
-    Among the paths may be a :class:`captioner.data.addresses.StoredImage`.
-    """
+    """The pixels of images, as :func:`captioner.data.clips.load_pixels` returns them, or the :class:`ImageError`."""
 
     def __init__(self, paths: Sequence[Any], size: int, frames: int = 0) -> None:
         self.paths, self.size, self.frames = paths, size, frames
@@ -50,31 +47,30 @@ class ImageDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Tensor | ImageError:
-        path = self.paths[i]
         try:
-            return load_pixels(path, self.size, self.frames)
+            return load_pixels(self.paths[i], self.size, self.frames)
         except ImageError as error:
             return error
 
 
 class CaptionDataset(Dataset):
-    """The captions of a list of examples: indexed with the numbers of a whole batch, it answers with a :class:`Batch`.
+    """The captions of a list of examples; an index is the list of items of a whole :class:`Batch`.
 
     Args:
         examples: images and captions.
         vocabulary: gives the ids.
         max_length: longer captions are cut to this many words.
-        image_size: images are decoded to this side, unless `rows` are given.
-        rows: (examples,) the row of the feature table of each example; None to decode images.
-        table: (rows, F) features as a map, read batch by batch; None where the table lies on the device.
+        image_size: side in pixels of the decoded images; unused with `rows`.
+        rows: (examples,) each example's row in the feature table; None to decode images.
+        table: (rows, F) memory-mapped features, read batch by batch; None if the table is on the device.
         augment: seed of the training augmentation, or None for the evaluation transform.
-        horizontal_flip: in each epoch of the training, mirror half of the images, drawn anew, and exchange left and
-            right in their captions; an image with a caption of which that is not clear is never mirrored (see
+        horizontal_flip: with `augment`, flip half of the images, chosen anew in each epoch, and exchange left and right
+            in their captions; an image with a caption where that is unclear is never flipped (see
             :func:`captioner.data.flip_captions.flip_caption`).
-        by_image: items are examples with all of their captions, instead of captions.
-        frames: examples are clips or albums of so many.
-        mirrored_rows: (examples,) as `rows`, of the mirrored images; needed for horizontal_flip of features.
-        tokenized: the captions of the examples, where they have been split into words already.
+        by_image: items are examples with all of their captions, instead of single captions.
+        frames: examples are clips or albums of this many frames; 0: images.
+        flipped_rows: (examples,) each flipped image's row; needed for horizontal_flip with `rows`.
+        tokenized: the captions of the examples, if they are already tokenized.
     """
 
     def __init__(
@@ -89,80 +85,84 @@ class CaptionDataset(Dataset):
         horizontal_flip: bool = False,
         by_image: bool = False,
         frames: int = 0,
-        mirrored_rows: np.ndarray | None = None,
+        flipped_rows: np.ndarray | None = None,
         tokenized: TokenizedCaptions | None = None,
     ) -> None:
-        self.frames = frames
-        self.examples, self.image_size, self.rows, self.table = examples, image_size, rows, table
+        self.examples, self.image_size, self.frames = examples, image_size, frames
+        self.rows, self.table, self.flipped_rows = rows, table, flipped_rows
         self.augment, self.by_image = augment, by_image
-        self.mirrored_rows = mirrored_rows
         self.epoch = 0
         if tokenized is None:
             tokenized = tokenize_all((c for e in examples for c in e.captions), vocabulary.level)
         self.flat, self.lengths = vocabulary.encode_all(tokenized, max_length)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])  # of each caption in `flat`
         counts = [len(e.captions) for e in examples]
         self.example_of = np.repeat(np.arange(len(examples)), counts)
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])
-        self.can_mirror = np.zeros(len(examples), dtype=bool)
-        if horizontal_flip and augment is not None:
-            self.can_mirror[:] = True
-            self.flat_mirrored = self.flat.copy()
-            for i, text in enumerate(c for e in examples for c in e.captions):
-                if not ("left" in text.lower() or "right" in text.lower()):
-                    continue
-                exchanged = flip_caption(vocabulary.split(text))
-                if exchanged is None:
-                    self.can_mirror[self.example_of[i]] = False
+        self.can_flip = np.full(len(examples), horizontal_flip and augment is not None)
+        if self.can_flip.any():
+            self._add_flipped_captions(vocabulary, max_length)
+
+    def _add_flipped_captions(self, vocabulary: Vocabulary, max_length: int) -> None:
+        """Append the ids of the flipped captions to `flat`; an image with an unclear caption cannot be flipped."""
+        flipped = self.flat.copy()
+        for i, text in enumerate(c for e in self.examples for c in e.captions):
+            if "left" in text.lower() or "right" in text.lower():
+                words = flip_caption(vocabulary.split(text))
+                if words is None:
+                    self.can_flip[self.example_of[i]] = False
                 else:
-                    ids = vocabulary.encode(exchanged)[:max_length]
-                    self.flat_mirrored[self.offsets[i] : self.offsets[i + 1]] = ids
+                    flipped[self.offsets[i] : self.offsets[i + 1]] = vocabulary.encode(words)[:max_length]
+        self.flat = np.concatenate([self.flat, flipped])
 
     def __len__(self) -> int:
         return len(self.examples) if self.by_image else len(self.lengths)
 
     def __getitem__(self, items: Sequence[int]) -> Batch | ImageError:
-        """The batch of these captions; of these images, where `by_image`; or the image that cannot be read."""
+        """The batch of these captions, or of these examples if `by_image`; or the error of an image."""
         if self.by_image:
+            examples = np.asarray(items)
             spans = [np.arange(self.first_caption[i], self.first_caption[i + 1]) for i in items]
-            captions, examples = np.concatenate(spans), np.asarray(items)
-            image_of = np.repeat(np.arange(len(items)), [len(span) for span in spans])
+            captions, image_of = np.concatenate(spans), np.repeat(np.arange(len(items)), [len(span) for span in spans])
         else:
             captions = np.asarray(items)
             examples, image_of = np.unique(self.example_of[captions], return_inverse=True)
+        flipped = self._draw_flips()[examples]  # (I,)
+        words = self._padded(captions, flipped[image_of])  # (N, T + 2)
+        try:
+            images = self._images(examples, flipped)
+        except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
+            return error
+        examples = examples + len(self.examples) * flipped
+        return Batch(images, torch.from_numpy(image_of), torch.from_numpy(words), torch.from_numpy(examples))
+
+    def _draw_flips(self) -> np.ndarray:
+        """(examples,) bool: which images are flipped in this epoch, the same in every process and batch."""
+        if not self.can_flip.any():
+            return self.can_flip
+        drawn = np.random.default_rng((self.augment or 0, self.epoch, 1)).random(len(self.examples)) < 0.5
+        return drawn & self.can_flip
+
+    def _padded(self, captions: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+        """(N, T + 2) ids of captions (N,), of their flipped versions where `flipped` (N,)."""
         lengths = self.lengths[captions]
         words = np.full((len(captions), lengths.max() + 2), PAD, dtype=np.int64)
         words[:, 0] = START
         place = np.arange(words.shape[1] - 1)
         inside = place < lengths[:, None]  # (N, T + 1)
-        source, mirror = (self.offsets[captions][:, None] + place)[inside], self._mirror(examples)
-        words[:, 1:][inside] = self.flat[source]
-        if mirror.any():
-            of_mirrored = mirror[image_of][:, None].repeat(place.size, 1)[inside]
-            words[:, 1:][inside] = np.where(of_mirrored, self.flat_mirrored[source], self.flat[source])
+        first = self.offsets[captions] + self.offsets[-1] * flipped
+        words[:, 1:][inside] = self.flat[(first[:, None] + place)[inside]]
         words[np.arange(len(captions)), lengths + 1] = END
-        try:
-            images = self._images(examples, mirror)
-        except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
-            return error
-        examples = examples + len(self.examples) * mirror
-        return Batch(images, torch.from_numpy(image_of), torch.from_numpy(words), torch.from_numpy(examples))
+        return words
 
-    def _mirror(self, examples: np.ndarray) -> np.ndarray:
-        """(I,) bool: which of these images are mirrored in this epoch, in whichever process and batch."""
-        if not self.can_mirror.any():
-            return np.zeros(len(examples), dtype=bool)
-        drawn = np.random.default_rng((self.augment or 0, self.epoch, 1)).random(len(self.examples)) < 0.5
-        return (drawn & self.can_mirror)[examples]
-
-    def _images(self, examples: np.ndarray, mirror: np.ndarray) -> Tensor:
+    def _images(self, examples: np.ndarray, flipped: np.ndarray) -> Tensor:
         if self.rows is not None:
             rows = self.rows[examples]
-            if self.mirrored_rows is not None:
-                rows = np.where(mirror, self.mirrored_rows[examples], rows)
+            if self.flipped_rows is not None:
+                rows = np.where(flipped, self.flipped_rows[examples], rows)
             return torch.from_numpy(rows if self.table is None else self.table[rows])
         images = [self._image(int(i)) for i in examples]
-        return torch.stack([p.flip(-1) if m else p for p, m in zip(images, mirror, strict=True)])  # (I, 3, H, W)
+        return torch.stack([p.flip(-1) if f else p for p, f in zip(images, flipped, strict=True)])  # (I, 3, H, W)
 
     def _image(self, i: int) -> Tensor:
         path = self.examples[i].path
@@ -180,25 +180,26 @@ class CaptionDataset(Dataset):
 def read_images(
     paths: Sequence[Any], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
-    """Decode images, or clips and albums of so many `frames`, in batches of that many images, in order.
+    """Decode images in batches of `batch_size`, in order; or clips of `frames` frames, as many as that many images.
 
     Yields:
         images: (G, 3, size, size) or (G, frames, 3, size, size) uint8, the G images of this batch that could be
             read.
         errors: one for each image of the batch; None for those G.
     """
-    dataset, together = ImageDataset(paths, size, frames), clips_per_batch(batch_size, frames)
-    # Put together where they are read: each tensor that a process hands on takes an open file.
-    yield from DataLoader(dataset, together, num_workers=workers, collate_fn=partial(collate_images, size=size))
+    # Collated in the worker, because each tensor that a process hands over takes an open file.
+    collate = partial(collate_images, size=size)
+    batch_size = clips_per_batch(batch_size, frames)
+    yield from DataLoader(ImageDataset(paths, size, frames), batch_size, num_workers=workers, collate_fn=collate)
 
 
 def clips_per_batch(batch_size: int, frames: int) -> int:
-    """How many clips of so many frames (0: images) make a batch of so many images; 1 at least."""
+    """How many clips of `frames` frames (0: single images) have as many frames as `batch_size` images; at least 1."""
     return max(1, batch_size // max(1, frames))
 
 
 def collate_images(items: Sequence[Tensor | ImageError], size: int) -> tuple[Tensor, list[ImageError | None]]:
-    """What came of a batch of :class:`ImageDataset`, as :func:`read_images` yields it."""
+    """Items of :class:`ImageDataset` → the images that could be read and an error or None for each item."""
     good = [item for item in items if isinstance(item, Tensor)]
     images = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)
     return images, [item if isinstance(item, ImageError) else None for item in items]

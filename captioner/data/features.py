@@ -1,4 +1,4 @@
-"""A memory-mapped file of frozen-encoder features: knows arrays, not encoders."""
+"""A memory-mapped file of image features: written once per encoder and data set, resumable, checked when opened."""
 
 from __future__ import annotations
 
@@ -16,22 +16,32 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from captioner.errors import UserError
-from captioner.files import write_text
+from captioner.files import publish, write_json
 
-# What comes of reading a damaged file: of the disk, of JSON, of numpy and of the tokenizer that it reads headers with.
-DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError, TokenError)
+# Raised by the disk, json, numpy and the tokenizer it parses headers with, when a file is missing or damaged.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    RecursionError,
+    OverflowError,
+    TokenError,
+)
 Fingerprint = Mapping[str, str | int]
 
 
 class FeatureFile:
-    """fp16 features of N images, each of the same shape, in a folder with ``features.npy`` and ``index.json``.
+    """fp16 features of N images, all of one shape, in a folder with ``features.npy`` and ``index.json``.
 
-    A folder under its final name is whole. It is written under ``NAME.part`` and renamed at the end; an interrupted
-    run leaves the part, and the next one goes on where it stopped. An image that could not be read has NaN.
+    The folder has its final name only when it is complete: see :func:`write_features`. The row of an image that could
+    not be read is NaN.
 
     Attributes:
         rows: (N, F) or (N, P, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
-        names: the N images' names.
+        names: names of the N images.
         unreadable: (N,) bool, the images that could not be read.
     """
 
@@ -40,68 +50,63 @@ class FeatureFile:
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Fingerprint, shape: tuple[int, ...]) -> FeatureFile:
-        """Open a whole file; `shape` is that of the features of one image.
+        """Open a complete file; `shape` is that of the features of one image.
 
         Raises:
-            UserError: it is missing or damaged, or made by another encoder or transform: the message says what
-                differs.
+            UserError: it is missing or damaged, or made by another encoder or transform: the message names each
+                difference.
         """
         try:
-            index, rows = _read(folder)
-            names, stored = index["names"], index["fingerprint"]
-            unreadable = np.zeros(len(rows), dtype=bool)
-            older = "unreadable" not in index
-            bad = np.flatnonzero(_unreadable(rows)).tolist() if older else index["unreadable"]
+            index, rows = _load(folder)
+            # Index files of older versions have no "unreadable".
+            bad = index["unreadable"] if "unreadable" in index else _nan_rows(rows)
             if not isinstance(bad, list) or not all(type(row) is int and 0 <= row < len(rows) for row in bad):
-                raise ValueError("its unreadable rows are none")
-            unreadable[bad] = True
-        except DAMAGE as error:
+                raise ValueError("index.json is invalid")
+        except READ_ERRORS as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{folder} is not a whole feature file ({reason}): delete it to have it made again"
+                f"{folder} is not a complete feature file ({reason}): delete it to have it made again"
             ) from None
-        keys = sorted({*fingerprint, *stored})
+        names, stored = index["names"], index["fingerprint"]
         differing = [
             f"{key} {stored.get(key)} there, {fingerprint.get(key)} here"
-            for key in keys
+            for key in sorted({*fingerprint, *stored})
             if stored.get(key) != fingerprint.get(key)
         ]
         if differing:
             raise UserError(f"{folder} holds other features ({'; '.join(differing)}): delete it or name another folder")
         if rows.shape != (len(names), *shape):
             raise UserError(
-                f"{folder} has rows of the shape {rows.shape}, expected {(len(names), *shape)}: delete it to have it "
+                f"{folder} has features of shape {rows.shape}, expected {(len(names), *shape)}: delete it to have it "
                 "made again"
             )
+        unreadable = np.zeros(len(rows), dtype=bool)
+        unreadable[bad] = True
         return cls(folder, rows, names, unreadable)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """What stands in the index, and the rows.
+def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """The index and the memory-mapped rows.
 
     Raises:
-        one of DAMAGE: they are none.
+        one of READ_ERRORS: a file is missing or damaged.
     """
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)  # refuses a file that is too short
-    if (
-        not isinstance(index, dict)
-        or not isinstance(index["fingerprint"], dict)
-        or not isinstance(index["names"], list)
-    ):
-        raise ValueError("its index is none")
+    rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)  # fails on a file that is too short
+    if not isinstance(index["fingerprint"], dict) or not isinstance(index["names"], list):
+        raise ValueError("index.json is invalid")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float16 or rows.ndim < 2:
-        raise ValueError("its rows are not in float16")
+        raise ValueError("features.npy is not float16 rows")
     return index, rows
 
 
-def _unreadable(rows: np.ndarray) -> np.ndarray:
-    """(N,) bool: the rows of images that could not be read. It reads the whole file, page by page."""
-    return np.isnan(rows.reshape(len(rows), -1)[:, 0])
+def _nan_rows(rows: np.ndarray) -> list[int]:
+    """Numbers of the rows of unreadable images. This reads the whole file."""
+    return np.flatnonzero(np.isnan(rows.reshape(len(rows), -1)[:, 0])).tolist()
 
 
 def feature_folder(cache: Path, label: str, fingerprint: Fingerprint) -> Path:
-    """Where the features with this fingerprint belong: a readable label and a digest of the fingerprint."""
+    """The folder of the features with this fingerprint: a readable label and a digest of the fingerprint."""
     digest = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
     return cache / f"{label}-{digest}"
 
@@ -113,23 +118,23 @@ def write_features(
     shape: tuple[int, ...],
     rows_from: Callable[[int], Iterable[np.ndarray]],
 ) -> None:
-    """Make the feature file at `folder` unless it is there, going on from an interrupted run.
+    """Make the feature file at `folder` unless it exists.
 
-    Several processes may call this at once: one works, the others wait.
+    It is written under ``FOLDER.part`` and renamed when complete; after an interruption the next call continues where
+    the part ends. If several processes call this at once, one works and the others wait.
 
     Args:
-        folder: its final name.
-        fingerprint: encoder, weights digest, transform, images.
-        names: the N images' names, in the order of the rows.
+        folder: the final name.
+        fingerprint: encoder, digest of its weights, transform, images.
+        names: names of the N images, in the order of the rows.
         shape: of the features of one image.
-        rows_from: called with the first row still missing; yields (b, *shape) blocks from there on.
+        rows_from: called with the number of the first missing row; yields (b, *shape) blocks from there on.
 
     Raises:
         UserError: the folder cannot be written.
     """
     part = folder.with_name(folder.name + ".part")
     index = {"fingerprint": dict(fingerprint), "names": list(names)}
-    progress = part / "progress"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -138,50 +143,57 @@ def write_features(
             shape = (len(names), *shape)
             done = _rows_done(part, index, shape)
             if done is None:
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                np.lib.format.open_memmap(part / "features.npy", mode="w+", dtype=np.float16, shape=shape).flush()
-                try:
-                    with open(part / "features.npy", "r+b") as file:
-                        if hasattr(os, "posix_fallocate"):  # a map that finds the disk full would kill the process
-                            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-                except OSError:
-                    shutil.rmtree(part, ignore_errors=True)  # it may have all the room there was
-                    raise
-                (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
+                _allocate(part, index, shape)
                 done = 0
             rows = np.load(part / "features.npy", mmap_mode="r+")
-            with tqdm(
-                total=len(names), initial=done, unit="image", desc=f"features {folder.name}", disable=None
-            ) as bar:
-                for block in rows_from(done) if done < len(names) else ():
-                    rows[done : done + len(block)] = block
-                    done += len(block)
-                    # The rows are in the map before the count says so; a killed process loses neither.
-                    progress.with_suffix(".new").write_text(str(done))
-                    os.replace(progress.with_suffix(".new"), progress)
-                    bar.update(len(block))
-            rows.flush()
-            unreadable = np.flatnonzero(_unreadable(rows)).tolist()
+            _fill(rows, done, part, rows_from)
+            write_json(part / "index.json", {**index, "unreadable": _nan_rows(rows)})
             del rows
-            write_text(part / "index.json", json.dumps({**index, "unreadable": unreadable}))
-            progress.unlink(missing_ok=True)
-            os.replace(part, folder)
+            (part / "progress").unlink(missing_ok=True)
+            publish(part, folder, flush=False)
     except OSError as error:
         raise UserError(
-            f"the features cannot be written to {folder} ({error}): free space there or choose another "
+            f"the features cannot be written to {folder} ({error}): free disk space or choose another "
             "--data.feature_cache"
         ) from error
 
 
 def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
-    """Rows an interrupted run has written, or None where it did not get far enough to go on from."""
+    """How many rows an interrupted run has written; None if there is no valid part of these features."""
     try:
-        there, rows = _read(part)
-        if {key: there.get(key) for key in index} != index:
-            return None
+        stored, rows = _load(part)
         progress = part / "progress"
         done = int(progress.read_text()) if progress.exists() else 0
-        return done if rows.shape == shape and 0 <= done <= len(rows) else None
-    except DAMAGE:
+        same = {key: stored.get(key) for key in index} == index and rows.shape == shape
+        return done if same and 0 <= done <= len(rows) else None
+    except READ_ERRORS:
         return None
+
+
+def _allocate(part: Path, index: dict, shape: tuple[int, ...]) -> None:
+    """Make a new part and reserve its disk space: writing to a memory map on a full disk would kill the process."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        np.lib.format.open_memmap(part / "features.npy", mode="w+", dtype=np.float16, shape=shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with open(part / "features.npy", "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)  # it may fill the disk
+        raise
+    write_json(part / "index.json", index)
+
+
+def _fill(rows: np.ndarray, done: int, part: Path, rows_from: Callable[[int], Iterable[np.ndarray]]) -> None:
+    """Write the rows after the first `done`, and after each block their number to ``progress``."""
+    progress = part / "progress"
+    with tqdm(total=len(rows), initial=done, unit="image", desc=f"features {part.stem}", disable=None) as bar:
+        for block in rows_from(done) if done < len(rows) else ():
+            rows[done : done + len(block)] = block
+            done += len(block)
+            # After the rows, and replaced whole: a killed process leaves no count without its rows.
+            progress.with_suffix(".new").write_text(str(done))
+            publish(progress.with_suffix(".new"), progress, flush=False)
+            bar.update(len(block))
+    rows.flush()

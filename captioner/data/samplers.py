@@ -1,4 +1,4 @@
-"""The order of the training captions, and the loaders over it: bucketed by length, resumable in mid-epoch."""
+"""The order of the training captions, and loaders over it: bucketed by length, resumable within an epoch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from captioner.errors import UserError
 
 
 class BucketSampler(Sampler[list[int]]):
-    """Batches of items of like length, in another order each epoch, that depends on (seed, epoch) alone.
+    """Batches of items of similar length, in an order that depends only on (seed, epoch).
 
-    The items are shuffled, cut into pools of `pool` batches, sorted by length within a pool, cut into batches, and
-    the batches are shuffled. Every process draws the same batches and takes each `world`-th item of every one, so that
-    the processes together do at each step what one alone would, on captions of like length. A last batch of fewer items
-    than processes is filled up from its beginning.
+    The items are shuffled, cut into pools of `pool` batches, sorted by length within each pool and cut into batches,
+    which are shuffled. All processes draw the same batches and process `rank` takes every `world`-th item of each, so
+    at each step the processes together do what one process would do alone, on captions of similar length. A last
+    batch of fewer items than processes is filled with repetitions of its items.
 
     Args:
-        lengths: (items,) words of each.
+        lengths: (items,) number of words of each.
         batch_size: items in a batch of all processes.
         seed: of the order.
-        rank: this process.
+        rank: number of this process.
         world: number of processes.
     """
 
@@ -55,13 +55,13 @@ class BucketSampler(Sampler[list[int]]):
             yield np.resize(batch, max(len(batch), self.world))[self.rank :: self.world].tolist()
 
 
-def unreadable_image(what: ImageError | str) -> UserError:
-    """What stops a training at an image that cannot be read."""
-    return UserError(f"{what}: mend or remove it, or use --data.skip_bad_images to skip such images")
+def unreadable_image(problem: ImageError | str) -> UserError:
+    """The error that stops a training at an image that cannot be read."""
+    return UserError(f"{problem}: repair or remove it, or use --data.skip_bad_images to skip such images")
 
 
 class CaptionLoader(DataLoader):
-    """A DataLoader over the batches of a :class:`CaptionDataset`.
+    """A DataLoader over the batches of a :class:`captioner.data.dataset.CaptionDataset`.
 
     Raises:
         UserError: an image cannot be read.
@@ -75,7 +75,7 @@ class CaptionLoader(DataLoader):
 
 
 class ResumableLoader(CaptionLoader):
-    """A loader over a :class:`BucketSampler` that Lightning can stop and restart in mid-epoch."""
+    """A loader over a :class:`BucketSampler` that Lightning can stop and resume within an epoch."""
 
     sampler: BucketSampler
     delivered = 0
@@ -89,9 +89,9 @@ class ResumableLoader(CaptionLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How far this epoch has gone."""
+        """The number of batches delivered in this epoch."""
         return {"delivered": self.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration begins there; after a whole epoch, at the beginning of the next one."""
+        """Start the next iteration after that many batches; after a whole epoch, at the start of the next one."""
         self.sampler.skip = state["delivered"] % len(self)
