@@ -18,7 +18,7 @@ from ratios import rounds_argument, take_turns
 
 from captioner import metrics
 from captioner.config import SearchConfig
-from captioner.data.annotations import read_coco
+from captioner.data.annotations import read_examples
 from captioner.data.dataset import read_images
 from captioner.models.base import CaptionModel
 from captioner.models.captioner import load
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--checkpoint", action="append", help="without it, the shipped one")
     options = parser.parse_args()
-    examples, _ = read_coco(options.annotations, options.images)
+    examples, _ = read_examples(options.annotations, options.images)
     references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
     files = options.checkpoint or [None]
     model = load(files[0], "cpu")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import END, Vocabulary
+from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder, weights_digest
 
@@ -215,3 +216,13 @@ def cli(capsys):
 def is_one_line(text: str, *parts: str) -> bool:
     """One line that says all of `parts`."""
     return len(text.strip().splitlines()) == 1 and all(part in text for part in parts)
+
+
+def refused(call, *arguments, says=()) -> str:
+    """The UserError of a call: one printable line that says all of `says`."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    line = str(caught.value)
+    assert is_one_line(line, *says), line
+    assert line.isprintable()
+    return line

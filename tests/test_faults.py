@@ -21,7 +21,7 @@ from captioner.__main__ import main
 from captioner.cli import train as train_command
 from captioner.config import SearchConfig, TrainConfig
 from captioner.data import dataset, features
-from captioner.data.annotations import read
+from captioner.data.annotations import read_examples
 from captioner.errors import UserError
 from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner
@@ -407,7 +407,7 @@ def test_the_same_caption_for_most_images_is_told():
 
 def test_validation_images_among_the_training_images_are_told(tmp_path, monkeypatch):
     coco = write_set(tmp_path / "set", train=6, val=4)
-    (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
+    (train, _), (val, _) = (read_examples(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
     assert shared_images(train, val) == []
     shutil.copy(train[2].path, val[1].path)
     (line,) = shared_images(train, val)
@@ -420,7 +420,7 @@ def test_validation_images_among_the_training_images_are_told(tmp_path, monkeypa
 
 def test_of_many_shared_images_some_are_counted(tmp_path, monkeypatch):
     coco = write_set(tmp_path / "set", train=6, val=6)
-    (train, _), (val, _) = (read(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
+    (train, _), (val, _) = (read_examples(coco.annotations(split), coco.images(split)) for split in ("train", "val"))
     for one, other in zip(train, val, strict=True):
         shutil.copy(one.path, other.path)
     assert shared_images(train, val)[0].startswith("6 of 6 validation images")

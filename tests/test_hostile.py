@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, is_one_line, make_captioner
+from conftest import ROOT, is_one_line, make_captioner, refused
 from PIL import Image
 
 from captioner.data import shards
-from captioner.data.annotations import MOST, Example, read, read_named_references
+from captioner.data.annotations import MAX_CHARACTERS, Example, read_examples
 from captioner.data.features import FeatureFile, write_features
 from captioner.data.images import open_image
+from captioner.data.references import read_references
 from captioner.datasets.convert import to_coco, to_webdataset
 from captioner.deploy.onnx_runner import check
 from captioner.errors import UserError
@@ -33,15 +34,6 @@ from captioner.models.init_from import init_from
 
 sys.path.append(str(ROOT / "tests" / "faults"))
 import fuzz
-
-
-def refused(call, *arguments, says=()) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    assert is_one_line(str(caught.value), *says), str(caught.value)
-    assert str(caught.value).isprintable()
-    return str(caught.value)
-
 
 # ---- checkpoints
 
@@ -296,7 +288,7 @@ def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
     opened = []
     monkeypatch.setattr("captioner.data.images.open_file", lambda path: opened.append(path))
     try:
-        examples, _ = read(path, folder / "images")
+        examples, _ = read_examples(path, folder / "images")
     except UserError as error:
         fuzz.one_line(error)
     else:  # a slash at its end is the image itself
@@ -306,7 +298,7 @@ def test_a_file_name_never_leads_out_of_the_folder(folder, monkeypatch, name):
 
 def test_the_same_of_a_table(folder):
     (folder / "t.csv").write_text("image,caption\n../secret.png,a dog\n")
-    refused(read, folder / "t.csv", folder / "images", says=["leaves"])
+    refused(read_examples, folder / "t.csv", folder / "images", says=["leaves"])
 
 
 def packed(folder, **files: bytes) -> Path:
@@ -328,7 +320,7 @@ def test_a_file_of_a_shard_never_leaves_the_folder(folder, cli, name, to):
     name = name.replace("TMP", str(folder))
     tar = packed(folder, **{f"{name}.png": (folder / "secret.png").read_bytes(), f"{name}.txt": b"a dog"})
     before = sorted(folder.rglob("*"))
-    refused(read, tar, says=["leaves"])
+    refused(read_examples, tar, says=["leaves"])
     code, _, err = cli("data", "convert", tar, "--to", to, "--image_files", "copy", "--output", folder / "out")
     assert code == 2
     assert is_one_line(err.strip(), "leaves")
@@ -345,7 +337,7 @@ def test_names_are_looked_at_again_where_they_are_written(folder):
 def test_texts_of_a_shard_have_a_size_that_is_theirs(folder, monkeypatch):
     monkeypatch.setattr(shards, "MAX_TEXT", 100)
     image = (folder / "secret.png").read_bytes()
-    refused(read, packed(folder, **{"a.png": image, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
+    refused(read_examples, packed(folder, **{"a.png": image, "a.txt": b"a" * 101}), says=["101 bytes of captions"])
     sparse = tarfile.TarInfo("a.txt")
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
@@ -354,22 +346,22 @@ def test_texts_of_a_shard_have_a_size_that_is_theirs(folder, monkeypatch):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (folder / "s.tar").write_bytes(bytes(header) + bytes(512) + bytes(1024))
-    refused(read, folder / "s.tar", says=["sparse"])
+    refused(read_examples, folder / "s.tar", says=["sparse"])
 
 
 def test_captions_that_no_terminal_should_see(folder):
     texts = ["a\x1b[2Jdog", "\ud800", "x\0y", "a " * 500_000, "\u202eright to left", "two\nlines", "\x07", "é" * 10]
     path = coco(folder, annotations=[{"image_id": 1, "caption": text} for text in texts])
-    (example,) = read(path, folder / "images", skip_bad=True)[0]
+    (example,) = read_examples(path, folder / "images", skip_bad=True)[0]
     assert example.captions == (
         "a [2Jdog",
         "x y",
-        ("a " * 500_000)[:MOST],
+        ("a " * 500_000)[:MAX_CHARACTERS],
         "\u202eright to left",
         "two\nlines",
         "é" * 10,
     )
-    references, _ = read_named_references(path)
+    references, _ = read_references(path)
     assert references[1] == list(example.captions)
 
 
@@ -377,19 +369,19 @@ def test_keys_that_come_twice_are_as_json_readers_take_them(folder):
     """The last one counts, in every library; RFC 8259 leaves it open."""
     text = '{"images": [], "images": [{"id": 9, "id": 1, "file_name": "b", "file_name": "a.png"}], "annotations": '
     path = coco(folder, text=text + '[{"image_id": 1, "caption": "a dog"}]}')
-    assert [e.path.name for e in read(path, folder / "images")[0]] == ["a.png"]
+    assert [e.path.name for e in read_examples(path, folder / "images")[0]] == ["a.png"]
 
 
 @pytest.mark.parametrize(
     "text", ['{"images": NaN}', '{"images": [{"id": Infinity, "file_name": "a.png"}], "annotations": []}']
 )
 def test_numbers_that_are_none(folder, text):
-    refused(read, coco(folder, text=text), folder / "images")
+    refused(read_examples, coco(folder, text=text), folder / "images")
 
 
 def test_huge_ids(folder):
     path = coco(folder, [{"id": 10**300, "file_name": "a.png"}], [{"image_id": 10**300, "caption": "a dog"}])
-    assert read(path, folder / "images")[0][0].image_id == 10**300
+    assert read_examples(path, folder / "images")[0][0].image_id == 10**300
 
 
 # ---- options, lists, and what captioner itself wrote
@@ -431,7 +423,7 @@ def test_a_name_of_thousands_of_letters(captioner, tmp_path, cli):
 
 @pytest.mark.parametrize("json", ["[" * 100_000, '{"image_id": ' + "9" * 5000 + "}"])
 def test_about_a_sample_of_a_shard(folder, json):
-    refused(read, packed(folder, **{"a.png": (folder / "secret.png").read_bytes(), "a.json": json.encode()}))
+    refused(read_examples, packed(folder, **{"a.png": (folder / "secret.png").read_bytes(), "a.json": json.encode()}))
 
 
 INDICES = [

@@ -57,7 +57,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
 
     from captioner import metrics
     from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
-    from captioner.data.annotations import read
+    from captioner.data.annotations import read_examples
     from captioner.data.dataset import read_images
     from captioner.data.samplers import unreadable_image
     from captioner.devices import best_device, choose_workers
@@ -66,7 +66,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
 
     device, search = best_device(), SearchConfig(beam=options.beam)
     model = Captioner.load(options.checkpoints[0], device)
-    examples, _ = read(options.annotations, options.images, "val", albums=model.frames > 0)
+    examples, _ = read_examples(options.annotations, options.images, "val", albums=model.frames > 0)
     references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
     frozen = model.config.trainable_layers == 0
     features: list[torch.Tensor] = []  # of a frozen encoder, which all members share

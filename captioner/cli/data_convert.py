@@ -38,8 +38,8 @@ def run(options: Any) -> None:
     """Convert; see the module's docstring."""
     import sys
 
-    from captioner.data.annotations import read
-    from captioner.datasets.convert import openable, to_coco, to_webdataset
+    from captioner.data.annotations import read_examples
+    from captioner.datasets.convert import drop_unreadable, to_coco, to_webdataset
     from captioner.errors import UserError
 
     if options.shard_size < 1:
@@ -50,9 +50,9 @@ def run(options: Any) -> None:
         "skip_bad": options.skip_bad_images,
         "option": "--skip_bad_images",
     }
-    examples, skipped = read(options.path, options.images, options.split, **how)
+    examples, skipped = read_examples(options.path, options.images, options.split, **how)
     if options.skip_bad_images:
-        examples, bad = openable(examples)
+        examples, bad = drop_unreadable(examples)
         skipped += bad
     if not examples:
         raise UserError(f"{options.path}: no image in it can be read, the first: {skipped[0]}")

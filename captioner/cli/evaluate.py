@@ -94,9 +94,9 @@ def run(options: Any) -> None:
 
 def _read_examples(options: Any, albums: bool) -> tuple[list[Any], list[str]]:
     """The images with their references, and a line for each that is left out."""
-    from captioner.data.annotations import read
+    from captioner.data.annotations import read_examples
 
-    return read(
+    return read_examples(
         options.annotations,
         options.images,
         options.split,
@@ -137,9 +137,9 @@ def _caption(
 
 def _write_results(options: Any, captions: dict[Any, str], names: dict[Any, str]) -> None:
     """Write COCO results; images of layouts without numbers are known by their names."""
-    from captioner.data.formats import recognise
+    from captioner.data.formats import detect_format
 
-    numbered = recognise(options.annotations) in ("coco", "karpathy")
+    numbered = detect_format(options.annotations).name in ("coco", "karpathy")
     results = [{"image_id": i if numbered else names[i], "caption": text} for i, text in captions.items()]
     write_json(Path(options.output), results)
 

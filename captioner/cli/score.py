@@ -32,9 +32,10 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
-    from captioner.data.annotations import read_named_references, read_results
+    from captioner.data.references import read_references
     from captioner.errors import UserError
     from captioner.files import escapes_folder
+    from captioner.metrics.result_files import read_results
     from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
 
     wanted = config_of(ScoreOptions, options)
@@ -43,7 +44,7 @@ def run(options: Any) -> None:
         raise UserError(
             f"--images is {options.images!r}: expected the folder with the images, which --clip_score reads"
         )
-    references, names = read_named_references(
+    references, names = read_references(
         options.annotations, options.images, options.split, columns=options.columns, listed=options.list
     )
     results = read_results(Path(options.results))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captioner.data.annotations import read_references
+from captioner.data.references import read_references
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.errors import UserError
 
@@ -25,7 +25,7 @@ def read_corpus(path: Path) -> str:
         UserError: missing, unreadable, not UTF-8 or empty.
     """
     if path.suffix.lower() == ".json":
-        captions = [" ".join(caption.split()) for each in read_references(path).values() for caption in each]
+        captions = [" ".join(caption.split()) for each in read_references(path).captions.values() for caption in each]
         random.Random(0).shuffle(captions)
         return "\n".join(captions)
     try:

@@ -1,4 +1,4 @@
-"""Known data sets from their hosts: downloaded, checked, unpacked, cut into splits."""
+"""Known data sets: downloaded, checked, unpacked, and their splits written as COCO captions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import shutil
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from captioner.data.addresses import is_http
+from captioner.data.formats import read_flickr, read_karpathy
 from captioner.datasets.download import RETRIES, TIMEOUT, check_free_space, download, partial_size, verify
 from captioner.errors import UserError
-from captioner.files import read_json, write_json
+from captioner.files import ID, read_json, read_text, write_json
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what archivers of other systems leave in zips
-BOMB = 100  # times its size that a zip may unpack to; the annotations of COCO: 4, of Karpathy: 5 or so
+MAX_RATIO = 100  # of the unpacked size to the size of a zip; the annotations of COCO have 4, Karpathy's about 5
 COCO = (
     "the annotations of COCO are CC BY 4.0; its photographs belong to users of Flickr, whose terms apply: "
     "https://cocodataset.org/#termsofuse"
@@ -30,16 +31,18 @@ FLICKR = "Flickr8k (Hodosh, Young and Hockenmaier 2013) is for non-commercial re
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip. size: bytes, unpacked: about so many bytes; holds: what the name of some member ends in or begins with.
+    """A zip of a data set.
 
-    sha256: None where nobody has published one; the size is then not checked either.
+    size: in bytes.
+    unpacked: bytes of its files, rounded up.
+    contains: the beginning or end of some member's name.
+    images: whether it has images rather than captions.
     """
 
     url: str
     size: int
     unpacked: int
-    sha256: str | None
-    holds: str
+    contains: str
     images: bool = False
 
     @property
@@ -50,16 +53,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A set: what is fetched, under which licence, and where training and validation lie, below the set's folder.
+    """What is fetched, under which licence, and where the splits are below the folder of the set.
 
-    splits: makes the annotations files where the set has none in COCO's layout.
+    train, val: the annotations file and the folder of images.
+    write_splits: writes the annotations files from those of the set, where these are not COCO captions.
     """
 
     archives: tuple[Archive, ...]
     licence: str
-    train: tuple[str, str]  # annotations, folder of images
+    train: tuple[str, str]
     val: tuple[str, str]
-    splits: Callable[[Path], None] | None = None
+    write_splits: Callable[[Path], None] | None = None
 
 
 def fetch(
@@ -72,23 +76,24 @@ def fetch(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> str:
-    """Fetch a set into a folder; what is there and whole is left as it is, what was begun is gone on with.
+    """Fetch a set into a folder. What is complete there is left as it is, and partial downloads are continued.
 
     Args:
         name: one of SETS.
         out: the folder; several sets may share one.
         mirror: addresses of folders with the zips, tried in this order instead of the known addresses.
-        download_images: without, the captions alone.
+        download_images: False: only the captions.
         keep_archives: keep the zips after unpacking.
-        check_sums: refuse a zip of another size or SHA-256 than is known, where one is known.
+        check_sums: refuse a zip whose size or SHA-256 differs from the published one, if there is one.
         timeout: seconds without a byte after which a connection counts as cut.
-        retries: of a file in a row without progress.
+        retries: of a file, in a row, without progress.
 
     Returns:
         The ``captioner train`` command for the set.
 
     Raises:
-        UserError: a file cannot be had, is not whole, or would not fit; another process fetches into the folder.
+        UserError: a file cannot be downloaded, is damaged or does not fit on the disk, or another process fetches into
+            the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -100,14 +105,14 @@ def fetch(
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".fetch.lock", timeout=0):
             wanted = [archive for archive in known.archives if download_images or not archive.images]
-            _fetch_all(wanted, out, mirror, keep_archives, check_sums, timeout, retries)
-            if known.splits:
-                try:
-                    known.splits(out)
-                except (OSError, LookupError, TypeError, ValueError) as error:
-                    raise UserError(
-                        f"{out}: its annotations are not those of {name} ({error!r}): another zip"
-                    ) from None
+            missing = [archive for archive in wanted if not _is_unpacked(archive, out)]
+            _check_space_for(missing, out, keep_archives)
+            for archive in missing:
+                urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror] or [archive.url]
+                _fetch_archive(archive, out, urls, check_sums, timeout, retries)
+                if not keep_archives:
+                    (out / archive.name).unlink()
+            _write_splits(name, out)
     except Timeout:
         raise UserError(
             f"{out}: another process is fetching into it; wait for it, or choose another --output"
@@ -120,121 +125,104 @@ def fetch(
     return shlex.join([*words, "--output", f"runs/{name}"])
 
 
-def _fetch_all(
-    wanted: Sequence[Archive],
-    out: Path,
-    mirror: Sequence[str],
-    keep_archives: bool,
-    check_sums: bool,
-    timeout: float,
-    retries: int,
-) -> None:
-    """Download and unpack what is not there."""
-    missing = []
-    for archive in wanted:
-        absent = _absent(archive, out)
-        if absent == 0:
-            print(f"{archive.name}: unpacked in {out} already", file=sys.stderr)
-            continue
-        if absent:
-            print(f"{archive.name}: {absent:,} of its files are gone or changed; once more", file=sys.stderr)
-        missing.append(archive)
-    sizes = [0 if (out / a.name).exists() else max(a.size - partial_size(out / a.name), 0) for a in missing]
-    zips = sum(sizes) if keep_archives else max(sizes, default=0)  # without, one at a time
-    check_free_space(
-        out, zips + sum(archive.unpacked for archive in missing), "the download and what is unpacked from it"
-    )
-    for archive in missing:
-        path = out / archive.name
-        urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror] or [archive.url]
-        size, sha256 = (archive.size, archive.sha256) if archive.sha256 and check_sums else (None, None)
-        fetched = not path.exists()
-        if fetched:
-            try:
-                download(urls, path, size, sha256, timeout, retries)
-            except KeyboardInterrupt:
-                have = f"{partial_size(path):,} bytes are kept, and the same command goes on from there"
-                print(f"{path.name}: {have}", file=sys.stderr)
-                raise
-        else:
-            print(f"{path}: there already", file=sys.stderr)
-            try:
-                verify(path, size, sha256)
-            except UserError as error:
-                raise UserError(f"{error}; remove it and fetch again") from None
-        try:
-            files = unpack(path, out, archive.holds)
-        except BrokenZip as error:
-            if fetched:
-                path.unlink()
-            raise UserError(f"{error}; {'it was removed: ' if fetched else 'remove it and '}fetch again") from None
-        write_json(_list(archive, out), files)
-        if not keep_archives:
-            path.unlink()
+def _is_unpacked(archive: Archive, out: Path) -> bool:
+    """Whether all files of an archive are there with their sizes; prints it if any are."""
+    if not _file_list(archive, out).exists():
+        return False
+    sizes = read_json(_file_list(archive, out))
+    absent = sum(not ((out / name).is_file() and (out / name).stat().st_size == size) for name, size in sizes.items())
+    again = f"{absent:,} of its files are missing or changed; fetching it again"
+    print(f"{archive.name}: {again if absent else f'already unpacked in {out}'}", file=sys.stderr)
+    return not absent
 
 
-def _list(archive: Archive, out: Path) -> Path:
-    """The list of what an archive was unpacked to, written when all of it is there."""
+def _file_list(archive: Archive, out: Path) -> Path:
+    """The sizes by name of the files of an archive, written when all are unpacked."""
     return out / f".{archive.name}.json"
 
 
-def _absent(archive: Archive, out: Path) -> int | None:
-    """Files of an archive that are gone or have another size; None where it was never unpacked."""
-    if not _list(archive, out).exists():
-        return None
-    files = read_json(_list(archive, out))
-    return sum(not ((out / name).is_file() and (out / name).stat().st_size == size) for name, size in files.items())
+def _check_space_for(archives: Sequence[Archive], out: Path, keep_archives: bool) -> None:
+    sizes = [0 if (out / one.name).exists() else max(one.size - partial_size(out / one.name), 0) for one in archives]
+    zips = sum(sizes) if keep_archives else max(sizes, default=0)  # otherwise there is one zip at a time
+    unpacked = sum(archive.unpacked for archive in archives)
+    check_free_space(out, zips + unpacked, "the download and what is unpacked from it")
+
+
+def _fetch_archive(
+    archive: Archive, out: Path, urls: Sequence[str], check_sums: bool, timeout: float, retries: int
+) -> None:
+    """Download an archive unless the zip is there, check and unpack it."""
+    path = out / archive.name
+    sha256 = SHA256.get(archive.name) if check_sums else None
+    size = archive.size if sha256 else None
+    downloaded = not path.exists()
+    if downloaded:
+        try:
+            download(urls, path, size, sha256, timeout, retries)
+        except KeyboardInterrupt:
+            kept = f"{partial_size(path):,} bytes are kept, and the same command continues from there"
+            print(f"{path.name}: {kept}", file=sys.stderr)
+            raise
+    else:
+        print(f"{path}: already there", file=sys.stderr)
+        try:
+            verify(path, size, sha256)
+        except UserError as error:
+            raise UserError(f"{error}; remove it and fetch again") from None
+    try:
+        files = unpack(path, out, archive.contains)
+    except BrokenZip as error:
+        if downloaded:
+            path.unlink()
+        raise UserError(f"{error}; {'it was removed: ' if downloaded else 'remove it and '}fetch again") from None
+    write_json(_file_list(archive, out), files)
 
 
 class BrokenZip(Exception):
-    """A zip that is damaged, or of which something would come to lie where it should not. One line."""
+    """A zip that is damaged, or that would write outside of its folder. One line."""
 
 
-def unpack(path: Path, out: Path, holds: str = "") -> dict[str, int]:
-    """Unpack a zip into a folder: aside first, where every checksum is tested, then moved to its place file by file.
+def unpack(path: Path, out: Path, contains: str = "") -> dict[str, int]:
+    """Unpack a zip: to a temporary folder, where every checksum is tested, then file by file to `out`.
 
     Args:
         path: the zip.
-        out: the folder, on the same disk as it will stay; folders that are there are merged, files replaced.
-        holds: what the name of some member must begin with or end in.
+        out: the folder; folders in it are merged, files replaced.
+        contains: the beginning or end of some member's name.
 
     Returns:
         The size in bytes of every file, by its path below `out`.
 
     Raises:
-        BrokenZip: damaged, encrypted, without `holds`, a member leaves the folder or is a link, or it unpacks to more
-            than BOMB times its size. Nothing was unpacked.
-        UserError: the disk has no room.
+        BrokenZip: damaged, encrypted, without `contains`, a member leaves the folder or is a link, or it unpacks to
+            more than MAX_RATIO times its size. Nothing was unpacked.
+        UserError: the disk is full.
     """
-    aside = out / f".{path.name}.unpacking"
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    temporary = out / f".{path.name}.unpacking"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         with zipfile.ZipFile(path) as zipped:
-            members = [member for member in zipped.infolist() if not _is_junk(member)]
-            _check_members(path, members, holds)
+            members = [one for one in zipped.infolist() if not any(part in JUNK for part in one.filename.split("/"))]
+            _check_members(path, members, contains)
             check_free_space(out, sum(member.file_size for member in members), f"unpacking {path.name}")
-            aside.mkdir()
+            temporary.mkdir()
             for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
-                zipped.extract(member, aside)
-        _move(aside, out)
+                zipped.extract(member, temporary)
+        _move(temporary, out)
     except (UserError, BrokenZip):
         raise
     except OSError as error:
-        if error.errno is None or error.strerror == "Invalid argument":  # a position that is none
+        if error.errno is None or error.strerror == "Invalid argument":  # a position outside of the file
             raise BrokenZip(f"{path}: damaged: {error}") from None
         raise UserError(f"{path}: cannot be unpacked: {error.strerror}: {error.filename or out}") from None
-    except Exception as error:  # a damaged zip makes zipfile and the decompressors raise nearly anything
+    except Exception as error:  # zipfile and the decompressors raise nearly anything for a damaged zip
         raise BrokenZip(f"{path}: not a whole zip: {error or type(error).__name__}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return {member.filename: member.file_size for member in members if not member.is_dir()}
 
 
-def _is_junk(member: zipfile.ZipInfo) -> bool:
-    return any(part in JUNK for part in member.filename.split("/"))
-
-
-def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], holds: str) -> None:
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], contains: str) -> None:
     """Raise BrokenZip for what must not be unpacked."""
     for member in members:
         parts = member.filename.removesuffix("/").split("/")
@@ -242,15 +230,15 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], holds: str) -
             raise BrokenZip(f"{path}: the member {member.filename!r} leaves the folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise BrokenZip(f"{path}: the member {member.filename!r} is a link")
-    if not any(member.filename.startswith(holds) or member.filename.endswith(holds) for member in members):
-        raise BrokenZip(f"{path}: has no {holds}: another zip")
-    total = sum(member.file_size for member in members)
-    if total > BOMB * path.stat().st_size:
-        raise BrokenZip(f"{path}: would unpack to {total:,} bytes, {total // path.stat().st_size:,} times its size")
+    if not any(member.filename.startswith(contains) or member.filename.endswith(contains) for member in members):
+        raise BrokenZip(f"{path}: has no {contains}: another zip")
+    total, size = sum(member.file_size for member in members), path.stat().st_size
+    if total > MAX_RATIO * size:
+        raise BrokenZip(f"{path}: would unpack to {total:,} bytes, {total // size:,} times its size")
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move what is in one folder into another on the same disk; folders are merged, files replaced."""
+    """Move the content of a folder into another on the same disk; folders are merged, files replaced."""
     for entry in list(os.scandir(source)):
         place = target / entry.name
         if entry.is_dir() and place.is_dir():
@@ -259,118 +247,96 @@ def _move(source: Path, target: Path) -> None:
             os.replace(entry.path, place)
 
 
+def _write_splits(name: str, out: Path) -> None:
+    """Write the splits of a set as COCO captions, if it has its own layout."""
+    write = SETS[name].write_splits
+    try:
+        if write is not None:
+            write(out)
+    except (UserError, OSError, LookupError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{out}: its annotations are not those of {name} ({reason}): another zip") from None
+
+
 def _karpathy(out: Path) -> None:
-    """captions_train.json (with restval, as papers train), captions_val.json and captions_test.json of Karpathy's."""
-    rows = read_json(out / "dataset_coco.json")["images"]
+    """captions_train.json (with restval, as in papers), captions_val.json and captions_test.json."""
+    path = out / "dataset_coco.json"
+    data = read_json(path)
     for split in ("train", "val", "test"):
-        images = [row for row in rows if row["split"] == split or (split, row["split"]) == ("train", "restval")]
-        _write_captions(
-            out / f"captions_{split}.json",
-            [(row["cocoid"], f"{row['filepath']}/{row['filename']}") for row in images],
-            {row["cocoid"]: [sentence["raw"] for sentence in row["sentences"]] for row in images},
-        )
+        entries = read_karpathy(path, data, split).entries
+        images = [(entry.image_id, entry.names[0], entry.captions) for entry in entries]
+        _write_coco(out / f"captions_{split}.json", images)
 
 
 def _flickr8k(out: Path) -> None:
-    """captions_train.json, captions_val.json and captions_test.json of the token file and the lists of names."""
+    """captions_train.json, captions_val.json and captions_test.json, each in the order of its list of names."""
     tokens = min(out.rglob("Flickr8k.token.txt"))
-    captions: dict[str, list[str]] = {}
-    for line in tokens.read_text(encoding="utf-8").split("\n"):
-        name, _, caption = line.partition("\t")
-        captions.setdefault(name.partition("#")[0], []).append(caption)
+    captions = {entry.names[0]: entry.captions for entry in read_flickr(tokens).entries}
     for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):
-        names = tokens.with_name(f"Flickr_8k.{listed}Images.txt").read_text(encoding="utf-8").split()
-        images = list(enumerate(names))
-        _write_captions(out / f"captions_{split}.json", images, {number: captions[name] for number, name in images})
+        names = read_text(tokens.with_name(f"Flickr_8k.{listed}Images.txt"), "text").split()
+        images = [(number, name, captions[name]) for number, name in enumerate(names)]
+        _write_coco(out / f"captions_{split}.json", images)
 
 
-def _write_captions(path: Path, images: Sequence[tuple[int, str]], captions: dict[int, list[str]]) -> None:
-    """A captions file in COCO's layout, of (id, file name) and captions by id."""
-    pairs = [(image, caption) for image, _ in images for caption in captions[image]]
-    listed = [{"id": image, "file_name": name} for image, name in images]
-    rows = [{"id": n, "image_id": image, "caption": caption} for n, (image, caption) in enumerate(pairs)]
+def _write_coco(path: Path, images: Iterable[tuple[ID, str, Sequence[str]]]) -> None:
+    """Write COCO captions of images: their ids, file names and captions."""
+    listed: list[dict[str, ID]] = []
+    rows: list[dict[str, ID]] = []
+    for image_id, name, captions in images:
+        listed.append({"id": image_id, "file_name": name})
+        for caption in captions:
+            rows.append({"id": len(rows), "image_id": image_id, "caption": caption})
     write_json(path, {"images": listed, "annotations": rows})
 
 
 # Sizes and digests are those that TensorFlow Datasets publishes (url_checksums/coco.txt, coco_captions.txt); the hosts
-# publish none. Those of Flickr8k are sizes only, rounded: nobody vouches for its zips.
-_ZIPS = "http://images.cocodataset.org/zips/"
-_ANNOTATIONS = "http://images.cocodataset.org/annotations/"
-_TRAIN2014 = Archive(
-    f"{_ZIPS}train2014.zip",
-    13_510_573_713,
-    13_600_000_000,
-    "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-    "train2014/",
-    images=True,
+# publish none. Nobody publishes those of Flickr8k's zips: their sizes are rounded, and they have no digests.
+SHA256 = {
+    "annotations_trainval2014.zip": "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    "annotations_trainval2017.zip": "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    "train2014.zip": "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+    "val2014.zip": "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+    "train2017.zip": "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+    "val2017.zip": "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+    "caption_datasets.zip": "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
+}
+_COCO = "http://images.cocodataset.org"
+_KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent"
+_FLICKR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
+
+
+def _coco_annotations(year: int, size: int) -> Archive:
+    url = f"{_COCO}/annotations/annotations_trainval{year}.zip"
+    return Archive(url, size, 1_000_000_000, f"annotations/captions_train{year}.json")
+
+
+def _coco_images(folder: str, size: int, unpacked: int) -> Archive:
+    return Archive(f"{_COCO}/zips/{folder}.zip", size, unpacked, f"{folder}/", images=True)
+
+
+_IMAGES2014 = (
+    _coco_images("val2014", 6_645_013_297, 6_700_000_000),
+    _coco_images("train2014", 13_510_573_713, 13_600_000_000),
 )
-_VAL2014 = Archive(
-    f"{_ZIPS}val2014.zip",
-    6_645_013_297,
-    6_700_000_000,
-    "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-    "val2014/",
-    images=True,
+_IMAGES2017 = (
+    _coco_images("val2017", 815_585_330, 820_000_000),
+    _coco_images("train2017", 19_336_861_798, 19_400_000_000),
 )
 SETS = {
     "coco2014": DataSet(
-        (
-            Archive(
-                f"{_ANNOTATIONS}annotations_trainval2014.zip",
-                252_872_794,
-                1_000_000_000,
-                "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-                "annotations/captions_train2014.json",
-            ),
-            _VAL2014,
-            _TRAIN2014,
-        ),
+        (_coco_annotations(2014, 252_872_794), *_IMAGES2014),
         COCO,
         ("annotations/captions_train2014.json", "train2014"),
         ("annotations/captions_val2014.json", "val2014"),
     ),
     "coco2017": DataSet(
-        (
-            Archive(
-                f"{_ANNOTATIONS}annotations_trainval2017.zip",
-                252_907_541,
-                1_000_000_000,
-                "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-                "annotations/captions_train2017.json",
-            ),
-            Archive(
-                f"{_ZIPS}val2017.zip",
-                815_585_330,
-                820_000_000,
-                "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-                "val2017/",
-                images=True,
-            ),
-            Archive(
-                f"{_ZIPS}train2017.zip",
-                19_336_861_798,
-                19_400_000_000,
-                "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-                "train2017/",
-                images=True,
-            ),
-        ),
+        (_coco_annotations(2017, 252_907_541), *_IMAGES2017),
         COCO,
         ("annotations/captions_train2017.json", "train2017"),
         ("annotations/captions_val2017.json", "val2017"),
     ),
     "karpathy": DataSet(
-        (
-            Archive(
-                "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-                36_745_453,
-                250_000_000,
-                "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
-                "dataset_coco.json",
-            ),
-            _VAL2014,
-            _TRAIN2014,
-        ),
+        (Archive(f"{_KARPATHY}/caption_datasets.zip", 36_745_453, 250_000_000, "dataset_coco.json"), *_IMAGES2014),
         f"Karpathy's splits of COCO 2014: {COCO}",
         ("captions_train.json", "."),
         ("captions_val.json", "."),
@@ -378,24 +344,11 @@ SETS = {
     ),
     "flickr8k": DataSet(
         (
-            Archive(
-                "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/Flickr8k_text.zip",
-                2_400_000,
-                10_000_000,
-                None,
-                "Flickr8k.token.txt",
-            ),
-            Archive(
-                "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/Flickr8k_Dataset.zip",
-                1_120_000_000,
-                1_120_000_000,
-                None,
-                "Flicker8k_Dataset/",  # so it is spelt
-                images=True,
-            ),
+            Archive(f"{_FLICKR}/Flickr8k_text.zip", 2_400_000, 10_000_000, "Flickr8k.token.txt"),
+            Archive(f"{_FLICKR}/Flickr8k_Dataset.zip", 1_120_000_000, 1_120_000_000, "Flicker8k_Dataset/", images=True),
         ),
         FLICKR,
-        ("captions_train.json", "Flicker8k_Dataset"),
+        ("captions_train.json", "Flicker8k_Dataset"),  # spelt so in the zip
         ("captions_val.json", "Flicker8k_Dataset"),
         _flickr8k,
     ),

@@ -15,9 +15,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.config import DataConfig
-from captioner.data.annotations import Example, read, read_named_references
-from captioner.data.formats import recognise
+from captioner.data.annotations import Example, read_examples
+from captioner.data.formats import detect_format
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
+from captioner.data.references import read_references
 from captioner.data.vocabulary import tokenize
 from captioner.datasets.duplicates import group_duplicates
 from captioner.devices import choose_workers
@@ -85,23 +86,23 @@ def read_split(
 
     Args:
         name: what to call it.
-        path: annotations, folder or shards, as :func:`captioner.data.annotations.read` takes them.
+        path: annotations, folder or shards, as :func:`captioner.data.annotations.read_examples` takes them.
         images: the folder of images, where the layout needs one; a captions JSON can do without if not
             `images_needed`.
-        split, columns, listed: as in :func:`captioner.data.annotations.read`.
+        split, columns, listed: as in :func:`captioner.data.annotations.read_examples`.
         images_needed: the image files must exist.
 
     Raises:
         UserError: it cannot be read, or nothing is left.
     """
-    layout = recognise(path)
+    layout = detect_format(path).name
     if layout == "coco" and images is None and not images_needed:
-        references, files = read_named_references(Path(path), listed=listed)
+        references, files = read_references(Path(path), listed=listed)
         named = [(image, str(files.get(image, image)), tuple(texts)) for image, texts in references.items()]
         return InspectedSplit(
             name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {}
         )
-    examples, skipped = read(path, images, split, columns=columns, listed=listed, skip_bad=True)
+    examples, skipped = read_examples(path, images, split, columns=columns, listed=listed, skip_bad=True)
     return InspectedSplit(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
 
 

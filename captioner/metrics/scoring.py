@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from captioner import metrics
-from captioner.data.annotations import match, read_references, read_results
+from captioner.data.references import read_references
 from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
 from captioner.files import ID, check_writable, write_json, write_text
 from captioner.metrics import external
 from captioner.metrics.ptb_tokenizer import ptb_tokenize_all
+from captioner.metrics.result_files import match_results, read_results
 
 TOKENIZERS: dict[str, Callable[[Iterable[str]], list[list[str]]]] = {
     "ptb": ptb_tokenize_all,
@@ -106,7 +107,7 @@ def prepare_scoring(
         found, left_out = _match_images(references, results, names, options.compare, options.partial)
         comparison = Comparison(options.compare, found, left_out)
     if options.training is not None:
-        training = chain.from_iterable(read_references(Path(options.training)).values())
+        training = chain.from_iterable(read_references(Path(options.training)).captions.values())
         comparison = comparison._replace(training=list(training))
     return comparison
 
@@ -129,7 +130,7 @@ def score_images(
 
     Args:
         references: captions by image id.
-        captions: a caption by image id or file name, as :func:`captioner.data.annotations.match` takes them.
+        captions: a caption by image id or file name; see :func:`captioner.metrics.result_files.match_results`.
         options: what to compute.
         names: file names by image id.
         paths: files by image id, for CLIPScore.
@@ -219,7 +220,7 @@ def _match_images(
     references: Mapping[ID, Any], captions: Mapping[ID, str], names: Mapping[ID, str] | None, where: str, partial: bool
 ) -> tuple[dict[ID, str], dict[str, int]]:
     """The captions by image id, and the numbers of images and captions left out, if any."""
-    found, missing, extra = match(references, captions, names, where)
+    found, missing, extra = match_results(references, captions, names, where)
     if not found:
         ids, known = (list(each)[:SHOWN] for each in (captions, references))
         raise UserError(

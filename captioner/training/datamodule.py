@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
-from captioner.data.annotations import read, undisturbed
+from captioner.data.annotations import gc_paused, read_examples
 from captioner.data.clips import album_images
 from captioner.data.dataset import Batch, CaptionDataset, read_images
 from captioner.data.features import FeatureFile, feature_folder, write_features
@@ -95,7 +95,7 @@ class Split:
                 f"--data.{name} is needed: the captions of the {name} split, and for most formats "
                 f"--data.{name}_images, the folder of its images"
             )
-        self.examples, skipped = read(
+        self.examples, skipped = read_examples(
             annotations,
             getattr(data, f"{name}_images"),
             getattr(data, f"{name}_split"),
@@ -255,7 +255,7 @@ class CaptionData(pl.LightningDataModule):
 
     together: int | None = None
 
-    @undisturbed()
+    @gc_paused()
     def __init__(
         self, data: DataConfig, model: ModelConfig, seed: int = 0, by_image: bool = False, sample: bool = False
     ) -> None:
@@ -293,7 +293,7 @@ class CaptionData(pl.LightningDataModule):
             for split in (self.train, self.val):
                 split.check_features(encoder, self.model)
 
-    @undisturbed()
+    @gc_paused()
     def references(self) -> list[list[list[str]]]:
         """The words of the captions of each validation image, as the metrics see them."""
         return [[ptb_tokenize(caption) for caption in example.captions] for example in self.val.examples]

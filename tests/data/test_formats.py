@@ -11,8 +11,8 @@ import webdataset as wds
 from conftest import captions_of, draw, is_one_line, make_captioner
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
-from captioner.data.annotations import read
-from captioner.data.formats import recognise
+from captioner.data.annotations import read_examples
+from captioner.data.formats import detect_format
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder
@@ -131,8 +131,8 @@ def sets(tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_read(sets, layout):
     for split, options in sets[layout].items():
-        assert recognise(options["path"]) == LAYOUTS[layout]
-        examples, skipped = read(**{**options, "split": split})
+        assert detect_format(options["path"]).name == LAYOUTS[layout]
+        examples, skipped = read_examples(**{**options, "split": split})
         assert skipped == []
         assert [(e.path.name, list(e.captions)) for e in examples] == rows(split)
         assert len({e.image_id for e in examples}) == len(examples)
@@ -212,10 +212,10 @@ def test_what_is_bad_is_named_or_skipped(sets, tmp_path, name):
     text, says = BROKEN[name]
     (tmp_path / name).write_text(text)
     images = sets["csv"]["train"]["images"]
-    with pytest.raises(UserError, match=r"--data\.skip_bad_images true") as caught:
-        read(tmp_path / name, images)
+    with pytest.raises(UserError, match=r"--data\.skip_bad_images to skip") as caught:
+        read_examples(tmp_path / name, images)
     assert is_one_line(str(caught.value), str(tmp_path / name), says)
-    examples, skipped = read(tmp_path / name, images, skip_bad=True)
+    examples, skipped = read_examples(tmp_path / name, images, skip_bad=True)
     assert [e.path.name for e in examples] == ["000.png"]
     assert len(skipped) == 1
     assert says in skipped[0]
@@ -239,30 +239,30 @@ def test_what_cannot_be_read_is_refused(sets, tmp_path, name):
     text, says = REFUSED[name]
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as caught:
-        read(tmp_path / name, sets["csv"]["train"]["images"], skip_bad=True)
+        read_examples(tmp_path / name, sets["csv"]["train"]["images"], skip_bad=True)
     assert is_one_line(str(caught.value), str(tmp_path / name), says)
 
 
 def test_folders_and_lists(sets, tmp_path):
     with pytest.raises(UserError, match=r"looked for metadata\.jsonl"):
-        recognise(tmp_path)
+        detect_format(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        recognise(tmp_path / "none")
+        detect_format(tmp_path / "none")
     with pytest.raises(UserError, match=r"--data\.train_images"):
-        read(sets["coco"]["train"]["path"])
+        read_examples(sets["coco"]["train"]["path"])
     with pytest.raises(UserError, match="no folder of the split 'test'; there is train, val"):
-        read(sets["imagefolder"]["train"]["path"], split="test")
+        read_examples(sets["imagefolder"]["train"]["path"], split="test")
     (tmp_path / "list.txt").write_text("000\nnone.jpg\n")
     tokens = sets["tokens"]["train"]
     with pytest.raises(UserError, match=r"'none\.jpg' is not in the captions"):
-        read(tokens["path"], tokens["images"], listed=tmp_path / "list.txt")
-    examples, skipped = read(tokens["path"], tokens["images"], listed=tmp_path / "list.txt", skip_bad=True)
+        read_examples(tokens["path"], tokens["images"], listed=tmp_path / "list.txt")
+    examples, skipped = read_examples(tokens["path"], tokens["images"], listed=tmp_path / "list.txt", skip_bad=True)
     assert ([e.path.name for e in examples], len(skipped)) == (["000.png"], 1)
 
 
 def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n000.png,one, two\n")
-    examples, _ = read(tmp_path / "captions.txt", sets["csv"]["train"]["images"])
+    examples, _ = read_examples(tmp_path / "captions.txt", sets["csv"]["train"]["images"])
     assert examples[0].captions == ("one, two",)
 
 

@@ -10,7 +10,7 @@ import pytest
 import webdataset as wds
 from conftest import draw, is_one_line
 
-from captioner.data.annotations import read
+from captioner.data.annotations import read_examples
 from captioner.data.dataset import read_images
 from captioner.data.images import find_images, open_image
 from captioner.data.shards import expand, samples
@@ -85,8 +85,8 @@ def serve(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_http(folder, serve, workers):
-    examples, _ = read(f"{serve(whole=False)}/s-{{0..1}}.tar")
-    there, _ = read(folder)
+    examples, _ = read_examples(f"{serve(whole=False)}/s-{{0..1}}.tar")
+    there, _ = read_examples(folder)
     assert [(e.name, e.captions) for e in examples] == [(e.name, e.captions) for e in there]
     for one, other in zip(*(read_images([e.path for e in s], 32, 4, workers) for s in (examples, there)), strict=True):
         assert one[1] == [None] * len(one[0])
@@ -96,9 +96,9 @@ def test_http(folder, serve, workers):
 def test_a_server_of_whole_files(serve):
     address = f"{serve(whole=True)}/s-0.tar"
     with pytest.raises(UserError) as caught:
-        read(address)
+        read_examples(address)
     assert is_one_line(str(caught.value), address, "sends only whole files", "simplecache::")
-    examples, _ = read(f"simplecache::{address}")  # which downloads it
+    examples, _ = read_examples(f"simplecache::{address}")  # which downloads it
     assert open_image(examples[1].path).size == (32, 32)
 
 
@@ -110,7 +110,7 @@ def test_what_is_not_there(folder, serve, tmp_path):
         str(folder / "s-{0.tar"): "braces",
     }.items():
         with pytest.raises(UserError) as caught:
-            read(path)
+            read_examples(path)
         assert is_one_line(str(caught.value), says), caught.value
 
 
@@ -136,7 +136,7 @@ def test_damaged_shards(folder, tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass
     with pytest.raises(UserError, match="unpack it"):
-        read(tmp_path / "a.tar.gz")
+        read_examples(tmp_path / "a.tar.gz")
     with pytest.raises(UserError, match="comes twice"):
         list(samples(write(tmp_path / "b.tar", [("a.txt", b"1"), ("a.txt", b"2")])))
 
@@ -145,7 +145,7 @@ def test_bad_samples(folder, tmp_path):
     image = (folder / "one.png").read_bytes()
     files = [("a.png", image), ("a.txt", b"one\n\ntwo\n"), ("b.txt", b"x"), ("c.png", image), ("d.png", b"no")]
     shard = write(tmp_path / "a.tar", [*files, ("d.txt", b"y")])
-    examples, skipped = read(shard, skip_bad=True)
+    examples, skipped = read_examples(shard, skip_bad=True)
     assert [(e.name, e.captions) for e in examples] == [("a.tar/a.png", ("one", "two")), ("a.tar/d.png", ("y",))]
     assert ["blank" in skipped[0], "'b' has no image" in skipped[1], "no caption" in skipped[2]] == [True] * 3
     _, errors = next(read_images([e.path for e in examples], 32, 4))
@@ -155,7 +155,7 @@ def test_bad_samples(folder, tmp_path):
 
 def test_a_shard_that_changes_is_noticed(folder, tmp_path):
     (tmp_path / "a.tar").write_bytes((folder / "s-0.tar").read_bytes())
-    examples, _ = read(tmp_path / "a.tar")
+    examples, _ = read_examples(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(b"")
     _, (error, *_) = next(read_images([e.path for e in examples], 32, 4))
     assert is_one_line(str(error), "a.tar", "changed or is cut short")

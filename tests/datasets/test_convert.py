@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from captioner.data.annotations import Example, read
+from captioner.data.annotations import Example, read_examples
 from captioner.datasets.convert import to_coco, to_webdataset
 
 CAPTION = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).map(str.strip).filter(bool)
@@ -40,11 +40,11 @@ def test_there_and_back(tmp_path_factory, facts, named, shard_size):
         image_id = f"é{i}" if named else 3 * i + 1
         examples.append(Example(image_id, folder / "in" / NAMES[i], tuple(texts), NAMES[i]))
     assert to_webdataset(examples, folder / "shards", shard_size) == -(-len(examples) // shard_size)
-    shards, _ = read(folder / "shards")
+    shards, _ = read_examples(folder / "shards")
     assert captions(shards) == captions(examples)
     assert [shard.path.open().read() for shard in shards] == [example.path.read_bytes() for example in examples]
     root = to_coco(shards, folder / "out", folder, "copy")
-    back, _ = read(folder / "out" / "captions.json", root)
+    back, _ = read_examples(folder / "out" / "captions.json", root)
     assert captions(back) == captions(examples)
     assert [one.path.read_bytes() for one in back] == [one.path.read_bytes() for one in examples]
 

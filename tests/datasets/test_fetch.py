@@ -36,8 +36,8 @@ def server(monkeypatch):
     with Hostile() as hostile:
         hostile.files |= {name: make_zip(files) for name, files in ZIPS.items()}
         archives = [
-            fetch.Archive(f"{hostile.url}/{name}", len(data), 30_000, None, holds, name == "images.zip")
-            for (name, data), holds in zip(hostile.files.items(), ["token.txt", "photos/"], strict=True)
+            fetch.Archive(f"{hostile.url}/{name}", len(data), 30_000, contains, name == "images.zip")
+            for (name, data), contains in zip(hostile.files.items(), ["token.txt", "photos/"], strict=True)
         ]
         where = ("captions.json", "photos")
         monkeypatch.setitem(SETS, "coco2017", fetch.DataSet(tuple(archives), COCO, where, where))
@@ -75,13 +75,13 @@ def test_a_set(get, server, tmp_path):
 
     code, again, err = get()  # all is there
     assert (code, again, server.log) == (0, out, [])
-    assert "unpacked in" in err
+    assert "already unpacked in" in err
 
     (tmp_path / "set" / "photos" / "3.jpg").write_bytes(b"short")
     os.remove(tmp_path / "set" / "photos" / "4.jpg")
     code, _, err = get()
     assert code == 0
-    assert "images.zip: 2 of its files are gone or changed" in err
+    assert "images.zip: 2 of its files are missing or changed" in err
     assert [name for name, _ in server.log] == ["images.zip"]
     assert contents(tmp_path / "set") == FILES
 
@@ -258,7 +258,7 @@ def test_ctrl_c(get, server, tmp_path, monkeypatch):
         context.setattr(download.time, "sleep", interrupt)  # in the pause after the cut
         code, _, err = get({}, {"cut": 4000})
     assert code == 130
-    assert "4,000 bytes are kept, and the same command goes on from there" in err
+    assert "4,000 bytes are kept, and the same command continues from there" in err
     assert get()[0] == 0
     assert server.log == [("images.zip", "bytes=4000-")]
     assert contents(tmp_path / "set") == FILES
@@ -370,7 +370,7 @@ def host(name: str, tmp_path) -> dict[str, bytes]:
 def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     """The zips of each set as they are laid out; the printed command finds its six training and its other images."""
     from captioner.cli import train
-    from captioner.data.annotations import read_coco
+    from captioner.data.annotations import read_examples
 
     monkeypatch.setattr(fetch, "check_free_space", lambda *_: None)  # for 40 GB
     out = tmp_path / "my set"
@@ -383,9 +383,9 @@ def test_the_command_at_the_end_trains(monkeypatch, cli, tmp_path, name):
     words = shlex.split(printed)
     assert words[:2] == ["captioner", "train"]
     assert cli(*words[1:])[0] == 0
-    examples, _ = read_coco(ran[0].train, ran[0].train_images)
+    examples, _ = read_examples(ran[0].train, ran[0].train_images)
     assert [example.captions for example in examples] == [tuple(captions_of(n, 5)) for n in range(6)]
-    examples, _ = read_coco(ran[0].val, ran[0].val_images)
+    examples, _ = read_examples(ran[0].val, ran[0].val_images)
     assert [example.captions[0] for example in examples][:3] == [captions_of(n, 1)[0] for n in range(6, 9)]
 
 
@@ -421,3 +421,31 @@ def test_known_sums_are_asked_for(monkeypatch, cli, tmp_path, name):
     assert is_one_line(by_hand.splitlines()[-1], "remove it and fetch again")
     assert re.search(r"bytes and not (252,872,794|36,745,453): another file", err)
     assert contents(tmp_path / "set") == set()
+
+
+def test_splits_have_the_captions_as_they_are(tmp_path):
+    """Byte for byte: white space stays, Flickr8k's images are numbered in the order of their list."""
+    sentences = [{"raw": " a dog . "}, {"raw": "ünï\n"}]
+    image = {"filepath": "val2014", "filename": "7.jpg", "cocoid": 7, "imgid": 0, "sentences": sentences}
+    rows = [
+        {**image, "split": "restval"},
+        {**image, "cocoid": 3, "split": "val"},
+        {**image, "cocoid": 5, "split": "test"},
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": rows}))
+    SETS["karpathy"].write_splits(tmp_path)
+    captions = [{"id": n, "image_id": 7, "caption": text["raw"]} for n, text in enumerate(sentences)]
+    written = (
+        json.dumps({"images": [{"id": 7, "file_name": "val2014/7.jpg"}], "annotations": captions}, indent=1) + "\n"
+    )
+    assert (tmp_path / "captions_train.json").read_text() == written
+
+    (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\ta dog \n2.jpg#0\t two\n1.jpg#1\tcats\n")
+    for name, images in (("train", "2.jpg\n1.jpg\n"), ("dev", "1.jpg"), ("test", "1.jpg")):
+        (tmp_path / f"Flickr_8k.{name}Images.txt").write_text(images)
+    SETS["flickr8k"].write_splits(tmp_path)
+    listed = [{"id": 0, "file_name": "2.jpg"}, {"id": 1, "file_name": "1.jpg"}]
+    captions = [(0, " two"), (1, "a dog "), (1, "cats")]
+    captions = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(captions)]
+    written = json.dumps({"images": listed, "annotations": captions}, indent=1) + "\n"
+    assert (tmp_path / "captions_train.json").read_text() == written

@@ -157,18 +157,20 @@ def seeds_of_annotations() -> list[Any]:
 
 def annotations(data: bytes, folder: Path) -> None:
     """Read it as everything that it can be: examples, references, results, for a vocabulary, metrics and a report."""
-    from captioner.data.annotations import match, read, read_named_references, read_results
+    from captioner.data.annotations import read_examples
+    from captioner.data.references import read_references
     from captioner.data.vocabulary import Vocabulary
     from captioner.datasets.inspect import InspectedSplit, inspect
     from captioner.metrics import ptb_tokenize
+    from captioner.metrics.result_files import match_results, read_results
 
     endings = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
     ending = ".json" if data[:1] in (b"[", b"{") else endings[zlib.crc32(data) % len(endings)]
     file = folder / f"data{ending}"
     file.write_bytes(data)
     answers: list[Callable[[], Any]] = [
-        lambda: read(file, folder / "images", skip_bad=bool(len(data) % 2)),
-        lambda: read_named_references(file),
+        lambda: read_examples(file, folder / "images", skip_bad=bool(len(data) % 2)),
+        lambda: read_references(file),
         lambda: read_results(file),
     ]
     refused: list[BaseException] = []
@@ -180,7 +182,7 @@ def annotations(data: bytes, folder: Path) -> None:
             examples = found[0] if number == 0 else examples
             references = found if number == 1 else references
             if number == 2 and references:
-                match(references[0], found, references[1])
+                match_results(references[0], found, references[1])
         except Exception as error:
             one_line(error)
             refused.append(error)
@@ -239,12 +241,12 @@ def search_config() -> Any:
 
 def shard(data: bytes, folder: Path) -> None:
     """Read a tar of images and captions, and open the images."""
-    from captioner.data.annotations import read
+    from captioner.data.annotations import read_examples
     from captioner.data.images import open_image
 
     file = folder / "data.tar"
     file.write_bytes(data)
-    for example in read(file, skip_bad=True)[0]:
+    for example in read_examples(file, skip_bad=True)[0]:
         open_image(example.path, 32)
 
 
