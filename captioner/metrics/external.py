@@ -1,7 +1,7 @@
-"""Scores that other programs compute: METEOR and SPICE by Java, CLIPScore by transformers, each where it can be had.
+"""Scores that other programs compute: METEOR and SPICE by Java, CLIPScore by transformers.
 
-Java's are in pycocoevalcap (the extra `coco`), whose parts have licences of their own, among them GPL, AGPL and not for
-commercial use. It is looked for when a score is asked for, and never imported.
+The Java programs are in pycocoevalcap (the extra `coco`). Its parts have licences of their own, among them GPL, AGPL
+and not for commercial use, so it is never imported: only its folder is located when a score is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ from typing import Any
 from captioner.errors import UserError
 
 Words = Sequence[str]
-START = 30.0  # seconds in which Java must say its version
+START = 30.0  # seconds for java -version
 METEOR_TIME = (120.0, 0.1)  # seconds to start, and for each image
 SPICE_TIME = (600.0, 0.5)
-LONGEST = 1 << 20  # characters that a program may print
+LONGEST = 1 << 20  # characters of output
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 PROMPT = "A photo depicts "  # Hessel et al., section 3
-BATCH = 32  # that CLIP sees together
+BATCH = 32  # images that CLIP encodes together
 
 
 class Unavailable(Exception):
-    """A score that cannot be had here: one line that says why and what to do."""
+    """A score that cannot be computed here; the message is one line with the reason and the remedy."""
 
 
 def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> float:
@@ -44,40 +45,40 @@ def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -
         hypotheses: words of a caption of each image.
 
     Raises:
-        Unavailable: no pycocoevalcap, no Java that starts, or no answer from it.
+        Unavailable: pycocoevalcap or Java is missing, or the program fails.
     """
     folder, java = _coco_folder() / "meteor", _java()
-    jar = ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]  # as coco-caption calls it
+    jar = ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]  # coco-caption's options
     command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", *jar]
     with _running(command, folder, METEOR_TIME[0] + METEOR_TIME[1] * len(hypotheses)) as program:
 
-        def ask(parts: Sequence[str]) -> str:
+        def request(parts: Sequence[str]) -> str:
             program.stdin.write(" ||| ".join(parts) + "\n")
             program.stdin.flush()
-            return program.stdout.readline()
+            return program.stdout.readline(LONGEST)
 
         statistics = []
         for refs, words in zip(references, hypotheses, strict=True):
-            answer = ask(["SCORE", *(_line(caption) for caption in (*refs, words))])
+            answer = request(["SCORE", *(_line(caption) for caption in (*refs, words))])
             if len([float(number) for number in answer.split()]) != 23:
                 raise ValueError(f"METEOR answered {answer[:50]!r}")
             statistics.append(answer.strip())
-        ask(["EVAL", *statistics])  # the first image's score; those of the others follow, then the score of all
-        return [float(program.stdout.readline()) for _ in statistics][-1]
+        request(["EVAL", *statistics])  # answers with the score of each image, then that of all
+        return [float(program.stdout.readline(LONGEST)) for _ in statistics][-1]
 
 
 def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> float:
     """SPICE (Anderson et al. 2016), the mean F1 over the images, 0..1 in steps of 0.001.
 
-    The program runs without its cache and without its JSON output: these are what breaks on Java 15 and newer. So the
-    score is the one it prints, of three digits.
+    The program runs without its cache and its JSON output, which fail on Java 15 and newer, so the score is the one it
+    prints, with three digits.
 
     Args:
         references: words of one or more captions of each image.
         hypotheses: words of a caption of each image.
 
     Raises:
-        Unavailable: no pycocoevalcap, no Stanford models, no Java that starts, or no score from it.
+        Unavailable: pycocoevalcap, its Stanford models or Java is missing, or the program fails.
     """
     folder, java = _coco_folder() / "spice", _java()
     if not all((folder / "lib" / name).is_file() for name in MODELS):
@@ -91,86 +92,64 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
         file = Path(temporary, "captions.json")
         file.write_text(json.dumps(rows), encoding="utf-8")
         command = [java, "-Xmx8G", "-Dfile.encoding=UTF-8", "-Duser.language=en", "-jar", "spice-1.0.jar", str(file)]
-        said = _output(command, folder, SPICE_TIME[0] + SPICE_TIME[1] * len(hypotheses))
-    found = re.search(r"All tuples\s+f-score:\s+(\d\.\d+)", said)
+        output = _output(command, folder, SPICE_TIME[0] + SPICE_TIME[1] * len(hypotheses))
+    found = re.search(r"All tuples\s+f-score:\s+(\d\.\d+)", output)
     if not found:
         raise Unavailable(f"{java} printed no score: try another Java")
     return float(found[1])
 
 
 def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> float:
-    """CLIPScore without references (Hessel et al. 2021, equation 1), in general 0..1: 2.5 · the mean cosine.
+    """CLIPScore without references (Hessel et al. 2021, equation 1), usually 0..1: 2.5 · the mean cosine, or 0 if less.
 
-    The cosine of CLIP's embeddings of an image and of "A photo depicts " before its caption is computed by
-    torchmetrics, which takes a negative mean as 0.
+    The cosine is that of CLIP's embeddings of an image and of "A photo depicts " followed by its caption.
 
     Args:
-        paths: files.
+        paths: image files.
         captions: the caption of each.
         model: CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder.
 
     Raises:
-        Unavailable: no transformers, no such model within reach, or an image that cannot be read.
+        Unavailable: transformers or the model is missing, or an image cannot be read.
     """
-    for package in ("transformers", "torchmetrics"):
-        if importlib.util.find_spec(package) is None:
-            raise Unavailable(f"{package} is not installed: pip install {package}")
+    if importlib.util.find_spec("transformers") is None:
+        raise Unavailable("transformers is not installed: pip install transformers")
     import torch
-    from torchmetrics.multimodal.clip_score import CLIPScore
-    from torchvision.transforms.functional import pil_to_tensor
     from tqdm import tqdm
 
     from captioner.data.images import open_image
     from captioner.devices import best_device
 
-    device = best_device()
+    device, total = best_device(), 0.0
     try:
-        metric = CLIPScore(lambda: _clip(model)).to(device)
+        clip, processor = _load_clip(model)
+        clip = clip.to(device)
+        cut = {"truncation": True, "max_length": clip.config.text_config.max_position_embeddings, "padding": True}
         parts = range(0, len(paths), BATCH)
         for start in tqdm(parts, desc="CLIPScore", disable=None, unit_scale=BATCH, unit="image"):
-            here = slice(start, start + BATCH)
-            images = [pil_to_tensor(open_image(path)).to(device) for path in paths[here]]
+            images = [open_image(path) for path in paths[start : start + BATCH]]
+            texts = [PROMPT + caption for caption in captions[start : start + BATCH]]
             with torch.inference_mode():
-                metric.update(images, [PROMPT + caption for caption in captions[here]])
+                found = clip(**processor(text=texts, images=images, return_tensors="pt", **cut).to(device))
+                total += float((found.image_embeds * found.text_embeds).sum())  # of unit vectors
     except UserError as error:
         raise Unavailable(str(error)) from error
-    except Exception as error:  # whatever a hub, a damaged file or a full accelerator can raise
-        raise Unavailable(f"{model}: {_first_line(str(error))}: name a CLIP that is here or can be reached") from error
-    return 2.5 * float(metric.compute()) / 100
+    except Exception as error:  # hubs, damaged files and accelerators raise exceptions of any kind
+        raise Unavailable(f"{model}: {_first_line(str(error))}: name a CLIP that can be loaded") from error
+    return max(0.0, 2.5 * total / len(paths))
 
 
-def _clip(model: str) -> tuple[Any, Any]:
-    """CLIP and its processor as torchmetrics wants them."""
+def _load_clip(model: str) -> tuple[Any, Any]:
     import huggingface_hub
-    import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     huggingface_hub.utils.logging.set_verbosity_error()
-    open_model: Any = transformers.CLIPModel.from_pretrained
-    clip, info = open_model(model, output_loading_info=True)
+    clip, info = transformers.CLIPModel.from_pretrained(model, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{len(info['missing_keys'])} weights of a CLIP are missing in it")
-    processor = transformers.CLIPProcessor.from_pretrained(model)
-    longest = clip.config.text_config.max_position_embeddings
-
-    def process(text: list[str] | None = None, **more: Any) -> Any:
-        if text is None:
-            return processor(**more)
-        return processor(text=text, truncation=True, max_length=longest, **more)  # torchmetrics cuts the END off, too
-
-    def tensor(method: Any) -> Any:
-        """Since transformers 5 the embeddings come in an object, which torchmetrics 1.9 does not expect."""
-
-        def embed(*inputs: Any) -> Any:
-            found = method(*inputs)
-            return found if isinstance(found, torch.Tensor) else found.pooler_output
-
-        return embed
-
-    clip.get_image_features, clip.get_text_features = tensor(clip.get_image_features), tensor(clip.get_text_features)
-    return clip.eval(), process
+    return clip.eval(), transformers.CLIPProcessor.from_pretrained(model)
 
 
 def _line(words: Words) -> str:
@@ -179,7 +158,7 @@ def _line(words: Words) -> str:
 
 
 def _coco_folder() -> Path:
-    """The folder of pycocoevalcap, which is not imported."""
+    """The folder of pycocoevalcap."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
         raise Unavailable("pycocoevalcap is not installed: pip install pycocoevalcap")
@@ -187,7 +166,7 @@ def _coco_folder() -> Path:
 
 
 def _java() -> str:
-    """The java on the PATH, which has been seen to start."""
+    """The java on the PATH, if it starts."""
     java = shutil.which("java")
     if java is None:
         raise Unavailable("there is no java on the PATH: install a Java runtime")
@@ -196,72 +175,58 @@ def _java() -> str:
 
 
 def _output(command: list[str], folder: Path, seconds: float) -> str:
-    """What a program without input prints, once it has ended well."""
+    """The output of a program that needs no input."""
     with _running(command, folder, seconds) as program:
         program.stdin.close()
-        said = program.stdout.read(LONGEST)
-        if len(said) == LONGEST:
-            raise ValueError("it does not stop talking")
+        output = program.stdout.read(LONGEST)
+        if len(output) == LONGEST:
+            raise ValueError("endless output")
         if program.wait():
             raise ValueError(f"exit code {program.returncode}")
-    return said
+    return output
 
 
 @contextlib.contextmanager
 def _running(command: list[str], folder: Path, seconds: float) -> Iterator[Any]:
-    """A program with text pipes, gone with its whole process group when the block ends or the time is up.
+    """A process with text pipes; it and its children are killed when the block ends, or after `seconds`.
 
     Raises:
-        Unavailable: it cannot be started, or for the OSError or ValueError of a block that could not talk to it.
+        Unavailable: the program cannot be started, or the block raised OSError or ValueError.
     """
-    with tempfile.TemporaryFile() as complaints:
+    text: Any = {"encoding": "utf-8", "errors": "replace"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with tempfile.TemporaryFile() as stderr:
         try:
-            program = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
+            program = subprocess.Popen(command, cwd=folder, stderr=stderr, start_new_session=True, **text, **pipes)
         except OSError as error:
             raise Unavailable(f"{command[0]} cannot be started: {error.strerror}: try another Java") from error
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            _kill(program)
-
-        watchdog = threading.Timer(seconds, stop)
-        watchdog.daemon = True
+        deadline = time.monotonic() + seconds
+        watchdog = threading.Timer(seconds, _kill, [program])
         watchdog.start()
         try:
             yield program
         except (OSError, ValueError) as error:
-            if late.is_set():
-                raise Unavailable(f"{command[0]} took longer than {seconds:.0f} s: try another Java") from error
-            complaints.seek(0)
-            said = _first_line(complaints.read().decode(errors="replace"))
-            why = f"{said} ({_first_line(str(error))})" if said else _first_line(str(error))
-            raise Unavailable(f"{command[0]} failed: {why}: try another Java") from error
+            stderr.seek(0)
+            lines = (_first_line(stderr.read(LONGEST).decode(errors="replace")), _first_line(str(error)))
+            late = time.monotonic() > deadline
+            reason = f"took longer than {seconds:.0f} s" if late else f"failed: {': '.join(filter(None, lines))}"
+            raise Unavailable(f"{command[0]} {reason}: try another Java") from error
         finally:
             watchdog.cancel()
             _kill(program)
             program.wait()
-            for pipe in (program.stdin, program.stdout):
-                with contextlib.suppress(OSError):  # what it has not read any more
-                    pipe and pipe.close()
+            program.stdout.close()
+            with contextlib.suppress(OSError):  # input that the program has not read
+                program.stdin.close()
 
 
 def _kill(program: subprocess.Popen[str]) -> None:
-    """End a program that has not been waited for, and all it has started."""
+    """Kill a process that has not been waited for, and its children."""
     if program.returncode is None:
         with contextlib.suppress(OSError):
             os.killpg(program.pid, signal.SIGKILL) if hasattr(os, "killpg") else program.kill()
 
 
 def _first_line(text: str) -> str:
-    """The first line that says something, not too long."""
+    """The first line that is not blank, up to 200 characters."""
     return next((line.strip()[:200] for line in text.splitlines() if line.strip()), "")
