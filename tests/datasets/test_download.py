@@ -185,7 +185,7 @@ def test_a_page_does_not_cost_the_part(tmp_path, server, get):
 
 def test_one_who_never_answers(tmp_path, server, get):
     line = refused(tmp_path, get, *[{"hang": True, "ranges": False}] * 3, timeout=0.1, retries=1)
-    assert "nothing came for 0.1 s" in line
+    assert "no data for 0.1 s" in line
     assert get() == DATA
 
 
@@ -245,5 +245,5 @@ def test_a_full_disk(tmp_path, get, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("captioner.files.os.fsync", full)
     assert "No space left on device" in refused(tmp_path, get)

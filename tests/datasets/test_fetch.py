@@ -209,7 +209,7 @@ def test_damaged_bytes_never_become_files(tmp_path, flips):
 def test_refusals(get, server, tmp_path):
     code, out, err = get({"status": 404})
     assert (code, out) == (2, "")
-    assert is_one_line(err.splitlines()[-1], "text.zip cannot be fetched", "HTTP 404")
+    assert is_one_line(err.splitlines()[-1], "text.zip cannot be downloaded", "HTTP 404")
     code, _, err = get({"html": True})
     assert code == 2
     assert is_one_line(err.splitlines()[-1], "web page")
@@ -220,7 +220,7 @@ def test_a_small_disk(get, server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000))
     code, out, err = get()
     assert (code, out) == (2, "")
-    assert "make room" in err
+    assert "free disk space" in err
     assert server.log == []  # before anything was asked for
     assert contents(tmp_path / "set") == set()
 
