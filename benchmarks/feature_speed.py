@@ -1,6 +1,6 @@
 """Feature extraction from JPEG files against the bare ResNet forward, on the CPU.
 
-Ours is captioner.training.datamodule.extract_features: read, decode, resize, normalise, encode, round to fp16. Bare is
+Ours is captioner.training.split.extract_features: read, decode, resize, normalise, encode, round to fp16. Bare is
 encoder.resnet on the same images as normalised float tensors made beforehand, in the same batches. The limit is on
 224 × 224 files, which are decoded but not resized to another size; 500 × 375 files are measured for information.
 """
@@ -21,7 +21,7 @@ from captioner.config import ModelConfig
 from captioner.data.dataset import read_images
 from captioner.devices import choose_workers
 from captioner.models.encoder import Encoder
-from captioner.training.datamodule import extract_features
+from captioner.training.split import extract_features
 
 SIDE, BATCH, NUMBER = 224, 32, 64
 LIMIT = 0.9

@@ -69,7 +69,7 @@ def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
 
     from captioner.config import DataConfig, ModelConfig
     from captioner.models.encoder import weights_digest
-    from captioner.training import datamodule
+    from captioner.training import datamodule, split
 
     random = np.random.default_rng(0)
     block = random.standard_normal((1000, 4096)).astype(np.float16)
@@ -78,7 +78,7 @@ def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
         for first in range(0, len(paths), len(block)):
             yield block[: len(paths) - first]
 
-    datamodule.extract_features = made_up  # type: ignore[assignment]
+    split.extract_features = made_up  # type: ignore[assignment]
     names = {f"{s}{e}": str(folder / p) for s in SPLITS for e, p in (("", f"captions_{s}.json"), ("_images", s))}
     config = DataConfig(**names, feature_cache=str(folder / "features"), feature_memory=gib)  # type: ignore[arg-type]
     model = ModelConfig()

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from captioner.__main__ import main as captioner
 from captioner.data.dataset import Batch
 from captioner.data.vocabulary import PAD
-from captioner.training import callbacks, datamodule
+from captioner.training import callbacks
+from captioner.training import split as data_split
 
 VOCABULARY, SIZE, FEATURES, BATCH = 9_487, 512, 2_048, 500
 WARM_UP = 3
@@ -106,12 +107,12 @@ class Turns(pl.Callback):
 def main() -> bool:
     """Print the ratio; whether it is within the limit."""
     rounds = rounds_argument(__doc__, 20).parse_args().rounds
-    turns, real_callbacks = Turns(), callbacks.callbacks
+    turns, real_callbacks = Turns(), callbacks.make_callbacks
     with (
         tempfile.TemporaryDirectory() as name,
-        patch.object(callbacks, "callbacks", lambda *a: [*real_callbacks(*a), turns]),
-        patch.object(datamodule, "extract_features", random_features),
-        patch.object(datamodule, "best_device", lambda: "cpu"),
+        patch.object(callbacks, "make_callbacks", lambda *a: [*real_callbacks(*a), turns]),
+        patch.object(data_split, "extract_features", random_features),
+        patch.object(data_split, "best_device", lambda: "cpu"),
     ):
         folder = Path(name)
         write_data(folder, rounds + WARM_UP)

@@ -18,7 +18,6 @@ from conftest import ROOT, is_one_line, train, write_set
 from filelock import FileLock
 
 from captioner.__main__ import main
-from captioner.cli import train as train_command
 from captioner.config import SearchConfig, TrainConfig
 from captioner.data import dataset, features
 from captioner.data.annotations import read_examples
@@ -26,11 +25,11 @@ from captioner.errors import UserError
 from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
-from captioner.training import callbacks
-from captioner.training import sanity_checks as health
-from captioner.training.callbacks import WholeCheckpoints
+from captioner.training import callbacks, run_folder, sanity_checks
+from captioner.training.base_task import GPU_CHECK_INTERVAL, BaseTask, BatchRecord
+from captioner.training.callbacks import AtomicCheckpointIO
 from captioner.training.sanity_checks import same_caption, shared_images
-from captioner.training.task import WATCHED, CaptionTask, Seen, Task
+from captioner.training.task import CaptionTask
 
 FULL = OSError(28, "No space left on device")
 
@@ -86,13 +85,13 @@ def test_gradients_that_explode_are_told_with_all_batches_of_the_step(tiny, tmp_
     """Their losses are numbers."""
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
     assert train(tiny, tmp_path / "run", "--trainer.accumulate_grad_batches", "3") == 2
-    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batches 1 to 3 (", "gradient inf")
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batches 1 to 3 (", "gradient norm inf")
 
 
 def test_of_steps_that_are_looked_at_together_the_first_bad_one_is_named(tiny, tmp_path, capsys, monkeypatch):
     """As on a GPU, where few steps wait for the answer; nothing is validated or written before it is there."""
     spoil_loss(monkeypatch, 6)
-    monkeypatch.setattr(Task, "every", WATCHED)
+    monkeypatch.setattr(BaseTask, "check_interval", GPU_CHECK_INTERVAL)
     validated = []
     begin = CaptionTask.on_validation_epoch_start
     monkeypatch.setattr(
@@ -105,20 +104,21 @@ def test_of_steps_that_are_looked_at_together_the_first_bad_one_is_named(tiny, t
 
 
 def test_a_step_of_fp16_may_be_passed_over_but_not_all():
-    good, bad = ((torch.tensor(norm), [Seen(torch.tensor(1.0), 0, 0, None)]) for norm in (1.0, torch.inf))
-    trainer = SimpleNamespace(precision="16-mixed", world_size=1)
+    good, bad = ((torch.tensor(norm), [BatchRecord(torch.tensor(1.0), 0, 0, None)]) for norm in (1.0, torch.inf))
 
     def after(*steps, end=False, planned=1000):
-        task = SimpleNamespace(trainer=trainer, config=TrainConfig(), steps=planned, watched=list(steps))
-        Task.check_gradients(task, end)
-        return len(task.watched)
+        task = BaseTask(None, TrainConfig(), planned)
+        task.trainer = SimpleNamespace(precision="16-mixed", world_size=1)
+        task.unchecked = list(steps)
+        task.check_gradients(end)
+        return len(task.unchecked)
 
     assert after(*[bad] * 49) == 49  # more are waited for
     assert after(*[bad] * 49, good) == 0
     assert after(*[bad] * 49, good, *[bad] * 49) == 49
     assert after(good, *[bad] * 9, end=True, planned=10) == 9
     for steps, more in (([bad] * 50, {}), ([good, *[bad] * 50], {}), ([bad] * 9, {"end": True, "planned": 9})):
-        with pytest.raises(UserError, match="norm of its gradient inf"):
+        with pytest.raises(UserError, match="gradient norm inf"):
             after(*steps, **more)
 
 
@@ -127,7 +127,7 @@ def test_a_language_model_has_the_same_eye_on_its_gradients(tmp_path, capsys, mo
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
     options = ["--data.text", tmp_path / "text.txt", "--output", tmp_path / "run", "--trainer.accelerator", "cpu"]
     assert main(["pretrain", *map(str, options)]) == 2
-    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batch 1: its loss is", "gradient nan")
+    assert is_one_line(capsys.readouterr().err.splitlines()[-1], "epoch 1, batch 1: its loss is", "gradient norm nan")
 
 
 # ---- disks and folders
@@ -136,11 +136,11 @@ def test_a_language_model_has_the_same_eye_on_its_gradients(tmp_path, capsys, mo
 @pytest.mark.parametrize("fails_in", ["save", "fsync"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, fails_in):
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"a": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
     before = path.read_bytes()
     monkeypatch.setattr(*((torch, "save", fails) if fails_in == "save" else (os, "fsync", fails)))
     with pytest.raises(UserError) as caught:
-        WholeCheckpoints().save_checkpoint({"a": 2}, path)
+        AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
     assert is_one_line(str(caught.value), str(path), "No space left", "--resume")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert path.read_bytes() == before
@@ -172,13 +172,13 @@ def test_a_file_that_outgrows_its_limit(tmp_path):
     """torch has a word of its own for what the disk refuses."""
     code = f"""
 import resource, torch
-from captioner.training.callbacks import WholeCheckpoints
+from captioner.training.callbacks import AtomicCheckpointIO
 from captioner.errors import UserError
 path = {str(tmp_path / "last.ckpt")!r}
-WholeCheckpoints().save_checkpoint({{"a": torch.zeros(10)}}, path)
+AtomicCheckpointIO().save_checkpoint({{"a": torch.zeros(10)}}, path)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
-    WholeCheckpoints().save_checkpoint({{"a": torch.zeros(10**6)}}, path)
+    AtomicCheckpointIO().save_checkpoint({{"a": torch.zeros(10**6)}}, path)
 except UserError as error:
     print(error)
 print(torch.load(path)["a"].shape)
@@ -223,7 +223,7 @@ def test_a_place_one_may_not_look_at(tmp_path, cli, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_command, "WAIT", 0.1)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.1)
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
         assert train(tiny, tmp_path / "run") == 2
@@ -241,10 +241,15 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
 def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
     """However they were started: here by torchrun, on a second machine."""
     place = f"Path({str(tmp_path)!r})"
-    code = f"from pathlib import Path; from captioner.cli import train; train.WAIT = 0.1; train.locked({place})"
+    code = "from pathlib import Path; from captioner.training import run_folder as run; run.LOCK_TIMEOUT = 0.1"
     environment = {**os.environ, "RANK": "8", "LOCAL_RANK": "0"}
     with FileLock(tmp_path / ".lock"):
-        subprocess.run([sys.executable, "-c", f"{code}.__enter__()"], env=environment, cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-c", f"{code}; run.lock_folder({place}).__enter__()"],
+            env=environment,
+            cwd=ROOT,
+            check=True,
+        )
 
 
 def test_weights_that_fp16_cannot_hold_are_kept_as_they_are(captioner, tmp_path):
@@ -258,7 +263,7 @@ def test_weights_that_fp16_cannot_hold_are_kept_as_they_are(captioner, tmp_path)
 
 
 def test_logs_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(callbacks.Samples, "on_validation_end", fails)
+    monkeypatch.setattr(callbacks.SampleCaptions, "on_validation_end", fails)
     assert train(tiny, tmp_path / "run") == 2
     assert "cannot be written ([Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
@@ -285,11 +290,11 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_anew(tiny, run, tmp_path
             (out / gone).unlink()
         for more in ([], ["--resume"]):
             assert train(tiny, out, *more, "--train.ema_decay", "0.5") == 2
-            assert is_one_line(capsys.readouterr().err.strip(), "no last.ckpt to go on from", "--init-from")
+            assert is_one_line(capsys.readouterr().err.strip(), "no last.ckpt to resume from", "--init-from")
     assert (out / "best.ckpt").read_bytes() == best
     torch.save({**state, "epoch": 0}, out / "best.ckpt")  # killed before the first last.ckpt
     assert train(tiny, out, "--train.ema_decay", "0.5") == 2
-    assert is_one_line(capsys.readouterr().err.strip(), "was killed: --resume begins it anew")
+    assert is_one_line(capsys.readouterr().err.strip(), "was killed: --resume starts it again")
     assert train(tiny, out, "--resume", "--train.ema_decay", "0.5") == 0
 
 
@@ -414,7 +419,7 @@ def test_validation_images_among_the_training_images_are_told(tmp_path, monkeypa
     assert is_one_line(line, "1 of 4 validation images", "007.png is 002.png", "data inspect")
     val[1].path.unlink()
     assert shared_images(train, val) == []  # features may be all that is left
-    monkeypatch.setattr(health, "OF_A_SIZE", 0)
+    monkeypatch.setattr(sanity_checks, "MAX_CANDIDATES", 0)
     assert shared_images(train, train)[0].startswith("6 of 6 validation images")  # the same files are not read
 
 
@@ -424,7 +429,7 @@ def test_of_many_shared_images_some_are_counted(tmp_path, monkeypatch):
     for one, other in zip(train, val, strict=True):
         shutil.copy(one.path, other.path)
     assert shared_images(train, val)[0].startswith("6 of 6 validation images")
-    monkeypatch.setattr(health, "LOOKED_AT", 3)
+    monkeypatch.setattr(sanity_checks, "MAX_COMPARED", 3)
     assert shared_images(train, val)[0].startswith("at least 3 of 6 validation images")
 
 

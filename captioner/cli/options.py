@@ -16,6 +16,13 @@ def config_of(kind: type[Config], options: Any) -> Config:
     return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
+def add_run_arguments(parser: Any, output: str) -> None:
+    """The options of a command that trains: ``--config``, ``--output`` with its default, and ``--resume``."""
+    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
+    parser.add_argument("--output", type=str, default=output, help="folder of the run")
+    parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")
+
+
 def add_checkpoint_arguments(parser: Any) -> None:
     """``--checkpoint``, which may be given several times for an ensemble, and ``--device``."""
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 Example: captioner plot runs/lstm runs/attention --output curves.png
 
-Runs of train and of pretrain, also while they go on.
+Runs of train and of pretrain, also while they train.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Read, draw and write; see the module's docstring."""
     from captioner.files import write_json
-    from captioner.training.curves import draw, label, read
+    from captioner.training.curves import plot_curves, read_logs, run_labels
 
-    runs = [Path(name) for name in options.runs]
-    curves = {name: read(run) for name, run in zip(label(runs), runs, strict=True)}
+    folders = [Path(name) for name in options.runs]
+    runs = {label: read_logs(folder) for label, folder in zip(run_labels(folders), folders, strict=True)}
     if options.json:
-        write_json(options.json, curves)
-    draw(curves, options.output)
+        write_json(options.json, runs)
+    plot_curves(runs, options.output)
     print(options.output)

@@ -1,4 +1,4 @@
-"""A first look at a training: how long it will take, and how much memory and room."""
+"""Dry run of a training (``captioner train --check``): how much time, memory and disk space the whole will take."""
 
 from __future__ import annotations
 
@@ -16,90 +16,86 @@ from pytorch_lightning.callbacks import Callback
 
 from captioner.training.datamodule import CaptionData
 
-SECONDS = 3.0  # so long batches are timed, two at least
+MIN_SECONDS = 3.0  # of timed training
 
 
-class Check(Callback):
-    """Stops a training when two batches are timed, or more if they are quick, and times its validation.
+class DryRun(Callback):
+    """Stops a training once enough batches are timed, and times its validation.
 
     Args:
-        fewest: batches that are timed at least; one more goes before, which warms up.
+        min_batches: fewest batches to time; one more warms up, where the epoch has several.
     """
 
-    def __init__(self, fewest: int = 2) -> None:
-        self.fewest = fewest
-        self.ends: list[float] = []
-        self.validation: list[float] = []  # beginning and end
+    def __init__(self, min_batches: int = 2) -> None:
+        self.min_batches = min_batches
+        self.batch_ends: list[float] = []
+        self.validation: list[float] = []  # start and end
         self.images = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: Any) -> None:
-        """Where the first batch begins, for an epoch of one."""
-        self.ends.append(time.perf_counter())
+        self.batch_ends.append(time.perf_counter())  # where the only batch of an epoch starts
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Enough is enough."""
         now = time.perf_counter()
-        self.ends = [now] if batch_idx == 0 and trainer.num_training_batches > 1 else [*self.ends, now]
-        timed = len(self.ends) - 1
-        trainer.should_stop = timed >= self.fewest and now - self.ends[0] >= SECONDS
+        warm_up = batch_idx == 0 and trainer.num_training_batches > 1
+        self.batch_ends = [now] if warm_up else [*self.batch_ends, now]
+        timed = len(self.batch_ends) - 1
+        trainer.should_stop = timed >= self.min_batches and now - self.batch_ends[0] >= MIN_SECONDS
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: Any) -> None:
-        """One epoch is more than enough."""
         trainer.should_stop = True
 
     def on_validation_start(self, trainer: pl.Trainer, task: Any) -> None:
-        """The clock of the validation."""
         self.validation.append(time.perf_counter())
 
     def on_validation_batch_end(self, trainer: pl.Trainer, task: Any, *_: Any) -> None:
-        """Captions so far."""
-        self.images = len(task.found)
+        self.images = len(task.val_captions)  # of this process alone
 
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
-        """The scores are there, too."""
         self.validation.append(time.perf_counter())
 
     def report(self, data: CaptionData, world: int, batches: int, epochs: int, validations: int, folder: Path) -> str:
-        """Some lines: time, memory and room of the whole training.
+        """Lines on time, memory and disk space of the whole training.
 
         Args:
-            data: what is trained on.
-            world: processes.
-            batches: of an epoch.
-            epochs, validations: of the training.
-            folder: with the checkpoints that were written.
+            data: of the training.
+            world: number of processes.
+            batches: in an epoch.
+            epochs, validations: in the training.
+            folder: with the checkpoints of the dry run.
         """
-        batch = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
-        image = (self.validation[1] - self.validation[0]) / max(1, self.images)
-        validation = image * len(data.val.examples) / world
-        lines, total = [], epochs * batches * batch + validations * validation
-        missing = [split for split in (data.train, data.val) if split.missing]
-        if missing:
-            number = sum(split.missing for split in missing)
-            seconds = sum(split.missing * split.seconds for split in missing)
-            total += seconds
-            lines.append(f"features: of {number:,} images, still to compute: {duration(seconds)}")
-        epoch = duration(batches * batch)
-        lines.append(f"training: {1000 * batch:,.0f} ms a batch, {batches:,} batches an epoch: {epoch} an epoch")
-        lines.append(f"validation: {len(data.val.examples):,} images, captioned and scored: {duration(validation)}")
-        lines.append(f"in all: {duration(total)} for {epochs} epochs, if it does not stop before")
-        lines.append(f"memory: {gib(_memory())} at the most in this process{_of_gpu()}")
-        later = sum(split.missing * split.bytes for split in missing)
-        if later:
-            held = "held in memory" if later <= data.data.feature_memory * 2**30 else "read from the disk"
-            lines.append(f"features of {gib(later)} will be {held}")
-        files = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        batch = (self.batch_ends[-1] - self.batch_ends[0]) / (len(self.batch_ends) - 1)
+        images = len(data.val.examples)
+        validation = (self.validation[1] - self.validation[0]) / max(1, self.images) * images / world
+        sampled = [split for split in (data.train, data.val) if split.missing]
+        extraction = sum(split.missing * split.seconds for split in sampled)
+        features = sum(split.missing * split.bytes for split in sampled)
+        total = epochs * batches * batch + validations * validation + extraction
+        files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(folder).free
-        lines.append(
-            f"room: {gib(sum(files))} for checkpoints and logs, {gib(later)} for features; {gib(free)} are free"
-        )
-        if sum(files) + later > free:
-            lines.append("that is not enough room: name another --output or --data.feature_cache")
+        gpu = f", {gib(torch.cuda.max_memory_allocated())} on the GPU" if torch.cuda.is_available() else ""
+        held = "held in memory" if features <= data.data.feature_memory * 2**30 else "read from the disk"
+        missing = f"features: of {sum(split.missing for split in sampled):,} images, still to compute: "
+        epoch = duration(batches * batch)
+        lines = [
+            *([missing + duration(extraction)] if sampled else []),
+            f"training: {1000 * batch:,.0f} ms a batch, {batches:,} batches an epoch: {epoch} an epoch",
+            f"validation: {images:,} images, captioned and scored: {duration(validation)}",
+            f"in all: {duration(total)} for {epochs} epochs, unless early stopping ends it before",
+            f"memory: peak of {gib(_peak_memory())} in this process{gpu}",
+            *([f"features of {gib(features)} will be {held}"] if features else []),
+            f"disk: {gib(files)} for checkpoints and logs, {gib(features)} for features; {gib(free)} are free",
+            *(
+                ["the disk is too small: name another --output or --data.feature_cache"]
+                if files + features > free
+                else []
+            ),
+        ]
         return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
-    """A time in two units at most.
+    """A time in at most two units.
 
     >>> duration(0.4), duration(75), duration(4000), duration(200000)
     ('0.4 s', '1 min 15 s', '1 h 7 min', '2 d 8 h')
@@ -115,7 +111,7 @@ def duration(seconds: float) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes in GB of 2³⁰.
+    """Bytes in GB of 2³⁰, small sizes in MB of 2²⁰.
 
     >>> gib(2**29), gib(2**20)
     ('0.5 GB', '1 MB')
@@ -123,13 +119,7 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GB" if size >= 2**28 else f"{math.ceil(size / 2**20)} MB"
 
 
-def _memory() -> int:
-    """Bytes that this process had at the most."""
+def _peak_memory() -> int:
+    """Bytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
-
-
-def _of_gpu() -> str:
-    if not torch.cuda.is_available():
-        return ""
-    return f", {gib(torch.cuda.max_memory_allocated())} on the GPU"

@@ -1,4 +1,4 @@
-"""The gradient of the loss at a caption's last word with regard to every state before it."""
+"""Gradient of the loss at the last word of a caption with respect to every state before it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor, nn
 from captioner.decoding.search import State, Step
 
 
-def through_time(step: Step, state: State, context: State, words: Tensor, lengths: Tensor) -> list[Tensor]:
-    """‖∂L_T / ∂h_{T−d}‖ for d = 1 … D, where L_T = −log p(w_T | w_1 … w_{T−1}) asks for the last word only.
+def gradient_norms(step: Step, state: State, context: State, words: Tensor, lengths: Tensor) -> list[Tensor]:
+    """‖∂L_T / ∂h_{T−d}‖ for d = 1 … D, where L_T = −log p(w_T | w_1 … w_{T−1}) is the loss of the last word alone.
 
-    h_t is the state after START and w_1 … w_{t−1}; L_T reads h_T, so d states lie between, and the chain rule gives
+    h_t is the state after START and w_1 … w_{t−1}. L_T depends on h_T, d states after h_{T−d}, and by the chain rule
     ``∂L_T/∂h_{T−d} = J_{T−d+1}ᵀ … J_Tᵀ ∂L_T/∂h_T`` with ``J_k = ∂h_k/∂h_{k−1}``. In a tanh RNN
     ``J_k = diag(1 − h_k²) W_hh`` and 0 < 1 − h² ≤ 1: where the largest singular value σ of W_hh is below 1 the
     gradient vanishes at least as fast as σ^d, and only where σ > 1 can it explode (Pascanu, Mikolov and Bengio 2013,
-    section 2.1). The way from c_{k−1} to c_k in an LSTM is diag(f_k), the forget gate, and no matrix (Hochreiter and
-    Schmidhuber 1997; Gers et al. 2000).
+    section 2.1). From c_{k−1} to c_k in an LSTM the Jacobian is diag(f_k), the forget gate, and no matrix (Hochreiter
+    and Schmidhuber 1997; Gers et al. 2000).
 
     Args:
-        step, state, context: of N captions, as a search has them.
+        step, state, context: of N captions, as for a search.
         words: (N, T + 1) ids: START, w_1 … w_T, then anything.
         lengths: (N,) the T of each caption, 1 or more.
 
     Returns:
-        For each part of the state (h; h and c of an LSTM), (N, D) norms over all of its layers; D is the smallest T,
-        so the last column of the shortest caption is of the state before START.
+        For each part of the state (h; h and c of an LSTM), (N, D) norms over all of its layers. D is the smallest T;
+        the last column of the shortest caption is that of the state before START.
     """
     state = tuple(part.detach().requires_grad_() for part in state)
-    befores, terms = [], []
+    states, losses = [], []
     for t in range(int(lengths.max())):
-        befores.append(state)
-        log_probs, state = step(words[:, t], state, context)
-        terms.append(log_probs.gather(1, words[:, t + 1 : t + 2])[:, 0])
+        states.append(state)
+        log_probs, state = step(words[:, t], state, context)  # (N, V)
+        losses.append(-log_probs.gather(1, words[:, t + 1 : t + 2])[:, 0])
     rows = torch.arange(len(words))
-    loss = -torch.stack(terms)[lengths - 1, rows].sum()  # no caption has a part in another's loss
+    loss = torch.stack(losses)[lengths - 1, rows].sum()  # the captions do not depend on each other
     times = lengths.unsqueeze(1) - torch.arange(1, int(lengths.min()) + 1)  # (N, D): T − d
     norms = []
-    for parts in zip(*befores, strict=True):
+    for parts in zip(*states, strict=True):
         gradients = torch.autograd.grad(loss, parts, retain_graph=True, materialize_grads=True)
         by_time = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])  # (max T, N)
         norms.append(by_time[times, rows.unsqueeze(1)])
@@ -47,11 +47,11 @@ def through_time(step: Step, state: State, context: State, words: Tensor, length
 
 
 def recurrent_matrices(decoder: nn.Module) -> Mapping[str, nn.Parameter]:
-    """W_hh of each layer by name: (H, H); the gates of a GRU (3H, H) or an LSTM (4H, H) below one another."""
+    """W_hh of each layer by name: (H, H), in a GRU (3H, H) and in an LSTM (4H, H) for all gates."""
     return {name: weight for name, weight in decoder.named_parameters() if "weight_hh" in name}
 
 
 def largest_singular_value(decoder: nn.Module) -> float:
-    """Of all W_hh, each gate by itself."""
+    """Of the W_hh of all layers and gates."""
     gates = [gate for weight in recurrent_matrices(decoder).values() for gate in weight.detach().split(weight.shape[1])]
     return max(float(torch.linalg.matrix_norm(gate.float(), 2)) for gate in gates)

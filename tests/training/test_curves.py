@@ -7,7 +7,7 @@ import pytest
 from conftest import is_one_line
 
 from captioner.errors import UserError
-from captioner.training.curves import label, read
+from captioner.training.curves import read_logs, run_labels
 
 
 def write(run, part, *rows, columns="step,train_loss,val_cider"):
@@ -18,7 +18,7 @@ def write(run, part, *rows, columns="step,train_loss,val_cider"):
 
 def test_a_real_run_has_every_curve(run, cli, tmp_path):
     pytest.importorskip("matplotlib")
-    curve = read(run)
+    curve = read_logs(run)
     assert {"train_loss", "val_loss", "val_cider", "val_bleu4", "lr", "grad_norm", "captions_per_s"} <= set(curve)
     assert all(steps == sorted(steps) for steps in ([s for s, _ in points] for points in curve.values()))
     for ending, begins in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
@@ -36,20 +36,20 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     write(tmp_path, 0, "1,5.0,", "2,4.0,", "3,9.9,", "3,,70.0")
     write(tmp_path, 1, "3,3.0,", "4,2.0,", "4,,80.0")
     write(tmp_path, 10, "5,1.0,")
-    assert read(tmp_path)["train_loss"] == [[1, 5], [2, 4], [3, 3], [4, 2], [5, 1]]
-    assert read(tmp_path)["val_cider"] == [[4, 80]]
+    assert read_logs(tmp_path)["train_loss"] == [[1, 5], [2, 4], [3, 3], [4, 2], [5, 1]]
+    assert read_logs(tmp_path)["val_cider"] == [[4, 80]]
 
 
 def test_a_line_that_is_cut_short_is_left_out(tmp_path):
     write(tmp_path, 0, "1,5.0,", "2,4.0,", "3,", "nonsense")
-    assert read(tmp_path) == {"train_loss": [[1, 5], [2, 4]]}
+    assert read_logs(tmp_path) == {"train_loss": [[1, 5], [2, 4]]}
 
 
 def test_two_runs_of_one_name_are_told_apart(tmp_path):
     a, b, c = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"
-    assert label([a, b, c]) == [str(a), str(b), "other"]
+    assert run_labels([a, b, c]) == [str(a), str(b), "other"]
     with pytest.raises(UserError, match="is named twice"):
-        label([a, a])
+        run_labels([a, a])
 
 
 def test_what_cannot_be_drawn_is_one_line(run, cli, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from captioner.data.images import eval_transform, open_image
 from captioner.data.vocabulary import END, PAD, UNK, tokenize
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder
-from captioner.training import datamodule
+from captioner.training import split
 from captioner.training.datamodule import CaptionData
 
 FROZEN, TRAINED = 0, 1
@@ -163,7 +163,7 @@ def test_a_share_of_the_images_keeps_its_mirrored_features(fresh):
 
 def test_features_are_computed_once(fresh, monkeypatch):
     first = batches(load(fresh))
-    monkeypatch.setattr(datamodule, "extract_features", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(split, "extract_features", lambda *_: pytest.fail("computed again"))
     for a, b in zip(first, batches(load(fresh)), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -277,6 +277,6 @@ def test_processes_share_the_validation_images(tiny, monkeypatch, world):
     """Each image in one process, also where there are more processes than images."""
     data, seen = load(tiny), []
     for rank in range(world):
-        monkeypatch.setattr(data, "_place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, world))
         seen += [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
     assert sorted(seen) == list(range(6))

@@ -11,7 +11,7 @@ from conftest import arguments, is_one_line, make_captioner
 from captioner.__main__ import main
 from captioner.data.vocabulary import PAD, START
 from captioner.models.captioner import Captioner
-from captioner.training.gradients import largest_singular_value, recurrent_matrices, through_time
+from captioner.training.gradients import gradient_norms, largest_singular_value, recurrent_matrices
 
 WORDS = torch.tensor([[START, 4, 5, 6, 7, 8], [START, 9, 4, 6, PAD, PAD], [START, 6, 5, 4, 6, PAD]])
 LENGTHS = torch.tensor([5, 3, 4])
@@ -27,7 +27,7 @@ def test_a_linear_rnn_by_hand():
         h = state[0][:, 0] @ w.T + u[words]
         return torch.log_softmax(h @ c.T, dim=-1), (h.unsqueeze(1),)
 
-    (norms,) = through_time(step, (torch.zeros(3, 1, 4),), (), WORDS, LENGTHS)
+    (norms,) = gradient_norms(step, (torch.zeros(3, 1, 4),), (), WORDS, LENGTHS)
     assert norms.shape == (3, 3)
     for row, length in enumerate(LENGTHS.tolist()):
         h = torch.zeros(4)
@@ -47,7 +47,7 @@ def test_a_linear_rnn_by_hand():
 def test_every_cell_against_autograd_one_state_at_a_time(cell, layers, image_as):
     model = make_captioner(cell=cell, layers=layers, image_as=image_as)
     features = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
-    norms = through_time(*model.start_search(features), WORDS, LENGTHS)
+    norms = gradient_norms(*model.start_search(features), WORDS, LENGTHS)
     assert len(norms) == (2 if cell == "lstm" else 1)
     for row, length in enumerate(LENGTHS.tolist()):
         for d in range(1, 4):
@@ -68,7 +68,7 @@ def test_the_bound_of_the_lecture():
         for weight in recurrent_matrices(model.decoder).values():
             weight *= 0.5 / torch.linalg.matrix_norm(weight, 2)
     assert largest_singular_value(model.decoder) == pytest.approx(0.5)
-    (norms,) = through_time(*model.start_search(torch.randn(3, 512)), WORDS, LENGTHS)
+    (norms,) = gradient_norms(*model.start_search(torch.randn(3, 512)), WORDS, LENGTHS)
     assert (norms[:, 1:] <= 0.5 * norms[:, :-1]).all()
     assert (norms > 0).all()
 

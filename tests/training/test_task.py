@@ -16,8 +16,9 @@ from captioner.data.dataset import Batch
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder
+from captioner.training.optimizer import warmup_cosine
 from captioner.training.rewards import Rewards
-from captioner.training.task import CaptionTask, SmoothedCrossEntropy, warmup_cosine
+from captioner.training.task import CaptionTask, SmoothedCrossEntropy
 
 WORDS = torch.tensor([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
 

@@ -22,7 +22,7 @@ from captioner.data import clips
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import read_checkpoint
 from captioner.models.encoder import Encoder
-from captioner.training.callbacks import SIDE
+from captioner.training.callbacks import SAMPLE_SIZE
 from captioner.training.datamodule import CaptionData
 from captioner.training.task import CaptionTask
 
@@ -103,8 +103,8 @@ def test_tensorboard_has_scalars_and_images_with_captions(run, tiny):
         pages = events.Images(tag)
         assert len(pages) == 2  # epochs
         page = Image.open(io.BytesIO(pages[-1].encoded_image_string))
-        assert page.width == SIDE < page.height
-        darkest, lightest = page.crop((0, SIDE, SIDE, page.height)).convert("L").getextrema()
+        assert page.width == SAMPLE_SIZE < page.height
+        darkest, lightest = page.crop((0, SAMPLE_SIZE, SAMPLE_SIZE, page.height)).convert("L").getextrema()
         assert darkest < 50 < lightest  # something stands there
 
 
@@ -336,14 +336,14 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny, tmp_path, stop, options):
 
 
 SLOW_FEATURES = """
-from captioner.training import datamodule
-extract = datamodule.extract_features
+from captioner.training import split
+extract = split.extract_features
 def slow(*arguments):
     for block in extract(*arguments):
         yield block
         print("block", flush=True)
         time.sleep(0.5)
-datamodule.extract_features = slow
+split.extract_features = slow
 """
 
 
@@ -499,7 +499,7 @@ def test_a_run_is_resumed_on_another_number_of_processes(tmp_path, begun):
     done = module_train(coco, stopped, *options, *first, "--train.checkpoint_minutes", "0.00001", patch=STOP)
     assert done.returncode != 0
     state = torch.load(stopped / "last.ckpt", weights_only=True)
-    assert state["CaptionData"] == {"together": 4}
+    assert state["CaptionData"] == {"global_batch_size": 4}
     assert 0 < state["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["delivered"] < 9
     done = module_train(coco, stopped, *options, *second, "--resume")
     assert done.returncode == 0, done.stderr
