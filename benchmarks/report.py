@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from captioner.metrics.scoring import Comparison, score_images
 from captioner.models.base import Caption
-from captioner.reports.evaluation import Evaluation
+from captioner.reports.evaluation import EvaluationPage
 
 WORDS = [
     "a",
@@ -52,7 +52,7 @@ def caption(grid: int) -> Caption:
 def write(path: Path, photos: list[str], count: int, two: bool) -> None:
     """A page of so many images, the photographs again and again: five references, three captions of a system."""
     references, captions, second = {}, {}, {}
-    with Evaluation(path, f"{count:,} images", count, True, ["mine", "theirs"][: 1 + two]) as page:
+    with EvaluationPage(path, f"{count:,} images", count, True, ["mine", "theirs"][: 1 + two]) as page:
         for i in range(count):
             found, other = ([caption(7) for _ in range(3)] for _ in range(2))
             references[i] = [" ".join(random.choices(WORDS, k=10)) for _ in range(5)]

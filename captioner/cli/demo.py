@@ -1,8 +1,8 @@
-"""Caption images on a page in the browser: drop, paste or photograph one, and see where the model looked.
+"""Caption images on a page in the browser: drop, paste or photograph one, and see its caption and attention maps.
 
 Example: captioner demo --port 7860
 
-The page is this machine's alone unless --host says otherwise, asks for no password, and needs no network.
+The page is served to this machine only, unless --host is set; it has no password and needs no network.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def configure(parser: Any) -> None:
         "--checkpoint",
         action="append",
         type=str,
-        help="a model to choose on the page; several times: several; without it, the shipped one",
+        help="without it, the shipped one; several times: one of them is chosen on the page",
     )
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0: the page is there for everybody")
-    parser.add_argument("--port", type=int, default=7860, help="where the page is: http://127.0.0.1:7860")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 also serves other machines")
+    parser.add_argument("--port", type=int, default=7860, help="of the page: http://127.0.0.1:7860")
     add_device_argument(parser)
 
 
@@ -37,7 +37,7 @@ def run(options: Any) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError:
-        raise UserError("the page is made with gradio: pip install 'captioner[demo]'") from None
-    from captioner.deploy.demo import Models, serve
+        raise UserError("demo needs gradio: pip install 'captioner[demo]'") from None
+    from captioner.deploy.demo import ModelCache, serve
 
-    serve(Models(options.checkpoint, resolve_device(options.device)), options.host, options.port)
+    serve(ModelCache(options.checkpoint, resolve_device(options.device)), options.host, options.port)

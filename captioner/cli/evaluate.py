@@ -146,11 +146,11 @@ def _write_results(options: Any, captions: dict[Any, str], names: dict[Any, str]
 
 def _open_report(options: Any, models: Sequence[Any], count: int) -> Any:
     """The page of ``--report`` as a context manager; without the option, None as one."""
-    from captioner.reports.evaluation import Evaluation
+    from captioner.reports.evaluation import EvaluationPage
 
     if not options.report:
         return nullcontext()
     heading = f"{report_heading(options, count)} · {options.annotations}"
     second = options.compare_checkpoint or options.compare
     names = [model_name(options.checkpoint), *([second] if second else [])]
-    return Evaluation(Path(options.report), heading, count, any(model.has_attention for model in models), names)
+    return EvaluationPage(Path(options.report), heading, count, any(model.has_attention for model in models), names)

@@ -95,14 +95,14 @@ def _is_folder(output: str | None) -> bool:
 def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
     """Caption straight to the output and the page of --report; return how many images could not be read."""
     from captioner.inference.jobs import caption_record
-    from captioner.reports.gallery import Gallery
+    from captioner.reports.gallery import GalleryPage
 
     attention = options.report is not None and model.has_attention
     results = model.caption_files(items, search, options.batch_size, workers, attention)
     heading = report_heading(options, len(items))
-    page = Gallery(Path(options.report), heading, attention) if options.report else nullcontext()
+    page = GalleryPage(Path(options.report), heading, attention) if options.report else nullcontext()
 
-    def records(gallery: Gallery | None) -> Iterator[dict[str, Any]]:
+    def records(gallery: GalleryPage | None) -> Iterator[dict[str, Any]]:
         for item, result in zip(items, results, strict=True):
             if gallery is not None:
                 gallery.add(item, result)

@@ -1,4 +1,4 @@
-"""The page of ``captioner demo``, by Gradio: an image in; its captions, and where the model looked for them, out."""
+"""The Gradio page of ``captioner demo``: upload an image, see its captions, their scores and attention maps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from captioner.errors import UserError
 from captioner.models.base import Caption, CaptionModel
 from captioner.models.captioner import load
 from captioner.models.checkpoint import CHECKPOINTS, SHIPPED, resolve_checkpoint
-from captioner.reports import gallery
-from captioner.reports.gallery import SIDE, card, text
+from captioner.reports.gallery import IMAGE_SIDE, gallery_card
+from captioner.reports.page import SHARED_ASSETS, escape, fill_template, read_asset
 
-PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; where captioner is not run from its repository, none
-PAGE = Path(__file__).with_suffix(".html")  # what is added to the head of Gradio's page
-# What visitors may ask for: a beam of a million would keep the others waiting. Of the other fields SearchConfig judges.
+PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; an installed package has none
+HEAD = Path(__file__).with_suffix(".html")  # added to the head of Gradio's page
+# Limits of a shared page: a beam of a million would keep other visitors waiting. SearchConfig checks the other fields.
 RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "beam": (1, 20, 1),
     "n_best": (1, 20, 1),
@@ -31,27 +31,28 @@ RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "top_p": (0.05, 1, 0.05),
     "min_p": (0, 1, 0.05),
 }
-BASIC = ("beam", "n_best", "sample")  # always in sight
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # in sight, and used, when captions are sampled
-HOW_TO_READ = "The shade of a word is its probability."
-HOW_TO_LOOK = "Point at a word, tap it, or go to it with Tab and the arrow keys, to see where the model looked for it."
-LARGEST = "100mb"  # of an upload; how many pixels it may have, captioner.data.images knows
+BASIC = ("beam", "n_best", "sample")  # always visible
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # visible, and used, when captions are sampled
+START_HINT = "Drop an image, paste one, take one or choose an example: its caption appears here."
+SHADE_HINT = "The shade of a word shows its probability."
+MAPS_HINT = "Point at a word, tap it, or move to it with Tab and the arrow keys to see its attention map."
+MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
 
 
-class Models:
-    """Checkpoints by name, opened when they are first asked for, and kept.
+class ModelCache:
+    """Models of several checkpoints, each loaded on first use and kept.
 
     Args:
-        paths: checkpoints, which are their own names; none: the one that ships with captioner.
+        paths: checkpoints; none: the shipped one.
         device: where the models are put.
 
     Raises:
-        UserError: the first one cannot be opened, or another one is no file.
+        UserError: the first one cannot be opened, or another one is not a file.
     """
 
     def __init__(self, paths: Sequence[str] | None, device: str) -> None:
         self.paths = list(dict.fromkeys(paths or [os.path.relpath(SHIPPED)]))
-        self.device, self.opened = device, dict[str, CaptionModel]()
+        self.device, self.loaded = device, dict[str, CaptionModel]()
         for path in self.paths[1:]:
             if not resolve_checkpoint(path).is_file():
                 raise UserError(f"there is no checkpoint {path}: name another file")
@@ -65,23 +66,23 @@ class Models:
         """
         if path not in self.paths:
             raise UserError(f"{path} is not served here: choose one of {', '.join(self.paths)}")
-        if path not in self.opened:
-            self.opened[path] = load(path, self.device)
-        return self.opened[path]
+        if path not in self.loaded:
+            self.loaded[path] = load(path, self.device)
+        return self.loaded[path]
 
 
-def helps() -> dict[str, str]:
-    """What each field of SearchConfig is for: its docstring, which is also what ``--help`` shows."""
+def option_help() -> dict[str, str]:
+    """The help text of each field of SearchConfig, from its docstring, as ``--help`` shows it."""
     return {item.arg_name: " ".join((item.description or "").split()) for item in parse(SearchConfig.__doc__).params}
 
 
-def search_of(values: Mapping[str, Any]) -> SearchConfig:
-    """What the controls ask for, by field. Those of sampling do not count when captions are not sampled.
+def search_config(values: Mapping[str, Any]) -> SearchConfig:
+    """The search options of the controls, by field; those of sampling are ignored when captions are not sampled.
 
     Raises:
-        UserError: a value makes no sense, or is out of RANGES.
+        UserError: a value is missing, out of RANGES, or refused by SearchConfig.
     """
-    asked: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for field in fields(SearchConfig):
         value = values[field.name]
         if field.name in SAMPLING and not values["sample"]:
@@ -91,72 +92,74 @@ def search_of(values: Mapping[str, Any]) -> SearchConfig:
         low, high, _ = RANGES.get(field.name, (value, value, 0))
         if not low <= value <= high:
             raise UserError(f"{field.name} is {value}: expected {low:g} to {high:g} on this page")
-        asked[field.name] = type(getattr(SearchConfig, field.name))(value)  # a browser knows one kind of number
-    return SearchConfig(**asked)
+        options[field.name] = type(field.default)(value)  # a browser sends 3.0 for 3
+    return SearchConfig(**options)
 
 
-def answer(models: Models, checkpoint: str, image: str | None, values: Mapping[str, Any]) -> tuple[str, str]:
-    """The best caption, or what is wrong, and everything there is to know about the captions: two pieces of HTML.
+def results_html(models: ModelCache, checkpoint: str, image: str | None, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The best caption (or what is wrong), and below it the words, maps and scores of all captions, as HTML.
 
     Args:
+        models: of this page.
+        checkpoint: one of them.
         image: the file of an image, if there is one.
-        values: of the controls; see :func:`search_of`.
+        values: of the controls; see :func:`search_config`.
     """
     if image is None:
-        return paragraph(
-            "hint", "Drop an image, paste one, take one or choose an example: its caption appears here."
-        ), ""
+        return _paragraph("hint", START_HINT), ""
     try:
-        config, model = search_of(values), models.get(checkpoint)
+        config, model = search_config(values), models.get(checkpoint)
         began = time.perf_counter()
         captions = model.caption(image, attention=model.has_attention, **asdict(config))
         seconds = time.perf_counter() - began
-        shown = card(os.path.basename(image), open_image(image, size_hint=SIDE), captions)
+        card = gallery_card(os.path.basename(image), open_image(image, size_hint=IMAGE_SIDE), captions)
     except UserError as error:
-        said = str(error).replace(image, os.path.basename(image))  # where it lies is no business of a visitor
-        return paragraph("wrong", said), ""
-    shown = shown.replace("<details", "<details open", 1)  # the maps of the words are what many come for
-    about = [HOW_TO_READ] + [HOW_TO_LOOK] * model.has_attention
-    parts = [shown, paragraph("hint", " ".join(about)), table(captions)]
-    return paragraph("best", captions[0].text), "".join([*parts, paragraph("hint", f"{checkpoint}, {seconds:.2f} s")])
+        message = str(error).replace(image, os.path.basename(image))  # without folders of the server
+        return _paragraph("wrong", message), ""
+    details = [
+        card.replace("<details", "<details open", 1),  # the maps of the words
+        _paragraph("hint", f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT),
+        _score_table(captions),
+        _paragraph("hint", f"{checkpoint}, {seconds:.2f} s"),
+    ]
+    return _paragraph("best", captions[0].text), "".join(details)
 
 
-def paragraph(kind: str, plain: str) -> str:
-    """A paragraph of plain text as HTML; demo.html has the kinds."""
-    return f'<p class="{kind}">{text(plain)}</p>'
+def _paragraph(kind: str, text: str) -> str:
+    """A paragraph of plain text; demo.html has the styles of each kind."""
+    return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def table(captions: Sequence[Caption]) -> str:
-    """The captions with their scores, best first, as an HTML table."""
+def _score_table(captions: Sequence[Caption]) -> str:
     rows = "".join(
-        f"<tr><td>{text(caption.text)}{'' if caption.ended else ' …'}</td><td>{caption.log_prob:.2f}</td>"
+        f"<tr><td>{escape(caption.text)}{'' if caption.ended else ' …'}</td><td>{caption.log_prob:.2f}</td>"
         f"<td>{caption.score:.2f}</td><td>{caption.perplexity:.2f}</td></tr>\n"
         for caption in captions
     )
-    names = {
+    titles = {
         "Caption": "the words",
         "Log-prob.": "natural logarithm of the probability of the words",
-        "Score": "the same over the length penalty: captions are ranked by it",
-        "Perplexity": "how many words the model hesitated between, on average",
+        "Score": "log-probability divided by the length penalty, by which captions are ranked",
+        "Perplexity": "exp(-log-probability / number of words)",
     }
-    heads = "".join(f'<th scope="col" title="{why}">{name}</th>' for name, why in names.items())
+    heads = "".join(f'<th scope="col" title="{title}">{name}</th>' for name, title in titles.items())
     top = f'<table aria-label="Captions and their scores"><thead><tr>{heads}</tr></thead>'
     return f"{top}\n<tbody>{rows}</tbody></table>"
 
 
-def head() -> str:
-    """Styles and scripts of the page: its own, and those of the gallery's cards, which draw the maps."""
-    style, script = map(gallery.read, gallery.SHARED)
+def page_head() -> str:
+    """Styles and scripts of the page: its own, and those of the gallery's cards with the attention maps."""
+    style, script = map(read_asset, SHARED_ASSETS)
     _, cards = style.split("/* captions over images */")
-    return PAGE.read_text(encoding="utf-8").replace("{{cards}}", cards).replace("{{script}}", script)
+    return fill_template(HEAD.read_text(encoding="utf-8"), {"cards": cards, "script": script})
 
 
-def control(name: str, about: str) -> Any:
+def make_control(name: str, help_text: str) -> Any:
     """The Gradio component for a field of SearchConfig, with its default."""
     import gradio
 
     default = getattr(SearchConfig, name)
-    label, info = name.replace("_", " ").capitalize(), about[:1].upper() + about[1:]
+    label, info = name.replace("_", " ").capitalize(), help_text[:1].upper() + help_text[1:]
     options: dict[str, Any] = {"value": default, "label": label, "info": info}
     if name == "length_norm":
         return gradio.Radio(["gnmt", "average"], **options)
@@ -170,97 +173,104 @@ def control(name: str, about: str) -> Any:
     return gradio.Number(precision=0 if isinstance(default, int) else None, **options)
 
 
-def page(models: Models) -> Any:
+def build_page(models: ModelCache) -> Any:
     """The page, a ``gradio.Blocks``, ready to be launched.
 
-    Images are captioned one after the other, whoever sent them; uploads are deleted after an hour.
+    Images are captioned one after the other, for all visitors; uploads are deleted after an hour.
     """
     import gradio
 
-    about, controls = helps(), dict[str, Any]()
     with gradio.Blocks(title="captioner", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gradio.HTML("<h1>captioner</h1>", elem_classes="title")
         with gradio.Row(elem_id="sides"):
             with gradio.Column():
-                image = gradio.Image(
-                    label="Image",
-                    alt_text="The image to caption",
-                    type="filepath",
-                    image_mode=None,  # an example stays the file it is
-                    sources=["upload", "webcam", "clipboard"],
-                    height=280,
-                    buttons=[],
-                )
-                # Gradio would open the file itself, with every decoder and a traceback
-                image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
-                photos = sorted(PHOTOS.glob("*.jpg"))
-                if photos:
-                    gradio.Examples(
-                        [[str(photo)] for photo in photos],
-                        image,
-                        label="Examples",
-                        example_labels=[photo.stem.capitalize() for photo in photos],
-                    )
+                image = _image_input()
                 button = gradio.Button("Caption", variant="primary")
                 with gradio.Column(elem_id="settings"):
                     checkpoint = gradio.Dropdown(
                         models.paths, value=models.paths[0], label="Checkpoint", visible=len(models.paths) > 1
                     )
-                    for name in BASIC:
-                        controls[name] = control(name, about[name])
-                    with gradio.Group(visible=SearchConfig.sample) as sampling:
-                        for name in SAMPLING:
-                            controls[name] = control(name, about[name])
-                    with gradio.Accordion("More rules", open=False):
-                        for name in about:
-                            if name not in controls:
-                                controls[name] = control(name, about[name])
+                    controls = _controls()
             with gradio.Column():
                 plain: dict[str, Any] = {"elem_classes": "results", "apply_default_css": False}
-                said = gradio.HTML(answer(models, "", None, {})[0], elem_id="said", **plain)
-                found = gradio.HTML(**plain)
+                best = gradio.HTML(_paragraph("hint", START_HINT), elem_id="caption", **plain)
+                details = gradio.HTML(**plain)
 
         def respond(checkpoint: str, image: str | None, *values: Any) -> tuple[str, str]:
-            return answer(models, checkpoint, image, dict(zip(controls, values, strict=True)))
+            return results_html(models, checkpoint, image, dict(zip(controls, values, strict=True)))
 
-        controls["sample"].change(
-            lambda sample: gradio.Group(visible=sample), controls["sample"], sampling, queue=False
-        )
         gradio.on(
             [image.change, button.click],
             respond,
             [checkpoint, image, *controls.values()],
-            [said, found],
+            [best, details],
             concurrency_limit=1,
             trigger_mode="always_last",
         )
     return blocks.queue(max_size=64)
 
 
-def theme() -> Any:
-    """Gradio's default, in teal, with fonts that every machine has and text that stands out enough to be read."""
+def _image_input() -> Any:
+    """The field for an image, with the photographs of the repository as examples."""
     import gradio
 
-    faint, primary = ("*neutral_600", "*neutral_300"), "*primary_700"
+    image = gradio.Image(
+        label="Image",
+        alt_text="The image to caption",
+        type="filepath",
+        image_mode=None,  # an example stays the file it is
+        sources=["upload", "webcam", "clipboard"],
+        height=280,
+        buttons=[],
+    )
+    # Gradio would open the file itself, with every decoder and a traceback
+    image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    if photos:
+        labels = [photo.stem.capitalize() for photo in photos]
+        gradio.Examples([[str(photo)] for photo in photos], image, label="Examples", example_labels=labels)
+    return image
+
+
+def _controls() -> dict[str, Any]:
+    """A control for each search option, by name; those of sampling are shown when captions are sampled."""
+    import gradio
+
+    texts = option_help()
+    controls = {name: make_control(name, texts[name]) for name in BASIC}
+    with gradio.Group(visible=SearchConfig.sample) as sampling:
+        controls |= {name: make_control(name, texts[name]) for name in SAMPLING}
+    with gradio.Accordion("More options", open=False):
+        controls |= {name: make_control(name, text) for name, text in texts.items() if name not in controls}
+    sample = controls["sample"]
+    sample.change(lambda sampled: gradio.Group(visible=sampled), sample, sampling, queue=False)
+    return controls
+
+
+def _theme() -> Any:
+    """Gradio's default in teal, with system fonts and text of sufficient contrast."""
+    import gradio
+
+    faint, faint_dark, primary, hover = "*neutral_600", "*neutral_300", "*primary_700", "*primary_800"
     return gradio.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
-        body_text_color_subdued=faint[0],
-        body_text_color_subdued_dark=faint[1],
-        block_info_text_color=faint[0],
-        block_info_text_color_dark=faint[1],
+        body_text_color_subdued=faint,
+        body_text_color_subdued_dark=faint_dark,
+        block_info_text_color=faint,
+        block_info_text_color_dark=faint_dark,
         button_primary_background_fill=primary,
         button_primary_background_fill_dark=primary,
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_background_fill_hover=hover,
+        button_primary_background_fill_hover_dark=hover,
     )
 
 
-def serve(models: Models, host: str, port: int, block: bool = True) -> Any:
-    """Serve the page until it is interrupted; without `block`, go on and return the page, to be closed.
+def serve(models: ModelCache, host: str, port: int) -> None:
+    """Serve the page until it is interrupted.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address is not available.
     """
-    blocks = page(models)
+    blocks = build_page(models)
     try:
         blocks.launch(
             server_name=host,
@@ -269,15 +279,13 @@ def serve(models: Models, host: str, port: int, block: bool = True) -> Any:
             quiet=True,
             ssr_mode=False,
             footer_links=[],
-            max_file_size=LARGEST,
+            max_file_size=MAX_UPLOAD,
             allowed_paths=[str(PHOTOS)],
-            theme=theme(),
-            head=head(),
+            theme=_theme(),
+            head=page_head(),
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UserError(f"http://{host}:{port} cannot be had ({error}): choose another --port") from None
+        raise UserError(f"http://{host}:{port} is not available ({error}): choose another --port") from None
     print(f"captioner demo: http://{host}:{port} (stop with Ctrl-C)", flush=True)
-    if block:
-        blocks.block_thread()
-    return blocks
+    blocks.block_thread()

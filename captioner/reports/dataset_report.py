@@ -11,7 +11,7 @@ from typing import Any
 from captioner.data.images import ImageError, open_image
 from captioner.datasets.inspect import QUANTILES, Finding
 from captioner.errors import printable
-from captioner.reports.gallery import data_uri, text
+from captioner.reports.page import escape, jpeg_uri
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 WIDTH, BAR = 80, 40  # columns of the terminal, and of the longest bar
@@ -120,7 +120,7 @@ def as_html(report: Mapping[str, Any]) -> str:
 
 
 def _split(split: Mapping[str, Any]) -> str:
-    rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>\n" for name, value in facts(split))
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in facts(split))
     bars = _bins(split["caption_words"]["histogram"])
     highest = max(count for _, count in bars)
     chart = "".join(
@@ -138,8 +138,8 @@ def _split(split: Mapping[str, Any]) -> str:
         for row in split["vocabulary"]
     )
     return (
-        f"<section>\n<h2>{text(split['name'])}</h2>\n"
-        f'<p class="faint">{text(split["path"])} ({text(split["format"])})</p>\n'
+        f"<section>\n<h2>{escape(split['name'])}</h2>\n"
+        f'<p class="faint">{escape(split["path"])} ({escape(split["format"])})</p>\n'
         f'<dl>\n{rows}</dl>\n<h3>Words a caption</h3>\n<table class="chart">\n{chart}</table>\n'
         f"<h3>Vocabulary</h3>\n<table>\n<tr>{head}</tr>\n{table}</table>\n</section>\n"
     )
@@ -147,11 +147,11 @@ def _split(split: Mapping[str, Any]) -> str:
 
 def _finding(finding: Finding) -> str:
     kind = 'class="warning" open' if finding.serious else 'class="note"'
-    opening = f"<details {kind}><summary>{text(finding.heading)}: {len(finding.lines):,}</summary>\n"
+    opening = f"<details {kind}><summary>{escape(finding.heading)}: {len(finding.lines):,}</summary>\n"
     if finding.images is not None:
         shown, limit = "".join(map(_group, finding.images[:GROUPS])), GROUPS
     else:
-        items = "".join(f"<li>{text(line)}</li>\n" for line in finding.lines[:MANY])
+        items = "".join(f"<li>{escape(line)}</li>\n" for line in finding.lines[:MANY])
         shown, limit = f"<ul>\n{items}</ul>\n", MANY
     more = len(finding.lines) - limit
     rest = f'<p class="faint">… and {more:,} more; --json has all.</p>\n' if more > 0 else ""
@@ -162,11 +162,11 @@ def _group(group: Sequence[tuple[str, str, Any]]) -> str:
     """Images that are the same, side by side."""
     cells = []
     for split, file, path in group[:EACH]:
-        name = text(f"{split}/{file}")
+        name = escape(f"{split}/{file}")
         try:
             small = open_image(path, size_hint=SIDE)
             small.thumbnail((SIDE, SIDE))
-            image = f'<img src="{data_uri(small)}" width="{small.width}" height="{small.height}" alt="">'
+            image = f'<img src="{jpeg_uri(small)}" width="{small.width}" height="{small.height}" alt="">'
         except ImageError:  # it could be read a moment ago
             image = ""
         cells.append(f"<figure>{image}<figcaption>{name}</figcaption></figure>")

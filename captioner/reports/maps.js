@@ -1,4 +1,4 @@
-// How much each of `grid` cells counts at each of `n` pixels in a row: cubic B-spline, the cells at the edge repeated.
+// Weights (n, grid) of a cubic B-spline that scales a row of `grid` cells to `n` pixels; cells at the edge are repeated.
 function spline(grid, n) {
   return Array.from({ length: n }, (_, pixel) => {
     const row = new Float32Array(grid), at = (pixel + 0.5) * grid / n - 0.5, first = Math.floor(at) - 1;
@@ -10,14 +10,14 @@ function spline(grid, n) {
   });
 }
 
-// What is not looked at lies in the dark; what is, in warm light: weight 0, 1/2, 1 → red, green, blue, opacity.
+// From dark for weight 0 to warm light for weight 1: red, green, blue, opacity at 0, 1/2 and 1.
 const STOPS = [[8, 10, 30, 0.75], [110, 60, 40, 0.4], [255, 190, 60, 0.3]];
 const COLOURS = Array.from({ length: 256 }, (_, shade) => {
   const place = shade / 255 * 2, i = Math.min(1, Math.floor(place)), t = place - i;
   return STOPS[i].map((from, channel) => from + (STOPS[i + 1][channel] - from) * t);
 });
 
-// Draws map number `n` of a caption on a canvas that the page stretches over the image.
+// Draws the map of word number `n` of a caption on a canvas that the page stretches over the image.
 function draw(canvas, words, n) {
   const grid = +words.dataset.grid, size = Math.max(64, 2 * grid), weight = spline(grid, size);
   const all = words.bytes ??= Uint8Array.from(atob(words.dataset.maps), (c) => c.charCodeAt(0));
@@ -37,19 +37,19 @@ function draw(canvas, words, n) {
   context.putImageData(image, 0, 0);
 }
 
-const number = (word) => [...word.parentNode.querySelectorAll("button.word")].indexOf(word);
+const position = (word) => [...word.parentNode.querySelectorAll("button.word")].indexOf(word);
 
-// Shows the map of a word over its image; without a word, that of the one that is held, if any.
+// Shows the map of a word over its image; without a word, that of the pressed word, if any.
 function show(card, word) {
   word ??= card.querySelector(".word[aria-pressed=true]");
-  const view = card.querySelector(".view");
-  let canvas = view.querySelector("canvas");
+  const box = card.querySelector(".image-box");
+  let canvas = box.querySelector("canvas");
   card.querySelector(".word.shown")?.classList.remove("shown");
-  view.querySelector(".said").textContent = word ? word.title : "";
+  box.querySelector(".word-label").textContent = word ? word.title : "";
   if (!word) return canvas?.remove();
-  if (!canvas) view.querySelector("img").after(canvas = document.createElement("canvas"));
+  if (!canvas) box.querySelector("img").after(canvas = document.createElement("canvas"));
   word.classList.add("shown");
-  draw(canvas, word.parentNode, number(word));
+  draw(canvas, word.parentNode, position(word));
 }
 
 function on(event, act) {
@@ -63,9 +63,9 @@ on("pointerout", (card) => show(card));
 on("focusin", (card, word) => show(card, word));
 on("focusout", (card) => show(card));
 on("click", (card, word) => {
-  const hold = word.getAttribute("aria-pressed") === "false";
-  card.querySelectorAll("button.word").forEach((other) => other.setAttribute("aria-pressed", hold && other === word));
-  show(card, hold ? word : null);
+  const press = word.getAttribute("aria-pressed") === "false";
+  card.querySelectorAll("button.word").forEach((other) => other.setAttribute("aria-pressed", press && other === word));
+  show(card, press ? word : null);
 });
 on("keydown", (card, word, e) => {
   const words = [...word.parentNode.querySelectorAll("button.word")], at = words.indexOf(word);
@@ -77,21 +77,21 @@ on("keydown", (card, word, e) => {
   words[to].focus();
 });
 
-// The strip of a card is made when it is opened.
+// The maps of all words are made when their section is opened.
 document.addEventListener("toggle", (e) => {
-  const strip = e.target;
-  if (!strip.matches(".strip") || !strip.open || strip.querySelector("figure")) return;
-  const card = strip.closest(".card"), words = strip.parentNode.querySelector(".words"), image = card.querySelector("img");
+  const section = e.target;
+  if (!section.matches(".word-maps") || !section.open || section.querySelector("figure")) return;
+  const card = section.closest(".card"), words = section.parentNode.querySelector(".words"), image = card.querySelector("img");
   words.querySelectorAll("button.word").forEach((word, n) => {
-    const figure = document.createElement("figure"), view = document.createElement("div");
+    const figure = document.createElement("figure"), box = document.createElement("div");
     const canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
     const copy = image.cloneNode();
-    copy.alt = `where it looked for ${word.textContent}`;
-    view.className = "view";
+    copy.alt = `attention map of ${word.textContent}`;
+    box.className = "image-box";
     caption.textContent = word.textContent;
-    view.append(copy, canvas);
-    figure.append(view, caption);
-    strip.append(figure);
+    box.append(copy, canvas);
+    figure.append(box, caption);
+    section.append(figure);
     draw(canvas, words, n);
   });
 }, true);

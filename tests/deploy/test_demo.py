@@ -17,7 +17,7 @@ from html_page import Page
 
 from captioner.config import SearchConfig
 from captioner.data.images import MAX_PIXELS
-from captioner.deploy.demo import PHOTOS, RANGES, Models, answer, head, helps, search_of
+from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, page_head, results_html, search_config
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import SHIPPED
@@ -28,7 +28,7 @@ DEFAULTS = asdict(SearchConfig())
 
 @pytest.fixture(scope="module")
 def checkpoints(weights, tmp_path_factory):
-    """Two models: the second one looks at a grid."""
+    """Two models: the second one has attention."""
     folder = tmp_path_factory.mktemp("models")
     paths = [str(folder / "plain.safetensors"), str(folder / "grid.safetensors")]
     for path, options in zip(paths, ({}, {"grid": 2, "attention": "soft"}), strict=True):
@@ -38,7 +38,7 @@ def checkpoints(weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(checkpoints):
-    return Models(checkpoints, "cpu")
+    return ModelCache(checkpoints, "cpu")
 
 
 def values(**changed):
@@ -50,7 +50,7 @@ def values(**changed):
 
 def test_an_answer_is_what_the_model_says(models, checkpoints, images):
     wanted = Captioner.load(checkpoints[0]).caption(images[0], beam=4, n_best=3)
-    said, details = answer(models, checkpoints[0], str(images[0]), values(beam=4, n_best=3))
+    said, details = results_html(models, checkpoints[0], str(images[0]), values(beam=4, n_best=3))
     assert Page(said).text == wanted[0].text
     page = Page(details)
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", details)
@@ -59,30 +59,30 @@ def test_an_answer_is_what_the_model_says(models, checkpoints, images):
         assert numbers == [f"{number:.2f}" for number in (caption.log_prob, caption.score, caption.perplexity)]
     assert [image["alt"] for image in page.all("img")] == [wanted[0].text]
     assert not page.all("details")  # no maps, so none are promised
-    assert "looked" not in page.text
+    assert "attention map" not in page.text
 
 
 def test_attention_is_shown_where_there_is_some(models, checkpoints, images):
-    page = Page(answer(models, checkpoints[1], str(images[0]), DEFAULTS)[1])
+    page = Page(results_html(models, checkpoints[1], str(images[0]), DEFAULTS)[1])
     (words,) = page.all("div", "words")
     assert words["data-grid"] == "2"
     assert len(page.all("button", "word")) > 0
-    assert "looked" in page.text
+    assert "attention map" in page.text
     assert "open" in page.all("details")[0]
 
 
 def test_a_model_is_opened_when_it_is_asked_for_and_kept(checkpoints):
-    models = Models(checkpoints, "cpu")
-    assert list(models.opened) == checkpoints[:1]
+    models = ModelCache(checkpoints, "cpu")
+    assert list(models.loaded) == checkpoints[:1]
     assert models.get(checkpoints[1]) is models.get(checkpoints[1])
     with pytest.raises(UserError, match="not served here"):
         models.get(str(SHIPPED))
     with pytest.raises(UserError, match="no checkpoint missing"):
-        Models([checkpoints[0], "missing"], "cpu")
+        ModelCache([checkpoints[0], "missing"], "cpu")
 
 
 def test_without_a_image_it_is_said_what_to_do(models, checkpoints):
-    said, details = answer(models, checkpoints[0], None, {})
+    said, details = results_html(models, checkpoints[0], None, {})
     assert "Drop an image" in said
     assert details == ""
 
@@ -105,7 +105,7 @@ def bomb(path):
 )
 def test_a_bad_upload_is_one_line_without_its_folder(models, checkpoints, tmp_path, name, write, why):
     write(tmp_path / name)
-    said, details = answer(models, checkpoints[0], str(tmp_path / name), DEFAULTS)
+    said, details = results_html(models, checkpoints[0], str(tmp_path / name), DEFAULTS)
     page = Page(said)
     assert page.all("p", "wrong")
     assert is_one_line(page.text, name, why)
@@ -123,30 +123,30 @@ def test_a_bad_upload_is_one_line_without_its_folder(models, checkpoints, tmp_pa
         ({"must": "unicorn"}, ["unicorn"]),
         ({"sample": True, "temperature": 0}, ["temperature is 0"]),
         ({"sample": True, "seed": None}, ["seed is empty"]),
-        ({"min_length": 30}, ["min_length is 30", "max_length (20)"]),
+        ({"min_length": 30}, ["min_length is 30", "0 to 20"]),
         ({"max_length": float("nan")}, ["max_length is nan"]),
     ],
 )
 def test_a_wrong_value_is_one_line(models, checkpoints, images, changed, parts):
-    said, _ = answer(models, checkpoints[0], str(images[0]), values(**changed))
+    said, _ = results_html(models, checkpoints[0], str(images[0]), values(**changed))
     assert 'class="wrong"' in said
     assert is_one_line(Page(said).text, *parts)
 
 
 def test_controls_and_search_config_agree():
-    assert search_of(DEFAULTS) == SearchConfig()
-    assert list(helps()) == [field.name for field in fields(SearchConfig)]
-    assert all(helps().values())
+    assert search_config(DEFAULTS) == SearchConfig()
+    assert list(option_help()) == [field.name for field in fields(SearchConfig)]
+    assert all(option_help().values())
     assert all(low <= DEFAULTS[name] <= high for name, (low, high, _) in RANGES.items())
-    assert search_of(values(temperature=0.5, seed=3)) == SearchConfig()  # not sampled: they do not count
-    sampled = search_of(values(sample=True, temperature=1, seed=3.0))
+    assert search_config(values(temperature=0.5, seed=3)) == SearchConfig()  # not sampled: they do not count
+    sampled = search_config(values(sample=True, temperature=1, seed=3.0))
     assert sampled == SearchConfig(sample=True, seed=3)
     assert isinstance(sampled.seed, int)
     assert isinstance(sampled.temperature, float)
 
 
 def test_the_head_has_the_styles_and_scripts_of_the_cards():
-    html = head()
+    html = page_head()
     assert "{{" not in html
     assert "function draw(" in html
     assert ".word {" in html
@@ -167,10 +167,10 @@ def test_what_the_command_refuses(cli, monkeypatch):
 @pytest.mark.slow
 def test_every_option_has_a_control_with_its_default(models):
     pytest.importorskip("gradio", reason="the page is made with gradio")
-    from captioner.deploy.demo import control
+    from captioner.deploy.demo import make_control
 
-    for name, about in helps().items():
-        made = control(name, about)
+    for name, about in option_help().items():
+        made = make_control(name, about)
         assert made.value == DEFAULTS[name]
         assert made.label
         assert made.info.lower() == about.lower()
@@ -220,7 +220,7 @@ def visit(address, browser):
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: mistakes.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#said[role=status] .hint")
+        page.wait_for_selector("#caption[role=status] .hint")
         return page
 
     yield call
@@ -232,7 +232,7 @@ def visit(address, browser):
 
 
 def said(page, kind="best") -> str:
-    return page.locator(f"#said .{kind}").inner_text(timeout=30_000)
+    return page.locator(f"#caption .{kind}").inner_text(timeout=30_000)
 
 
 def predicted(cli, photo, *options) -> str:
@@ -256,7 +256,7 @@ def test_upload_and_caption_by_keyboard(visit, cli):
             break
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
-    page.locator("#said .best", has_text=narrow).wait_for(timeout=30_000)
+    page.locator("#caption .best", has_text=narrow).wait_for(timeout=30_000)
     assert said(page) == narrow
     page.get_by_label("number input for N best").fill("3")
     page.get_by_role("button", name="Caption", exact=True).click()
@@ -270,17 +270,17 @@ def test_an_example_and_where_the_model_looked(visit, cli):
     caption = said(page)
     assert caption == predicted(cli, "rocket.jpg")
     names = [*caption.split(), "end"]
-    strip = page.locator(".strip figure")
+    strip = page.locator(".word-maps figure")
     strip.nth(len(names) - 1).wait_for()
     assert strip.count() == len(names)
     alts = [image.get_attribute("alt") for image in strip.locator("img").all()]
-    assert alts == [f"where it looked for {name}" for name in names]
+    assert alts == [f"attention map of {name}" for name in names]
     words = page.get_by_role("toolbar", name="Words of the caption").get_by_role("button")
     words.first.focus()
-    maps = [page.evaluate("document.querySelector('.card > .view canvas').toDataURL()")]
+    maps = [page.evaluate("document.querySelector('.card > .image-box canvas').toDataURL()")]
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.innerText") == "end"
-    maps.append(page.evaluate("document.querySelector('.card > .view canvas').toDataURL()"))
+    maps.append(page.evaluate("document.querySelector('.card > .image-box canvas').toDataURL()"))
     assert maps[0] != maps[1]
     assert page.get_by_role("table", name="Captions and their scores").get_by_role("row").count() == 2
 
@@ -291,7 +291,7 @@ def test_everything_that_can_be_operated_has_a_name(visit):
     page.get_by_role("button", name="Cat", exact=True).click()
     said(page)
     page.get_by_label("Sample", exact=True).check()
-    page.get_by_role("button", name="More rules").click()
+    page.get_by_role("button", name="More options").click()
     page.get_by_label("Diversity").wait_for()
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     roles = {
@@ -326,14 +326,14 @@ def test_other_checkpoints_and_bad_images(visit, checkpoints, tmp_path):
     assert said(page, "wrong").startswith("no.jpg: not an image")
     draw(tmp_path / "square.png", 3)
     page.get_by_role("button", name="Remove Image").click()
-    page.locator("#said .hint").wait_for()
+    page.locator("#caption .hint").wait_for()
     page.set_input_files("input[type=file]", tmp_path / "square.png")
     said(page)
     page.get_by_label("Checkpoint").click()
     page.get_by_role("option", name=checkpoints[0]).click()
     page.get_by_role("button", name="Caption", exact=True).click()
     wanted = Captioner.load(checkpoints[0]).caption(tmp_path / "square.png")
-    page.locator("#said .best", has_text=re.compile(f"^{re.escape(wanted)}$")).wait_for(timeout=30_000)
+    page.locator("#caption .best", has_text=re.compile(f"^{re.escape(wanted)}$")).wait_for(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

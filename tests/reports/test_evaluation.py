@@ -13,7 +13,7 @@ from html_page import Page, caption
 
 from captioner.errors import UserError
 from captioner.metrics.scoring import Comparison, ScoreOptions, score_images
-from captioner.reports.evaluation import BARS, LARGE, MANY, SMALL, Evaluation, shares
+from captioner.reports.evaluation import LARGE, MAX_BARS, MAX_LARGE, SMALL, EvaluationPage, histogram
 
 HOSTILE = "</script><!-- <script> & \"quotes' {{summary}} \u202edrow\udcff אבג"
 SHOWN = HOSTILE.replace("\u202e", "?").replace("\udcff", "?")
@@ -35,7 +35,7 @@ def write(tmp_path, images, names=("mine",), references="a red square", text="a 
     file = tmp_path / "new" / "report.html"
     comparison = Comparison("theirs", dict.fromkeys(captions, "a green square")) if len(names) > 1 else None
     wanted = {i: [references, "a square on blue"] for i in captions}
-    with Evaluation(file, "about <b>", len(images), True, names) as page:
+    with EvaluationPage(file, "about <b>", len(images), True, names) as page:
         for i, path in enumerate(images):
             second = None if comparison is None else [caption("a green square")] if i else "a green square"
             page.add(i, path, f"{i} {HOSTILE}", wanted[i], [caption(captions[i], 3), caption("a dog")], second)
@@ -56,7 +56,7 @@ def test_the_page_has_what_was_scored(tmp_path, images):
         low, high = scored.scores["intervals"][name].values()
         assert re.search(rf"{name}\s*{scored.scores[name]:.2f}\s*\[{low:.2f}, {high:.2f}\]", page.text)
     assert scored.scores["signature"] in page.text
-    words = {values["data-word"]: values["title"] for values in page.all("button", "chip")}
+    words = {values["data-word"]: values["title"] for values in page.all("button", "find-word")}
     assert words["square"] == "5 in the captions, 10 in the references"
     data = data_of(text)
     assert [each["scores"][0]["CIDEr"] for each in data] == [round(100 * x, 2) for x in scored.per_image.cider]
@@ -108,7 +108,7 @@ def test_two_systems(tmp_path, images):
 
 def test_images_without_a_score_or_a_file(tmp_path, images):
     file = tmp_path / "report.html"
-    with Evaluation(file, "", 2, False, ["mine", "theirs"]) as page:
+    with EvaluationPage(file, "", 2, False, ["mine", "theirs"]) as page:
         page.add(7, images[0], "a", ["a dog"], [caption("a dog")], "a")
         page.add("x", tmp_path / "gone.png", "b", ["a cat"], [caption("a cat")], "a")
         page.finish(score_images({"x": ["a cat"]}, {"x": "a cat"}, comparison=Comparison("theirs", {"x": "a"})))
@@ -123,30 +123,30 @@ def test_many_images_are_small(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (640, 320)).save(tmp_path / "wide.png")
-    for count, (side, _) in ((MANY, LARGE), (MANY + 1, SMALL)):
-        with Evaluation(tmp_path / "page.html", "", count, False, ["mine"]) as page:
+    for count, (side, _) in ((MAX_LARGE, LARGE), (MAX_LARGE + 1, SMALL)):
+        with EvaluationPage(tmp_path / "page.html", "", count, False, ["mine"]) as page:
             page.add(1, tmp_path / "wide.png", "a", ["a"], [caption("a")])
             page.finish(score_images({1: ["a"]}, {1: "a"}))
         text = (tmp_path / "page.html").read_text()
         assert cards_of(Page(text), text)[0].images()[0].size == (side, side // 2)
 
 
-def test_shares():
-    assert shares([[3, 3, 4], [5]], True) == [("3", [2 / 3, 0]), ("4", [1 / 3, 0]), ("5", [0, 1])]
-    assert shares([[2]], True) == [("2", [1])]
-    assert shares([[0.0, 0.0]], False)[0] == ("0", [1])
-    found = shares([[*range(100), 5000.0]], False)
-    assert len(found) <= BARS + 1
+def test_histogram():
+    assert histogram([[3, 3, 4], [5]], True) == [("3", [2 / 3, 0]), ("4", [1 / 3, 0]), ("5", [0, 1])]
+    assert histogram([[2]], True) == [("2", [1])]
+    assert histogram([[0.0, 0.0]], False)[0] == ("0", [1])
+    found = histogram([[*range(100), 5000.0]], False)
+    assert len(found) <= MAX_BARS + 1
     assert found[-1][0].endswith("+")
     assert sum(share for _, (share,) in found) == pytest.approx(1)
-    wide = shares([list(range(1, 60))], True)
+    wide = histogram([list(range(1, 60))], True)
     assert wide[0][0] == "0–4"
 
 
 @pytest.mark.parametrize("where", ["here.html/page.html", "."])
 def test_a_place_that_cannot_be_written(tmp_path, where):
     (tmp_path / "here.html").write_text("mine")
-    with pytest.raises(UserError) as caught, Evaluation(tmp_path / where, "", 1, False, ["mine"]):
+    with pytest.raises(UserError) as caught, EvaluationPage(tmp_path / where, "", 1, False, ["mine"]):
         pass
     assert is_one_line(str(caught.value), "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["here.html"]
@@ -259,7 +259,7 @@ def test_bad_images(evaluate, fresh, tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(data_of(text)) == 5
     assert "013.png" in Page(text).text
-    assert "Without a caption" in Page(text).text
+    assert "Images without a caption" in Page(text).text
 
 
 def test_an_ensemble_is_shaded_but_has_no_maps(evaluate, tiny, tmp_path, models):
@@ -303,7 +303,7 @@ def report(tmp_path_factory, weights):
     captions = {100 + n: " ".join(captions_of(n, 1)[0].split()[: 2 + n % 4]) for n in range(60)}
     second = {100 + n: " ".join(captions_of(n, 1)[0].split()[: 2 + n % 3]) for n in range(60)}
     file = folder / "report.html"
-    with Evaluation(file, "sixty", 60, True, ["mine", "theirs"]) as page:
+    with EvaluationPage(file, "sixty", 60, True, ["mine", "theirs"]) as page:
         for n in range(60):
             path = coco.images("val") / f"{n:03}.png"
             found = [caption(captions[100 + n], 3), caption("a dog")]
@@ -350,8 +350,8 @@ def test_sorting(open_page, report):
     keys = {
         "worst": first,
         "best": -first,
-        "lost": first - second,
-        "gained": second - first,
+        "behind": first - second,
+        "ahead": second - first,
         "file": 0 * first,
     }
     orders = set()
@@ -362,7 +362,7 @@ def test_sorting(open_page, report):
         assert [round(float(key[n]), 4) for n in found] == [round(float(key[n]), 4) for n in expected], name
         orders.add(tuple(found))
     assert len(orders) == 5
-    page.select_option("#order", "unsure")
+    page.select_option("#order", "perplexity")
     assert len(shown(page)) == 24
     assert shown(page, ".by-first .scores")[0].startswith("CIDEr")
 
@@ -370,16 +370,16 @@ def test_sorting(open_page, report):
 def test_paging_by_keyboard(open_page):
     page = open_page()
     page.select_option("#order", "file")
-    assert page.is_disabled("#back")
+    assert page.is_disabled("#previous")
     seen = numbers(page)
     for _ in range(2):
-        page.focus("#on")
+        page.focus("#next")
         page.keyboard.press("Enter")
         seen += numbers(page)
     assert seen == list(range(60))
-    assert page.inner_text("#at") == "49–60 of 60"
-    assert page.is_disabled("#on")
-    page.focus("#back")
+    assert page.inner_text("#position") == "49–60 of 60"
+    assert page.is_disabled("#next")
+    page.focus("#previous")
     page.keyboard.press("Space")
     assert numbers(page)[0] == 24
 
@@ -390,11 +390,11 @@ def test_finding(open_page):
     assert 0 < len(shown(page)) < 24
     assert all("yellow" in text and "black" in text for text in page.locator("article.card").all_inner_texts())
     page.fill("#find", "</script")
-    assert page.inner_text("#at").endswith("of 60")
+    assert page.inner_text("#position").endswith("of 60")
     page.fill("#find", "((nothing")
-    assert page.inner_text("#at") == "none"
+    assert page.inner_text("#position") == "no images"
     page.fill("#find", "")
-    page.click(".chip >> nth=0")
+    page.click(".find-word >> nth=0")
     assert page.input_value("#find")
 
 
@@ -410,12 +410,12 @@ def test_where_it_looked(open_page):
     page = open_page()
     card = page.locator("article.card").first
     card.locator("button.word").first.focus()
-    assert card.locator(".view canvas").count() == 1
-    assert "61%" in card.locator(".said").inner_text()
+    assert card.locator(".image-box canvas").count() == 1
+    assert "61%" in card.locator(".word-label").inner_text()
     page.keyboard.press("ArrowRight")
     assert card.locator("button.word:focus").inner_text() == card.locator("button.word").nth(1).inner_text()
-    card.locator(".strip summary").click()
-    figures = card.locator(".strip figure")
+    card.locator(".word-maps summary").click()
+    figures = card.locator(".word-maps figure")
     figures.first.wait_for()
     assert figures.count() == card.locator("button.word").count()
 
@@ -436,7 +436,7 @@ def test_no_scrolling_sideways_on_a_phone(open_page):
     page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
-    card, image = (page.locator(part).first.bounding_box() for part in ("article.card", "article.card .view"))
+    card, image = (page.locator(part).first.bounding_box() for part in ("article.card", "article.card .image-box"))
     assert card["x"] >= 0
     assert card["x"] + card["width"] <= 390
     assert image["width"] > 250

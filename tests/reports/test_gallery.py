@@ -14,12 +14,12 @@ from PIL import Image
 from captioner.data.images import ImageError
 from captioner.errors import UserError
 from captioner.models.base import Caption
-from captioner.reports.gallery import SIDE, Gallery, shades
+from captioner.reports.gallery import IMAGE_SIDE, GalleryPage, map_bytes
 
 
 def page(tmp_path, *cards, **options) -> Page:
     file = tmp_path / "new" / "page.html"
-    with Gallery(file, "two <b> images", **options) as gallery:
+    with GalleryPage(file, "two <b> images", **options) as gallery:
         for path, found in cards:
             gallery.add(path, found)
         assert not file.exists()
@@ -40,7 +40,7 @@ def wide(tmp_path):
 def test_a_card(tmp_path, wide):
     found = page(tmp_path, (wide, [caption('a <script> & "quotes" \'n', 3), caption("a dog", 3, ended=False)]))
     (image,) = found.images()
-    assert (image.format, image.size) == ("JPEG", (SIDE, SIDE // 2))
+    assert (image.format, image.size) == ("JPEG", (IMAGE_SIDE, IMAGE_SIDE // 2))
     assert found.all("img")[0]["alt"] == 'a <script> & "quotes" \'n'
     assert len(found.all("script")) == 1
     assert "two <b> images" in found.text
@@ -77,15 +77,15 @@ def test_unreadable_images_are_listed(tmp_path, images):
     assert len(found.images()) == 1
     assert "x <y>: damaged" in found.text
     assert "gone.png: no such file" in found.text
-    assert "Without a caption" in found.text
-    assert "Without a caption" not in page(tmp_path / "whole", (images[0], [caption("a")])).text
+    assert "Images without a caption" in found.text
+    assert "Images without a caption" not in page(tmp_path / "whole", (images[0], [caption("a")])).text
 
 
 def test_the_share_of_the_sentinel_is_said(tmp_path, images):
     one = caption("a dog", 2)
     half = Caption(one.text, one.log_prob, one.score, True, one.word_log_probs, one.attention / 2)
     titles = [button["title"] for button in page(tmp_path, (images[0], [half])).all("button", "word")]
-    assert titles[1] == "dog: 61%, 50% of it from the image"
+    assert titles[1] == "dog: 61%, 50% of the attention on the image"
 
 
 def test_characters(tmp_path, images):
@@ -95,22 +95,22 @@ def test_characters(tmp_path, images):
     assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
 
 
-def test_shades():
+def test_map_bytes():
     weights = torch.zeros(7, 7)
     weights[0, 1], weights[6, 6] = 0.75, 0.25
-    found = shades(weights)
+    found = map_bytes(weights)
     assert (len(found), found[1], found[48], found[0]) == (49, 255, 85, 0)
-    even = shades(torch.full((7, 7), 1 / 49))
+    even = map_bytes(torch.full((7, 7), 1 / 49))
     assert set(even) == {64}  # a flat map is no bright one
-    assert max(shades(torch.tensor([[1.0]]))) == 64
+    assert max(map_bytes(torch.tensor([[1.0]]))) == 64
 
 
 def test_a_page_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), Gallery(tmp_path / "page.html", ""):
+    with pytest.raises(RuntimeError), GalleryPage(tmp_path / "page.html", ""):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError) as caught, Gallery(tmp_path / "file" / "page.html", ""):
+    with pytest.raises(UserError) as caught, GalleryPage(tmp_path / "file" / "page.html", ""):
         pass
     assert is_one_line(str(caught.value), "page.html", "cannot be written")
 
