@@ -1,9 +1,8 @@
-"""How far chance could have moved a score: bootstrap intervals, and a paired test of two systems.
+"""Bootstrap intervals of scores, and a paired test of two systems.
 
-Chance here is the choice of images. Neither the training runs nor the reference writers are drawn again, so an interval
-says nothing about another seed or other annotators. CIDEr-D keeps the idf of the whole set: images are drawn, document
-frequencies are not counted again. Everything is on the scale of :func:`captioner.metrics.score`, 0..100 and CIDEr
-0..1000, and the same seed gives the same numbers.
+Only the choice of images counts as chance, so an interval says nothing about another seed or other annotators. Images
+are resampled with their CIDEr-D, whose idf remains that of the whole set. Everything is on the scale of
+:func:`captioner.metrics.score`, 0..100 and CIDEr 0..1000; the same seed gives the same numbers.
 """
 
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import numpy as np
 
 from captioner.metrics.scores import NAMES, PerImage, corpus_scores
 
-PART = 1 << 20  # images drawn at a time, of several rounds together: some 30 MB
+MAX_DRAWS = 1 << 20  # images drawn at a time, in several rounds together: about 30 MB
 
 
 def intervals(
@@ -26,7 +25,7 @@ def intervals(
     Returns:
         {name: {"low": …, "high": …}}, the (1 ± level)/2 quantiles.
     """
-    scores = corpus_scores(_resampled(images.table(), resamples, seed), len(images.cider))
+    scores = corpus_scores(_bootstrap(images.table(), resamples, seed), len(images.cider))  # (resamples, 6)
     return {name: _interval(values, level) for name, values in zip(NAMES, scores.T, strict=True)}
 
 
@@ -42,25 +41,23 @@ def compare(
 
     The interval is the paired bootstrap's (Koehn 2004): both systems are scored on the same draws of images. p is that
     of approximate randomisation (Noreen 1989; Riezler & Maxwell 2005): in each round the systems swap their captions
-    of every image with probability ½, and p = (1 + rounds with |difference| ≥ the one found) / (1 + rounds), how often
-    systems that differ by chance alone would seem so far apart. The smallest possible p is 1 / (1 + rounds). Nothing
-    corrects for looking at six scores.
+    of every image with probability ½, and p = (1 + rounds with |difference| ≥ the observed one) / (1 + rounds). The
+    smallest possible p is 1 / (1 + rounds). It is not corrected for testing six scores.
 
     Returns:
         {name: {"difference": …, "low": …, "high": …, "p": …}}; identical systems have difference 0 and p = 1.
     """
     if len(first.cider) != len(second.cider):
         raise ValueError(f"{len(first.cider)} and {len(second.cider)} images: compare systems on the same ones")
-    a, b, n = first.table(), second.table(), len(first.cider)
-    found = corpus_scores(a.sum(axis=0), n) - corpus_scores(b.sum(axis=0), n)
-    sums = _resampled(np.hstack([a, b]), resamples, seed)
+    a, b, n = first.table(), second.table(), len(first.cider)  # (N, 12)
+    observed = first.corpus_scores() - second.corpus_scores()  # (6,)
+    sums = _bootstrap(np.hstack([a, b]), resamples, seed)  # (resamples, 24)
     differences = corpus_scores(sums[:, : a.shape[1]], n) - corpus_scores(sums[:, a.shape[1] :], n)
-    swapped = _swapped(a, b, rounds, seed)
-    # Equal differences that were summed in another order differ in the last digits.
-    extreme = np.count_nonzero(abs(swapped) >= abs(found) * (1 - 1e-9), axis=0)
+    # Equal differences differ in their last digits if they were summed in another order.
+    extreme = np.count_nonzero(abs(_swapped(a, b, rounds, seed)) >= abs(observed) * (1 - 1e-9), axis=0)
     p = (1 + extreme) / (1 + rounds)
     return {
-        name: {"difference": float(found[i]), **_interval(differences[:, i], level), "p": float(p[i])}
+        name: {"difference": float(observed[i]), **_interval(differences[:, i], level), "p": float(p[i])}
         for i, name in enumerate(NAMES)
     }
 
@@ -70,12 +67,12 @@ def _interval(values: np.ndarray, level: float) -> dict[str, float]:
     return {"low": float(low), "high": float(high)}
 
 
-def _resampled(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def _bootstrap(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """(N, S) rows of images → (resamples, S) sums of N rows drawn with replacement."""
     random, n, sums = np.random.default_rng(seed), len(table), []
-    for some in _in_parts(resamples, n):
-        drawn = random.integers(n, size=(some, n)) + n * np.arange(some)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n)
+    for size in _batches(resamples, n):
+        drawn = random.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)  # each image was drawn
         sums.append(times.astype(float) @ table)
     return np.concatenate(sums)
 
@@ -84,14 +81,14 @@ def _swapped(a: np.ndarray, b: np.ndarray, rounds: int, seed: int) -> np.ndarray
     """(N, S) rows of two systems → (rounds, 6) differences of their scores after random swaps."""
     random, n, results = np.random.default_rng(seed), len(a), []
     total_a, total_b, difference = a.sum(axis=0), b.sum(axis=0), b - a
-    for some in _in_parts(rounds, n):
-        coins = np.frombuffer(random.bytes(some * (n + 7 >> 3)), np.uint8).reshape(some, -1)
-        moved = np.unpackbits(coins, axis=1, count=n).astype(float) @ difference
+    for size in _batches(rounds, n):
+        coins = np.frombuffer(random.bytes(size * (n + 7 >> 3)), np.uint8).reshape(size, -1)  # a bit an image
+        moved = np.unpackbits(coins, axis=1, count=n).astype(float) @ difference  # (size, S)
         results.append(corpus_scores(total_a + moved, n) - corpus_scores(total_b - moved, n))
     return np.concatenate(results)
 
 
-def _in_parts(times: int, n: int) -> Iterator[int]:
-    """Divide so many draws of n images into parts that fit in memory."""
-    step = max(1, PART // n)
-    return (min(step, times - done) for done in range(0, times, step))
+def _batches(rounds: int, n: int) -> Iterator[int]:
+    """Sizes of batches of rounds, with n images drawn in each round and up to MAX_DRAWS in a batch."""
+    step = max(1, MAX_DRAWS // n)
+    return (min(step, rounds - done) for done in range(0, rounds, step))

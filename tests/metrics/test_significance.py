@@ -149,7 +149,7 @@ def test_the_number_of_draws_at_a_time_does_not_matter(monkeypatch):
     random = np.random.default_rng(13)
     a, b = drawn(random, 32), drawn(random, 32)
     expected = compare(a, b, resamples=100, rounds=100)
-    monkeypatch.setattr(significance, "PART", 7 * 32)
+    monkeypatch.setattr(significance, "MAX_DRAWS", 7 * 32)
     for name, found in compare(a, b, resamples=100, rounds=100).items():
         assert found == pytest.approx(expected[name])
 
