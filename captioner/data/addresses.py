@@ -70,12 +70,11 @@ def file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it. fsspec keeps one file system per process.
 
     Raises:
-        UserError: a package for this kind of address is missing, or the kind is unknown.
+        UserError: a package for this kind of address is missing.
+        ValueError: the kind of address is unknown.
     """
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise UserError(f"{address}: addresses are read with fsspec: pip install 'captioner[shards]'") from None
+    from fsspec.core import url_to_fs  # installed with torch
+
     try:
         return url_to_fs(address)
     except ImportError as error:  # its message names the package: s3fs, gcsfs …
@@ -83,8 +82,6 @@ def file_system(address: str) -> tuple[Any, str]:
         extra = {"s3": "pip install 'captioner[s3]'", "http": "pip install 'captioner[shards]'"}
         hint = extra[kind[1]] if kind else str(error)
         raise UserError(f"{address}: needs a package that is not installed: {hint}") from None
-    except ValueError as error:
-        raise UserError(f"{address}: unknown kind of address ({error})") from None
 
 
 def read_bytes(address: str, start: int | None = None, end: int | None = None) -> bytes:

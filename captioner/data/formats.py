@@ -111,11 +111,7 @@ def _split_folders(folder: Path) -> list[Path]:
 
 
 def _folder_of_split(folder: Path, split: str) -> Path:
-    """The folder in this one that is named after the split; this one if it has data itself, or no folder of any split.
-
-    Raises:
-        UserError: there are folders of other splits only.
-    """
+    """The folder in this one with the name of the split; this one if it has data itself or no folder of any split."""
     folders = _split_folders(folder)
     if not folders or _own_format(folder) is not None:
         return folder
@@ -137,15 +133,10 @@ def read_entries(
     columns: str | None = None,
     albums: bool = False,
 ) -> tuple[Entries, Path | None]:
-    """Read the entries of a file, folder or address in the layout that :func:`detect_format` found.
+    """Read the entries of a path in the layout that :func:`detect_format` found.
 
-    Args:
-        path: the file, folder or address.
-        layout: its layout.
-        images: the folder that file names are relative to; by default the folder of the file.
-        split: which images, where there are several splits.
-        columns: "IMAGE,CAPTION", the columns of a table; see :func:`captioner.data.tables.read_table`.
-        albums: whether an image of a shard may be a video.
+    The other arguments are those of :func:`captioner.data.annotations.read_examples`; `images` is the folder of the
+    file by default.
 
     Returns:
         The entries, and the folder that their names are relative to; None where the images are in shards.
@@ -301,12 +292,7 @@ def _metadata_file(folder: Path) -> Path:
 
 
 def read_pairs(folder: Path, images: Path) -> Entries:
-    """For each image name.jpg, at any depth, name.txt with a caption per line.
-
-    Args:
-        folder: of the .txt files.
-        images: of the images; it may be the same folder.
-    """
+    """For each image name.jpg in `images`, at any depth, name.txt in `folder` with a caption per line."""
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; check the path")
     names_of: dict[str, list[str]] = {}  # by the path without suffix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,26 +24,30 @@ class ParquetImage(StoredImage):
 
     file: path or address.
     column: of bytes; `image.bytes` is a field of a column of structs, as in data sets of Hugging Face.
-    number: of the row, from 0.
+    number: of the row in the file, from 0.
+    group, row: its row group and its number in the group.
     """
 
     file: str
     column: str
     number: int
+    group: int
+    row: int
 
     def __str__(self) -> str:
         return f"{self.file}#{self.number}"
 
     def open(self) -> BinaryIO:
         """Its bytes; fast only when rows are opened in their order. See :meth:`StoredImage.open`."""
+        where = self.file, self.column, self.group
         try:
-            reader = _column_reader(self.file, self.column)
-            if self.number < reader.first:  # it only reads forwards
-                _column_reader.cache_clear()
-                reader = _column_reader(self.file, self.column)
-            return io.BytesIO(reader.read(self.number) or b"")
+            reader = _group_reader(*where)
+            if self.row < reader.first:  # it only reads forwards
+                _group_reader.cache_clear()
+                reader = _group_reader(*where)
+            return io.BytesIO(reader.read(self.row) or b"")
         except Exception as error:  # of pyarrow, or of a library under fsspec
-            _column_reader.cache_clear()
+            _group_reader.cache_clear()
             raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
 
 
@@ -78,7 +83,10 @@ def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             column, kind = f"{column}.bytes", kind.field("bytes").type
         if types.is_binary(kind) or types.is_large_binary(kind):
-            yield from (ParquetImage(path, column, number) for number in range(file.metadata.num_rows))
+            numbers = itertools.count()
+            for group in range(file.num_row_groups):
+                for row in range(file.metadata.row_group(group).num_rows):
+                    yield ParquetImage(path, column, next(numbers), group, row)
         elif types.is_string(kind) or types.is_large_string(kind):
             for batch in file.iter_batches(columns=[column]):
                 for name in batch.column(0).to_pylist():
@@ -87,40 +95,23 @@ def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
             raise UserError(f"{path}: column {column} holds {kind}: expected paths, addresses or the bytes of images")
 
 
-class _ColumnReader:
-    """The values of one column, read forwards; row groups before the wanted row are skipped."""
+class _GroupReader:
+    """The values of one column in a row group, read forwards in batches."""
 
-    def __init__(self, path: str, column: str) -> None:
-        self.file, self.column = _open_parquet(path), column
+    def __init__(self, path: str, column: str, group: int) -> None:
+        self.batches = _open_parquet(path).iter_batches(BATCH, row_groups=[group], columns=[column])
+        self.is_field = "." in column
         self.first, self.values = 0, list[bytes | None]()  # the current batch and the number of its first row
-        self.batches: Iterator[Any] = iter(())
 
-    def read(self, number: int) -> bytes | None:
-        if number >= self.first + len(self.values):
-            group, group_first = self._row_group(number)
-            if group_first > self.first or not self.values:
-                self.first, self.values = group_first, []
-                self.batches = self.file.iter_batches(BATCH, row_groups=[group], columns=[self.column])
-            while number >= self.first + len(self.values):
-                self.first += len(self.values)
-                column = next(self.batches).column(0)
-                self.values = (column.flatten()[0] if "." in self.column else column).to_pylist()
-        return self.values[number - self.first]
-
-    def _row_group(self, number: int) -> tuple[int, int]:
-        """The row group with a row, and the number of the group's first row."""
-        first = 0
-        for group in range(self.file.num_row_groups):
-            rows = self.file.metadata.row_group(group).num_rows
-            if number < first + rows:
-                return group, first
-            first += rows
-        raise IndexError(f"the file has {first:,} rows")
+    def read(self, row: int) -> bytes | None:
+        while row >= self.first + len(self.values):
+            self.first += len(self.values)
+            column = next(self.batches).column(0)
+            self.values = (column.flatten()[0] if self.is_field else column).to_pylist()
+        return self.values[row - self.first]
 
 
-@functools.lru_cache(maxsize=1)
-def _column_reader(path: str, column: str) -> _ColumnReader:
-    return _ColumnReader(path, column)
+_group_reader = functools.lru_cache(maxsize=1)(_GroupReader)
 
 
 def _open_parquet(path: str | os.PathLike) -> Any:

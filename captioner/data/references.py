@@ -95,17 +95,14 @@ def caption_rows(
 ) -> Iterator[tuple[ID, list[str], str | None]]:
     """The image id, captions (one or more) and file name, if any, of each entry of parsed JSON.
 
-    The first entry decides which keys are read.
-
     Args:
         path: the file, for messages.
         data: {"id": "caption" or ["caption", …]}, a list of objects, one such object, or an object around one of these.
-        what: a word for an entry, for messages.
-        expected: a description of the file, for messages.
-        caption_keys: groups of keys; the first group with a key in the entry counts.
+        what, expected: a word for an entry and a description of the file, for messages.
+        caption_keys: groups of keys. The first group with a key in the first entry counts, for all entries.
 
     Raises:
-        UserError: the data is not as described, or an entry has two keys of one group.
+        UserError: the data is not as described, or the first entry has two keys of the group.
     """
     if isinstance(data, dict):
         wrapped = [key for key in LIST_KEYS if isinstance(data.get(key), list | dict)]

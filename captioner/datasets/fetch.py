@@ -76,17 +76,9 @@ def fetch(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> str:
-    """Fetch a set into a folder. What is complete there is left as it is, and partial downloads are continued.
+    """Fetch one of SETS into a folder. What is complete there is left as it is; partial downloads are continued.
 
-    Args:
-        name: one of SETS.
-        out: the folder; several sets may share one.
-        mirror: addresses of folders with the zips, tried in this order instead of the known addresses.
-        download_images: False: only the captions.
-        keep_archives: keep the zips after unpacking.
-        check_sums: refuse a zip whose size or SHA-256 differs from the published one, if there is one.
-        timeout: seconds without a byte after which a connection counts as cut.
-        retries: of a file, in a row, without progress.
+    The arguments are the options of ``captioner data fetch``.
 
     Returns:
         The ``captioner train`` command for the set.

@@ -10,7 +10,7 @@ from captioner.data.addresses import RemoteImage
 from captioner.data.dataset import read_images
 from captioner.data.images import ImageError, open_image
 from captioner.data.inputs import find_inputs
-from captioner.data.parquet import BATCH, ParquetImage
+from captioner.data.parquet import BATCH
 from captioner.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -92,14 +92,13 @@ def test_parquet_of_bytes(images, tmp_path, kind):
 def test_any_row_in_any_order(tmp_path):
     count = 3 * BATCH + 5
     file = table(tmp_path / "a.parquet", [str(n).encode() for n in range(count)], row_group_size=2 * BATCH)
-    for order in (
-        range(count),
-        range(0, count, 7),
-        [count - 1, 0, 5, 5, 4, BATCH, 2 * BATCH, BATCH - 1, 2 * BATCH - 1],
-    ):
-        assert [ParquetImage(file, "image", n).open().read() for n in order] == [str(n).encode() for n in order]
-    with pytest.raises(UserError, match=f"#{count}: cannot be read .the file has {count} rows"):
-        ParquetImage(file, "image", count).open()
+    items = find_inputs([file])
+    mixed = [count - 1, 0, 5, 5, 4, BATCH, 2 * BATCH, BATCH - 1, 2 * BATCH - 1]
+    for order in (range(count), range(0, count, 7), mixed):
+        assert [items[n].open().read() for n in order] == [str(n).encode() for n in order]
+    table(tmp_path / "a.parquet", [b"0"])  # another file in its place
+    with pytest.raises(UserError, match=f"#{count - 1}: cannot be read"):
+        items[-1].open()
 
 
 def test_parquet_of_paths(images, tmp_path):
