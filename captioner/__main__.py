@@ -19,13 +19,18 @@ OVERVIEW = "\n".join(
         "",
         *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
         "",
-        "captioner COMMAND --help shows the main options of a command, --help all shows all.",
+        "captioner COMMAND --help explains the main options of a command, --help all explains all.",
     ]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 where some images could not be captioned, 2 for what the user can fix."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0; 1 if some images could not be captioned; 2 for an error that the user can fix; 130 after
+        Ctrl-C; 141 if the reader of a pipe has gone.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments.pop(0) if arguments else "--help"
     if name == "data" and arguments and not arguments[0].startswith("-"):  # a command of two words
@@ -38,32 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit:  # of --print_config
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # here, where a full disk can still be said
+        sys.stdout.flush()  # here, where the error of a full disk is still caught
         return code
     except UserError as error:
-        return _complain(name, str(error))
+        return _fail(name, str(error))
     except KeyboardInterrupt:
         print(f"captioner {name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        _silence()
+        _discard_stdout()
         return 141
     except OSError as error:
-        if error.filename is None and error.errno not in REFUSALS:
-            raise
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _silence()
-        where = printable(str(error.filename or "the output"))
-        advice = "make room, give it the right, or name another" if error.errno in REFUSALS else "name another"
-        return _complain(name, f"{where} cannot be used ({error.strerror}): {advice}")
-    except RuntimeError as error:  # of torch, wherever the program is at that moment
+        return _fail(name, _explain_os_error(error))
+    except RuntimeError as error:  # from torch, anywhere in the program
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        what = str(error).splitlines()[0].rstrip(". ")
-        few = "memory may be short, so use fewer of them (--workers or --data.workers)"
-        return _complain(name, f"a process that reads images died ({what}): {few}")
+        reason = str(error).splitlines()[0].rstrip(". ")
+        advice = "memory may be short, use fewer workers (--workers or --data.workers)"
+        return _fail(name, f"a worker process died ({reason}): {advice}")
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -74,27 +71,42 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"captioner {__version__}")
         return 0
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}: one of {', '.join(COMMANDS)}")
+        raise UserError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}")
     parser = Parser(name)
     if "--help" in arguments or "-h" in arguments:
         print(parser.help_page(everything=arguments[-1] == "all"), end="")
         return 0
-    return parser.command.run(parser.parse([_underscored(argument) for argument in arguments])) or 0
+    return parser.command.run(parser.parse([_with_underscores(argument) for argument in arguments])) or 0
 
 
-def _complain(name: str, line: str) -> int:
-    print(f"captioner {name}: error: {line}" if name in COMMANDS else f"captioner: error: {line}", file=sys.stderr)
+def _fail(name: str, message: str) -> int:
+    print(
+        f"captioner {name}: error: {message}" if name in COMMANDS else f"captioner: error: {message}", file=sys.stderr
+    )
     return 2
 
 
-def _silence() -> None:
-    """Drop what is left in the buffer of standard output: writing it would fail once more, at the exit."""
-    with suppress(OSError):  # it has no number
+def _explain_os_error(error: OSError) -> str:
+    """The message for an error of the operating system that names a file or is one of :data:`REFUSALS`."""
+    if error.filename is None and error.errno not in REFUSALS:
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+    where = printable(str(error.filename or "the output"))
+    advice = "free disk space, fix the permissions or name another" if error.errno in REFUSALS else "name another"
+    return f"{where} cannot be used ({error.strerror}): {advice}"
+
+
+def _discard_stdout() -> None:
+    """Drop the buffer of standard output; writing it at exit would fail again."""
+    with suppress(OSError):  # it has no file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _underscored(argument: str) -> str:
-    """``--n-best=3`` and ``--n_best=3`` are the same option."""
+def _with_underscores(argument: str) -> str:
+    """``--n_best=3`` for ``--n-best=3``."""
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")

@@ -1,17 +1,17 @@
-"""What the user can fix: one clear line instead of a traceback."""
+"""Errors that the user can fix: one clear line instead of a traceback."""
 
 import errno
 
-# What a disk or a folder refuses, whoever asks.
+# Errors of a full disk or of missing permissions, whatever file is written.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
-    """A mistake in the input or the surroundings.
+    """A mistake in the input or in the environment.
 
-    The message is one line and says what was wrong, where, and what to do. The command line prints it after
-    ``captioner: error:`` and exits with code 2. Line breaks in file names, and in what stands in files, are spaces;
-    escapes and broken Unicode are question marks.
+    The message is one line: what is wrong, where, and what to do. The command line prints it after
+    ``captioner: error:`` and exits with code 2. Line breaks that come from file names or files become spaces, control
+    characters and broken Unicode question marks.
     """
 
     def __init__(self, message: str) -> None:
@@ -19,5 +19,5 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """One line that any terminal and any page can show, in the direction in which it is written."""
+    """The text as one line without control characters, also those that change the direction of writing."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""Files and folders, read with errors of one line, written whole or not at all."""
+"""Reading files with one-line errors, and writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any, BinaryIO
 
 from captioner.errors import UserError
 
-ID = int | str  # what names an image
+ID = int | str  # of an image
 IDS = (int, str)
 
 
 def escapes_folder(name: str) -> bool:
-    """Whether a file name points outside of the folder it should be relative to."""
+    """Whether a file name, relative to a folder, points outside of it."""
     drive, rest = os.path.splitdrive(os.path.normpath(name))
     return bool(drive) or rest.startswith(os.sep) or rest.split(os.sep, 1)[0] == os.pardir
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to read. What is none, such as a pipe that never ends, is not waited for.
+    """Open a regular file to read; unlike ``open``, never wait for a pipe.
 
     Raises:
-        OSError: it is not there, is no plain file, or cannot be read.
+        OSError: the file is missing or unreadable, or is a folder, a pipe or a device.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(number).st_mode
@@ -40,7 +40,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
-    """Raise UserError unless the entry is an object whose fields have the right types (true and false are no ids)."""
+    """Raise UserError unless the entry is an object with these fields of these types; a bool is never one of them."""
     if not isinstance(entry, dict):
         raise UserError(f"{path}: {what}: expected an object with {', '.join(fields)}, found {json_type(entry)}")
     for key, types in fields.items():
@@ -55,13 +55,13 @@ def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) ->
 
 
 def json_type(value: Any) -> str:
-    """JSON's word for a value."""
+    """What a message calls a JSON value: an object, null, the number 3."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value!r}")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file (UTF-8, with or without a byte-order mark).
+    """Parse a JSON file (UTF-8, with or without a byte-order mark).
 
     Raises:
         UserError: one line with the path, and the line and column where the JSON breaks.
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path, what: str = "JSON") -> str:
-    """The text (UTF-8, with or without a byte-order mark) of a file that is not empty; `what` it should have been."""
+    """Read a UTF-8 file, with or without a byte-order mark; an empty one is an error. `what` is the expected format."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -80,19 +80,19 @@ def read_text(path: Path, what: str = "JSON") -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if not text.strip():
-        raise UserError(f"{path}: is empty; write or fetch it again")
+        raise UserError(f"{path}: is empty; write or download it again")
     return text
 
 
 def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
-    """The value of JSON that begins in `line` of the file; `pairs` is the hook that makes its objects."""
+    """Parse JSON that begins in `line` of the file; `pairs` is json's object_pairs_hook."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno + line - 1} column {error.colno}"
         raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
-        raise UserError(f"{path}: not JSON that can be read: {str(error).splitlines()[0]}") from error
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too deep nesting
+        raise UserError(f"{path}: invalid JSON: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -100,10 +100,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`, which replaces it when the block ends without an error; a link stays a link.
 
     Raises:
-        UserError: the file cannot be written there, or is a folder, a pipe or a device, which would be replaced.
+        UserError: `path` cannot be written, or is a folder, a pipe or a device.
     """
     final = Path(os.path.realpath(path))
-    part = final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"  # some writers go by the suffix
+    part = (
+        final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"
+    )  # some writers choose the format by the suffix
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.exists(final) and not os.path.isfile(final):
@@ -112,7 +114,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         publish(part, final)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written: {reason}; name another place or free disk space") from error
+        raise UserError(
+            f"{path}: cannot be written: {reason}; name another place, free disk space or fix the permissions"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -130,7 +134,7 @@ def publish(part: Path, final: Path, flush: bool = True) -> None:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends without an error.
 
-    What a crashed run has left in the temporary folder is removed. In messages `out` is called --output.
+    What a crashed run left in the temporary folder is removed. Messages call `out` --output.
 
     Raises:
         UserError: `out` exists and is not empty, another run is writing it, or it cannot be written.
@@ -160,14 +164,16 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"another run is writing --output {typed}: wait for it or name another folder") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output {typed}: cannot be written: {reason}; free disk space or name another") from error
+        raise UserError(
+            f"--output {typed}: cannot be written: {reason}; name another place, free disk space or fix the permissions"
+        ) from error
 
 
 def check_writable(path: Path) -> None:
-    """Find out before hours of work whether a file can be written; only its folder is created.
+    """Check, before hours of work, that a file can be written; only its folder is created.
 
     Raises:
-        UserError: it cannot, as :func:`atomic_write` would say later.
+        UserError: as :func:`atomic_write`.
     """
     with contextlib.suppress(_Writable), atomic_write(path) as part:
         part.touch()

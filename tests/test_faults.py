@@ -350,7 +350,7 @@ print(sum(len(batch) for batch, _ in read_images(paths, 32, 100, workers=1)))
     assert done.stdout == f"{60 * len(images)}\n", done.stderr
 
 
-DIED = ("a process that reads images died", "memory", "--workers")
+DIED = ("a worker process died", "memory", "--workers")
 
 
 def test_a_process_that_reads_images_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):

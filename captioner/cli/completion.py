@@ -2,7 +2,7 @@
 
 Example: captioner completion bash > ~/.local/share/bash-completion/completions/captioner
 
-That is where bash finds it from the next time on. For zsh, name it _captioner in a folder of $fpath; for fish,
+A new bash finds it there. For zsh, name it _captioner in a folder of $fpath; for fish,
 ~/.config/fish/completions/captioner.fish.
 """
 
@@ -20,7 +20,7 @@ def configure(parser: Any) -> None:
 
 
 def run(options: Any) -> None:
-    """Print the script; see the module's docstring."""
+    """Print the script."""
     try:
         import shtab
     except ImportError:
@@ -29,20 +29,20 @@ def run(options: Any) -> None:
 
     root = ArgumentParser("captioner")
     root.add_argument("--version", action="version", version="")
-    folders = {"": root.add_subparsers()}
+    groups = {"": root.add_subparsers()}
     for name, about in COMMANDS.items():
-        first, _, word = name.rpartition(" ")
-        if first not in folders:
-            folders[first] = folders[""].add_parser(first, help="data sets").add_subparsers()
-        one = folders[first].add_parser(word, help=about)
+        first, _, last = name.rpartition(" ")
+        if first not in groups:
+            groups[first] = groups[""].add_parser(first, help="data sets").add_subparsers()
+        command = groups[first].add_parser(last, help=about)
         for action in Parser(name)._actions:
             if action.dest not in ("help", "print_config"):
-                _copy(action, one)
+                _add_copy(action, command)
     print(shtab.complete(root, options.shell))
 
 
-def _copy(action: Action, parser: ArgumentParser) -> None:
-    """Declare an option of ours again, as shtab understands it."""
+def _add_copy(action: Action, parser: ArgumentParser) -> None:
+    """Declare an option of a :class:`Parser` as plain argparse, which shtab understands."""
     import shtab
 
     about = (action.help or "").replace("%", "%%")
@@ -50,8 +50,8 @@ def _copy(action: Action, parser: ArgumentParser) -> None:
     if action.nargs == 0:
         parser.add_argument(*names, action="store_true", help=about)
         return
-    shown = str(action.metavar or "")
-    choices = shown[1:-1].split(",") if shown.startswith("{") else None
+    metavar = str(action.metavar or "")
+    choices = metavar[1:-1].split(",") if metavar.startswith("{") else None
     new: Any = parser.add_argument(*names, nargs=action.nargs, choices=choices, help=about)
     if choices is None:
         new.complete = shtab.FILE

@@ -2,8 +2,8 @@
 
 Example: captioner data fetch coco2017 --output data/coco2017
 
-The licence is shown and nothing is asked. Ctrl-C, a cut connection and a kill leave a .part, from which the same
-command goes on. docs/fetch.md has the sizes.
+The licence is printed, without a question. After Ctrl-C, a cut connection or a kill the same command continues the
+download. docs/fetch.md has the sizes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def data_fetch(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> None:
-    """Show the licence, fetch, and print the command that trains on the set.
+    """Print the licence, download, and print the command that trains on the data set.
 
     Args:
-        name: of the set; karpathy is COCO 2014 in the splits that papers use
-        output: folder of the set, data/NAME by default; karpathy and coco2014 may share one
-        mirror: addresses of folders that have the zips, tried in turn instead of the set's own hosts
-        download_images: fetch the images, not only the captions
+        name: which data set; karpathy is COCO 2014 in the splits that papers use
+        output: folder of the data set (default: data/NAME); karpathy and coco2014 may share one
+        mirror: addresses of folders with the zips, tried in turn instead of the original hosts
+        download_images: download the images, not only the captions
         keep_archives: keep the zips after unpacking
         check_sums: refuse a zip whose size or SHA-256 is not the known one
         timeout: seconds without a byte after which a connection counts as cut
-        retries: of a file in a row without progress
+        retries: attempts at a file in a row that bring no progress
     """
     from captioner.datasets.fetch import SETS, fetch
 
@@ -47,24 +47,19 @@ def data_fetch(
     print(f"{name}: {SETS[name].licence}", file=sys.stderr)
     output = output or Path("data", name)
     command = fetch(name, output, mirror or (), download_images, keep_archives, check_sums, timeout, retries)
-    print(
-        command
-        if download_images
-        else f"{output}: the captions; for the images: captioner data fetch {name} --output {output}"
-    )
+    if download_images:
+        print(command)
+    else:
+        print(f"{output}: the captions; for the images: captioner data fetch {name} --output {output}")
 
 
 def configure(parser: Any) -> None:
-    """Declare the options: those of :func:`data_fetch`."""
+    """Declare the options: the parameters of :func:`data_fetch`."""
     parser.add_function_arguments(data_fetch, as_group=False, as_positional=True, skip={"mirror"})
-    parser.add_argument(
-        "--mirror",
-        nargs="+",
-        type=str,
-        help="addresses of folders that have the zips, tried in turn instead of the set's own hosts",
-    )
+    about = "addresses of folders with the zips, tried in turn instead of the original hosts"
+    parser.add_argument("--mirror", nargs="+", type=str, help=about)
 
 
 def run(options: Any) -> None:
-    """Fetch; see the module's docstring."""
-    data_fetch(**{name: options[name] for name in data_fetch.__annotations__ if name != "return"})
+    """Download."""
+    data_fetch(**options.as_dict())

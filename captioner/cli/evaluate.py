@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner.cli.options import (
+    add_columns_argument,
     add_model_arguments,
+    add_skip_argument,
     add_split_arguments,
     config_of,
     load_model,
@@ -36,11 +38,11 @@ def configure(parser: Any) -> None:
     from captioner.metrics.scoring import ScoreOptions
 
     add_model_arguments(parser)
-    parser.add_argument("--annotations", type=str, required=True, help="the references, in any layout of docs/data.md")
-    parser.add_argument("--images", type=str, help="folder with the images, unless the layout says where they are")
+    parser.add_argument("--annotations", type=str, required=True, help="references, in any format of docs/data.md")
     add_split_arguments(parser)
+    add_columns_argument(parser)
+    add_skip_argument(parser)
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
-    parser.add_argument("--skip_bad_images", type=bool, default=False, help="leave out what cannot be read")
     parser.add_argument("--compare_checkpoint", type=str, help="also caption with this model, and compare the two")
     parser.add_argument(
         "--report", type=str, help="also write an HTML page: the scores, and every image with its captions"

@@ -29,29 +29,41 @@ def add_checkpoint_arguments(parser: Any) -> None:
         "--checkpoint",
         action="append",
         type=str,
-        help="captioner.safetensors, best.ckpt …; without it, the shipped one; several times: an ensemble",
+        help="file of a model or folder of a run (default: the shipped model); repeat it for an ensemble",
     )
     add_device_argument(parser)
 
 
 def add_device_argument(parser: Any) -> None:
     """``--device``, for :func:`resolve_device`."""
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
 
 
 def add_model_arguments(parser: Any) -> None:
     """The options of a command that captions files: which model, how many images at a time, and how to search."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=IMAGE_BATCH_SIZE, help="images decoded together")
-    parser.add_argument("--workers", type=int, default=-1, help="processes that read images (-1 = choose)")
+    parser.add_argument("--workers", type=int, default=-1, help="processes that decode images (-1 = choose)")
     parser.add_class_arguments(SearchConfig)
 
 
-def add_split_arguments(parser: Any) -> None:
-    """The options that select examples from the annotations."""
-    parser.add_argument("--split", type=str, default="val", help="which split, where the annotations have several")
-    parser.add_argument("--list", type=str, help="file with an image's name in each line: only these")
-    parser.add_argument("--columns", type=str, help="IMAGE,CAPTION: the columns of a table, where not the usual ones")
+def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = "") -> None:
+    """``--images``, ``--split`` and ``--list``, which select captioned images; with a prefix ``--val_images`` …"""
+    parser.add_argument(f"--{prefix}images", type=str, help="folder that their file names are relative to, if needed")
+    parser.add_argument(f"--{prefix}split", type=str, default=split, help="which split, if there are several")
+    parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one a line")
+
+
+def add_columns_argument(parser: Any) -> None:
+    """``--columns``, the names of the columns of a table."""
+    about = "IMAGE,CAPTION: names of a table's columns, if they are not the usual ones"
+    parser.add_argument("--columns", type=str, help=about)
+
+
+def add_skip_argument(parser: Any) -> None:
+    """``--skip_bad_images``."""
+    about = "count and skip missing or unreadable images, instead of stopping"
+    parser.add_argument("--skip_bad_images", type=bool, default=False, help=about)
 
 
 def resolve_device(name: str) -> str:

@@ -11,7 +11,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.options import add_split_arguments, config_of
+from captioner.cli.options import add_columns_argument, add_split_arguments, config_of
 
 
 def configure(parser: Any) -> None:
@@ -22,11 +22,13 @@ def configure(parser: Any) -> None:
         "--annotations",
         type=str,
         required=True,
-        help="the references, in any layout of docs/data.md, or {id: [caption, …]}",
+        help="references, in any format of docs/data.md, or {id: [caption, …]}",
     )
     add_split_arguments(parser)
-    parser.add_argument("--results", type=str, required=True, help="captions JSON or JSON Lines, one caption an image")
-    parser.add_argument("--images", type=str, help="folder of the annotations' file names, for --clip_score")
+    add_columns_argument(parser)
+    parser.add_argument(
+        "--results", type=str, required=True, help="captions, as JSON or JSON Lines, one for each image"
+    )
     parser.add_class_arguments(ScoreOptions)
 
 

@@ -1,4 +1,4 @@
-"""Draw the sample data of the demo: images of coloured shapes with five true captions each, in COCO's layout.
+"""Draw the sample data of the demo: images of coloured shapes with five true captions each, as COCO captions.
 
 Example: captioner shapes --output data/shapes --count 2000
 """
@@ -21,16 +21,16 @@ def shapes(
     moving: bool = False,
     frames: int = FRAMES,
 ) -> None:
-    """Draw the set and say what was made.
+    """Draw the data set and print the command that trains on it.
 
     Args:
-        output: folder of the set; a set already there with the same options is left as it is
-        count: images to train on
-        val_count: held-out images; what they show is never shown by a training image
+        output: folder of the data set; left as it is if it has a data set with the same options
+        count: number of training images
+        val_count: number of validation images; none shows what a training image shows
         size: width and height of an image in pixels
         seed: another seed draws other images
-        moving: draw clips, in each of which one shape moves left, right, up or down
-        frames: of a clip
+        moving: draw clips in which one shape moves left, right, up or down
+        frames: frames of a clip
     """
     for option, value, least, most in (
         ("--count", count, 1, 1_000_000),
@@ -48,10 +48,10 @@ def shapes(
 
 
 def configure(parser: Any) -> None:
-    """Declare the options: those of :func:`shapes`."""
+    """Declare the options: the parameters of :func:`shapes`."""
     parser.add_function_arguments(shapes, as_group=False)
 
 
 def run(options: Any) -> None:
-    """Draw; see the module's docstring."""
+    """Draw."""
     shapes(**options.as_dict())

@@ -76,7 +76,7 @@ MISTAKES = [
     ("train --config BAD/config.yaml", ["--config:", "line 2"]),
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
-    ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "no file of weights"]),
+    ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
     ("predict a.png --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
     ("predict a.png --checkpoint BAD/cut.safetensors", ["cut.safetensors is not a captioner checkpoint"]),
     ("average BAD/text.ckpt RUN --output soup.safetensors", ["text.ckpt is not a captioner checkpoint"]),
@@ -88,7 +88,7 @@ MISTAKES = [
     ("data inspect BAD/cut.json", ["cut.json", "JSON"]),
     ("pretrain --data.text BAD/empty.txt", ["empty.txt"]),
     # what does not go together
-    (f"predict IMAGES {RUN} --must zyzzyva", ["must", "'zyzzyva'", "use another of its"]),
+    (f"predict IMAGES {RUN} --must zyzzyva", ["must", "'zyzzyva'", "use another word"]),
     (f"predict IMAGES {RUN} --prefix zyzzyva", ["prefix", "'zyzzyva'"]),
     (f"{TRAIN} --model.attention soft --output out", ["attention", "grid"]),
     (f"evaluate {VAL} --compare a.json --compare_checkpoint RUN", ["--compare", "leave one out"]),

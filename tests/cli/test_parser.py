@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT, is_one_line
 
-from captioner.__main__ import _underscored, main
+from captioner.__main__ import _with_underscores, main
 from captioner.cli.parser import COMMANDS, Flag, Parser
 
 
@@ -80,7 +80,7 @@ def test_no_types_and_no_empty_defaults(cli):
 )
 def test_a_boolean_is_a_pair_of_options(command, typed, key, value):
     name, *words = command.split()
-    options = Parser(name).parse([*words, *map(_underscored, typed.split())])
+    options = Parser(name).parse([*words, *map(_with_underscores, typed.split())])
     assert attrgetter(key)(options) is value
 
 
