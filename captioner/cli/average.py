@@ -82,7 +82,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
 
     @torch.inference_mode()
     def score(members: list[int]) -> float:
-        model.load_weights(average([states[i] for i in members]), own_encoder=not frozen)
+        model.load_weights(average([states[i] for i in members]))
         if frozen and not features:
             features.extend(encode())
         found = [captions for batch in (features if frozen else encode()) for captions in model.search(batch, search)]

@@ -82,10 +82,10 @@ def _measure(options: Any) -> Iterator[Curve]:
     import torch
 
     from captioner.models.captioner import Captioner
-    from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
+    from captioner.models.checkpoint import resolve_checkpoint
     from captioner.training.gradients import gradient_norms, largest_singular_value, recurrent_matrices
 
-    for file in options.checkpoint or [str(SHIPPED)]:
+    for file in map(resolve_checkpoint, options.checkpoint or [None]):
         trained = Captioner.load(file)
         features, words, lengths = _longest(trained, options)
         models = {"trained": trained}
@@ -103,7 +103,7 @@ def _measure(options: Any) -> Iterator[Curve]:
                 norms = gradient_norms(*model.start_search(features), words, lengths)
                 means = [norm.clamp(min=1e-30).log().mean(dim=0).exp().tolist() for norm in norms]
                 yield {
-                    "model": _name(resolve_checkpoint(file)),
+                    "model": _name(file),
                     "weights": kind,
                     "cell": model.config.cell,
                     "layers": model.config.layers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from captioner.errors import UserError
 from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import Caption, CaptionModel, search_ids
 from captioner.models.captioner import load
-from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
+from captioner.models.checkpoint import file_digest, resolve_checkpoint
 
 ENGINES = {
     "local": "captioner.inference.jobs",
@@ -48,13 +47,7 @@ class CaptionJob:
 
     def settings(self) -> dict[str, Any]:
         """What captions depend on besides the images: digests of the checkpoints, and the search options."""
-        digests = []
-        for name in self.checkpoints or [str(SHIPPED)]:
-            digest = hashlib.sha256()
-            with open(resolve_checkpoint(name), "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            digests.append(digest.hexdigest()[:16])
+        digests = [file_digest(resolve_checkpoint(path)) for path in self.checkpoints or [None]]
         return {"checkpoint": " + ".join(digests), **asdict(self.search)}
 
     def load_model(self) -> CaptionModel:

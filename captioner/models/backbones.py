@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -131,12 +132,9 @@ def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
             if batch != 2 or width == 0:
                 raise ValueError
         except (RuntimeError, AssertionError, ValueError, IndexError):
-            own = preprocessing(name).size
+            example = f"such as {preprocessing(name).size}, which it was trained at"
             other = "" if option == "image_size" else "; 0 leaves the second resolution out"
-            raise UserError(
-                f"model.{option} is {size}: expected a size that {name} takes, such as {own}, which it was "
-                f"trained at{other}"
-            ) from None
+            raise UserError(f"model.{option} is {size}: expected a size that {name} takes, {example}{other}") from None
     return found
 
 
@@ -175,26 +173,21 @@ def parameter_stages(network: nn.Module, among: Container[str] | None = None) ->
         network: as from :func:`build_backbone`, or a ResNet.
         among: names of the parameters to consider; None: all.
     """
-    stages: list[str] = []
-    stage_of: dict[str, int] = {}
+    stages, stage_of = 0, dict[str, int]()
+    for path, child in _stage_modules(network):
+        parameters = {key: p for key, p in child.named_parameters(path) if among is None or key in among}
+        stages += any(parameter.dim() > 1 for parameter in parameters.values())
+        stage_of |= dict.fromkeys(parameters, max(0, stages - 1))
+    first = {key: 0 for key, _ in network.named_parameters() if among is None or key in among}
+    return first | stage_of, stages
 
-    def considered(key: str) -> bool:
-        return among is None or key in among
 
-    def walk(module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if name in CONTAINERS and list(child.children()):
-                walk(child, f"{path}.")
-                continue
-            parameters = [(key, p) for key, p in child.named_parameters(path) if considered(key)]
-            if any(parameter.dim() > 1 for _, parameter in parameters):
-                stages.append(path)
-            for key, _ in parameters:
-                stage_of[key] = max(0, len(stages) - 1)
-
-    walk(network, "")
-    return {key: stage_of.get(key, 0) for key, _ in network.named_parameters() if considered(key)}, len(stages)
+def _stage_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if name in CONTAINERS and list(child.children()):
+            yield from _stage_modules(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
 
 
 @lru_cache(maxsize=8)
@@ -228,16 +221,14 @@ def _build_timm(name: str, sizes: tuple[int, ...], pretrained: bool) -> nn.Modul
     with torch.random.fork_rng(devices=[]):
         try:
             if set(sizes) != {preprocessing(name).size}:
-                try:
+                with suppress(TypeError):  # not a ViT
                     return timm.create_model(short, **options, dynamic_img_size=True)
-                except TypeError:  # not a ViT
-                    pass
             return timm.create_model(short, **options)
         except Exception as error:  # of timm, huggingface_hub and the network library below it
             if not pretrained:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the weights of {name} could not be downloaded ({reason}): download them on a machine with network "
-                "access and copy the cache of huggingface_hub (HF_HOME)"
+                f"the weights of {name} could not be downloaded ({reason}): download them elsewhere and copy the cache "
+                "of huggingface_hub (HF_HOME) to this machine"
             ) from error

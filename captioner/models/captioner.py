@@ -13,18 +13,10 @@ from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD, START, Vocabulary
 from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError
+from captioner.models import checkpoint
 from captioner.models.attention import AttentionDecoder
 from captioner.models.backbones import shapes_only
 from captioner.models.base import CaptionModel
-from captioner.models.checkpoint import (
-    SHIPPED,
-    brings_encoder,
-    make_header,
-    parse_header,
-    read_checkpoint,
-    resolve_checkpoint,
-    save_slim,
-)
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, feature_size, weights_digest
@@ -36,7 +28,7 @@ class Captioner(CaptionModel):
     Args:
         config: the architecture.
         vocabulary: the words.
-        encoder: None for a model of features, as in training from a feature file.
+        encoder: None if the model is only given features, as in training from a feature file.
         encoder_digest: digest of the ImageNet weights the encoder started from.
     """
 
@@ -60,12 +52,10 @@ class Captioner(CaptionModel):
         return self.encoder(images)
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
-        """See :meth:`CaptionModel.start_search`."""
         return self.decoder.step, *self.decoder.start(self.features(images))
 
     @torch.inference_mode()
     def attention_maps(self, images: Tensor, captions: Sequence[str]) -> list[Tensor]:
-        """See :meth:`CaptionModel.attention_maps`."""
         if not isinstance(self.decoder, AttentionDecoder):
             return super().attention_maps(images, captions)
         if not captions:
@@ -79,8 +69,8 @@ class Captioner(CaptionModel):
     # ---- checkpoints
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the tensors, as plain values."""
-        return make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
+        """What a checkpoint holds besides the tensors, as plain values."""
+        return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint: the decoder's, and the encoder's unless it is frozen.
@@ -96,50 +86,43 @@ class Captioner(CaptionModel):
 
     def save(self, path: str | os.PathLike, half: bool = True) -> None:
         """Write a slim checkpoint for inference; see :func:`captioner.models.checkpoint.save_slim`."""
-        save_slim(path, self.header(), self.weights(), half)
+        checkpoint.save_slim(path, self.header(), self.weights(), half)
 
     @classmethod
     def load(cls, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> Captioner:
         """Open a checkpoint: captioner.safetensors, best.ckpt or last.ckpt. No other file of the run is needed.
 
         Args:
-            path: a file, the folder of a run, or hf://…; see
-                :func:`captioner.models.checkpoint.resolve_checkpoint`. None is the model that ships with captioner.
+            path: as for :func:`captioner.models.checkpoint.resolve_checkpoint`.
             device: where to put the model. A checkpoint made on a GPU opens on a CPU.
 
         Raises:
             UserError: the file is missing, is not a captioner checkpoint, or belongs to other encoder weights.
         """
-        path = SHIPPED if path is None else resolve_checkpoint(path)
-        header, weights = read_checkpoint(path)
+        path = checkpoint.resolve_checkpoint(path)
+        header, weights = checkpoint.read_checkpoint(path)
         if header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which takes no image: captioner train --init-from {path}")
-        config, vocabulary = parse_header(path, header)
-        digest, own_encoder = header["encoder_digest"], brings_encoder(config, header)
-        if not own_encoder and weights_digest(config.encoder) != digest:
+        config, vocabulary = checkpoint.parse_header(path, header)
+        digest, own_encoder = header["encoder_digest"], checkpoint.brings_encoder(config, header)
+        if not own_encoder and (here := weights_digest(config.encoder)) != digest:
             raise UserError(
-                f"{path} was trained on other weights of {config.encoder} ({digest}) than those here "
-                f"({weights_digest(config.encoder)}): put back the file they came from"
+                f"{path} was trained on other weights of {config.encoder} ({digest}) than those here ({here}): "
+                "put back the file they came from"
             )
         check_fits(path, header, weights)
         model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
-        model.load_weights(weights, own_encoder)
+        model.load_weights(weights)
         return model.to(device).eval()
 
-    def load_weights(self, weights: Mapping[str, Tensor], own_encoder: bool) -> None:
-        """Copy the tensors of a checkpoint, which must be those of :meth:`weights`.
-
-        Args:
-            weights: the tensors by name.
-            own_encoder: whether those of the encoder must be among them.
-        """
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of a checkpoint; those of the encoder may be missing. :func:`check_fits` validates them."""
         state = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
         if self.config.tie_embeddings:
             state["decoder.output.weight"] = state["decoder.embedding.weight"]
         missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [name for name in missing if own_encoder or not name.startswith("encoder.")]
-        if missing or unexpected:
-            raise KeyError(f"missing {missing}, unexpected {unexpected}")
+        assert not unexpected, unexpected
+        assert all(name.startswith("encoder.") for name in missing), missing
 
 
 class Ensemble(CaptionModel):
@@ -174,7 +157,6 @@ class Ensemble(CaptionModel):
         self.vocabulary, self.image_size, self.frames = first.vocabulary, first.image_size, first.frames
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
-        """See :meth:`CaptionModel.start_search`."""
         members: Any = self.members
         features: dict[int, Tensor] = {}  # by encoder
         for model in members:
@@ -197,11 +179,11 @@ def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapp
     Raises:
         UserError: names, shapes or types differ; the message names the first.
     """
-    config, vocabulary = parse_header(path, header)
+    config, vocabulary = checkpoint.parse_header(path, header)
     try:
         with torch.device("meta"):  # a header may ask for any amount of memory
             expected = Captioner(config, vocabulary, None, "").state_dict()
-        if brings_encoder(config, header):
+        if checkpoint.brings_encoder(config, header):
             encoder = shapes_only(lambda: Encoder(config, weights=False))
             expected |= {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     except (RuntimeError, TypeError) as error:  # a size, or a product of sizes, beyond 64 bits

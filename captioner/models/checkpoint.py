@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -36,23 +37,23 @@ TORCH_ERRORS = (
 )
 
 
-def resolve_checkpoint(path: str | os.PathLike) -> Path:
+def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
     """The file of a checkpoint.
 
     Args:
-        path: the file itself; the folder of a run or of ``captioner export --to hf``; or
-            ``hf://organisation/name[@revision]`` of the Hugging Face hub.
+        path: the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
+            Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
 
     Raises:
         UserError: the folder has no checkpoint, huggingface_hub is missing, or the hub has no such model.
     """
-    name = os.fspath(path)
+    name = os.fspath(SHIPPED if path is None else path)
     if name.startswith("hf://"):
         name = _download(name)
     if not os.path.isdir(name):
         return Path(name)
     for file in FOLDER_FILES:
-        if os.path.isfile(os.path.join(name, file)):
+        if Path(name, file).is_file():
             return Path(name, file)
     raise UserError(f"{path} has none of {', '.join(FOLDER_FILES)}: name a checkpoint or the folder of a run")
 
@@ -83,46 +84,57 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
     if not file.is_file():
         raise UserError(f"there is no checkpoint {file}: train one with `captioner train`, or name another file")
     try:
-        header, tensors = (_read_slim if file.suffix == ".safetensors" else _read_lightning)(file)
+        if file.suffix == ".safetensors":
+            metadata, tensors = load_safetensors(file)
+            header = json.loads(metadata.get("captioner", "null"))
+        else:
+            content = load_pickle(file)
+            if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+                raise ValueError("it has no state_dict")
+            header = content.get("captioner")
+            tensors = {str(name).removeprefix("model."): value for name, value in content["state_dict"].items()}
         if not isinstance(header, dict):
             raise ValueError(f"its header is a {type(header).__name__}")
         return header, validate_tensors(tensors)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: of JSON
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None
 
 
-def _read_slim(file: Path) -> tuple[Any, dict[str, Tensor]]:
+def file_digest(file: Path) -> str:
+    """The first 16 hex digits of the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def load_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file, on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get("captioner")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    if text is None:
-        raise ValueError("it has no header of captioner")
-    try:
-        return json.loads(text), tensors
-    except RecursionError:
-        raise ValueError("its header is nested too deeply") from None
 
 
-def _read_lightning(file: Path) -> tuple[Any, Mapping[Any, Any]]:
-    if not zipfile.is_zipfile(file):  # captioner never wrote the older format of torch
-        raise ValueError(NO_WEIGHTS)
-    checkpoint = load_pickle(file)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError("it has no state_dict")
-    tensors = {str(name).removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    return checkpoint.get("captioner"), tensors
-
-
-def load_pickle(file: Path, mmap: bool = False) -> Any:
+def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
     """Tensors and plain values of a file that torch.save wrote, on the CPU; code in it is not run.
 
     torch.save never compresses, so that an uncompressed file cannot unfold to more than its size.
+
+    Args:
+        file: a zip archive.
+        mmap: map the tensors into memory instead of reading them.
+        legacy: accept torch's older format, too, which is not a zip archive.
 
     Raises:
         OSError: the file cannot be read.
@@ -133,6 +145,8 @@ def load_pickle(file: Path, mmap: bool = False) -> Any:
             with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("it is compressed")
+        elif not legacy:
+            raise ValueError(NO_WEIGHTS)
         with warnings.catch_warnings():  # about a file that is refused in one line
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
@@ -142,7 +156,7 @@ def load_pickle(file: Path, mmap: bool = False) -> Any:
         raise ValueError(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}") from None
 
 
-def validate_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
+def validate_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, each of them a dense array of finite numbers with memory of its own.
 
     Raises:
@@ -161,7 +175,7 @@ def validate_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def make_header(config: ModelConfig, vocabulary: Vocabulary, **more: Any) -> dict[str, Any]:
-    """What a checkpoint holds beside the tensors, as plain values."""
+    """What a checkpoint holds besides the tensors, as plain values."""
     words = list(vocabulary.words[len(SPECIAL) :])
     return {"format": FORMAT, "model": asdict(config), "vocabulary": words, "level": vocabulary.level, **more}
 
@@ -195,7 +209,7 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
 
 
 def read_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """The vocabulary of a checkpoint; path and errors as for :func:`read_checkpoint`."""
+    """The vocabulary of a checkpoint; see :func:`read_checkpoint`."""
     return parse_header(path, read_checkpoint(path)[0])[1]
 
 
@@ -207,13 +221,7 @@ def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
 def save_slim(
     path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool = True
 ) -> None:
-    """Write header and tensors as safetensors, whole or not at all.
-
-    Args:
-        path: a .safetensors file.
-        header: plain values, as from :func:`make_header`.
-        weights: tensors by name.
-        half: store fp16, except tensors with values that fp16 cannot hold.
+    """Write a .safetensors file, whole or not at all; with `half` in fp16, except tensors that overflow in it.
 
     Raises:
         UserError: the file cannot be written.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from functools import lru_cache
 from http.client import HTTPException
@@ -19,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from captioner.config import ENCODERS, ModelConfig
 from captioner.errors import UserError
 from captioner.models import backbones
-from captioner.models.checkpoint import CHECKPOINTS, load_pickle
+from captioner.models.checkpoint import CHECKPOINTS, file_digest, load_pickle, load_safetensors
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -93,11 +91,8 @@ def weights_file(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _digest(path: str, size: int, modified: int) -> str:
-    with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):  # Python 3.11
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        return hashlib.sha256(file.read()).hexdigest()[:16]
+def _cached_digest(path: Path, size: int, modified: int) -> str:
+    return file_digest(path)
 
 
 def weights_digest(name: str) -> str:
@@ -105,8 +100,8 @@ def weights_digest(name: str) -> str:
     if name.startswith(backbones.TIMM):
         return backbones.timm_digest(name)
     file = weights_file(name)
-    status = os.stat(file)
-    return _digest(str(file), status.st_size, status.st_mtime_ns)
+    status = file.stat()
+    return _cached_digest(file, status.st_size, status.st_mtime_ns)
 
 
 def _fold_batchnorm(module: nn.Module) -> None:
@@ -154,6 +149,8 @@ class Encoder(nn.Module):
         self.second_size, self.feature_shape = config.second_size, feature_shape(config)
         self.cells = config.grid or 1  # per side
         self.resnet: Any  # in checkpoints every network has this name
+        mean: tuple[float, ...]
+        std: tuple[float, ...]
         if is_resnet(name):
             mean, std = MEAN, STD
             self.resnet = build_resnet(name)
@@ -185,11 +182,9 @@ class Encoder(nn.Module):
             parameter.requires_grad_(self.stages_after.get(key, stages) < trained)
 
     def _load_weights(self, file: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        slim = file.suffix == ".safetensors"
         try:
-            found: dict[str, Tensor] = load_file(file) if file.suffix == ".safetensors" else load_pickle(file)
+            found: dict[str, Tensor] = load_safetensors(file)[1] if slim else load_pickle(file, legacy=True)
             if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
                 raise ValueError("it is not a state dict")
             # The files of the DenseNets are older than the names of their layers.
@@ -201,7 +196,7 @@ class Encoder(nn.Module):
                 elif key.endswith("num_batches_tracked"):
                     state[key] = torch.zeros((), dtype=value.dtype)
             self.resnet.load_state_dict(state, assign=True)
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file} does not hold the weights of that network ({reason}): fetch it again") from None
 

@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
         return [self.vocabulary.decode(row[: row.index(END)] if END in row else row) for row in rows]
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the tensors, as plain values."""
+        """What a checkpoint holds besides the tensors, as plain values."""
         return make_header(self.config, self.vocabulary, kind="language_model")
 
 
