@@ -87,8 +87,8 @@ def read_examples(
     """
     layout = detect_format(path)
     if layout.name in ("coco", "karpathy", "flickr") and images is None:
-        needed = "--data.train_images, --data.val_images or --images"
-        raise UserError(f"{path}: does not say where its images are; name their folder with {needed}")
+        option = "--data.train_images, --data.val_images or --images"
+        raise UserError(f"{path}: needs the folder of its images; name it with {option}")
     found, folder = read_entries(os.fspath(path), layout, images, split, columns, albums)
     examples, problems = _examples(select_listed(found, listed), folder, albums)
     if problems and not skip_bad:

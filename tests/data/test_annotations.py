@@ -177,7 +177,7 @@ def test_a_bad_image_is_named_or_skipped(folder, which, says, left):
     assert line.startswith(problems[0])
 
 
-def test_the_first_problem_is_told_and_the_others_are_counted_by_kind(folder):
+def test_the_first_problem_is_named_and_the_others_are_counted_by_kind(folder):
     data = small()
     for n in range(100, 105):
         data["images"].append({"id": n, "file_name": "gone.jpg"})
@@ -256,7 +256,7 @@ def test_annotations_without_ids_are_fine(folder):
     assert len(read(saved(folder, data), folder)[0]) == 3
 
 
-# ---- the genuine article
+# ---- real files
 
 
 @needs_coco
@@ -279,7 +279,7 @@ def test_the_coco_sample_reads_as_pycocotools_reads_it(split, images):
 
 
 @needs_coco
-def test_a_results_file_or_the_wrong_split_is_recognised(tmp_path):
+def test_a_results_file_or_the_wrong_split_is_refused(tmp_path):
     annotations = COCO / "annotations" / "captions_val2017.json"
     refused(read, annotations, COCO / "images" / "train2017", says=["image id", "47 × missing image file"])
     references = read_references(annotations).captions

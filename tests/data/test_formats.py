@@ -1,4 +1,4 @@
-"""Every layout of captioned images is the same set: read, trained on, scored; and what is wrong is one line."""
+"""The same set in every layout: the same examples, batches and scores; errors are one line."""
 
 import csv
 import json
@@ -208,7 +208,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_bad_is_named_or_skipped(sets, tmp_path, name):
+def test_bad_images_are_named_or_skipped(sets, tmp_path, name):
     text, says = BROKEN[name]
     (tmp_path / name).write_text(text)
     images = sets["csv"]["train"]["images"]
@@ -235,7 +235,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused(sets, tmp_path, name):
+def test_invalid_files_are_refused(sets, tmp_path, name):
     text, says = REFUSED[name]
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as caught:

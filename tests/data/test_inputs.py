@@ -1,4 +1,4 @@
-"""Images by address, in parquet files and on lists, found and opened."""
+"""Images at addresses, in Parquet files and on lists: found and opened."""
 
 import pickle
 import sys
@@ -55,13 +55,13 @@ def test_addresses(images, folder):
 @pytest.mark.parametrize(
     ("name", "says"), [("file:///nowhere/at/all/*.png", "no image"), ("abacus://a/*.png", "abacus")]
 )
-def test_addresses_of_nothing(name, says):
+def test_addresses_without_images(name, says):
     with pytest.raises(UserError) as error:
         find_inputs([name])
     assert is_one_line(str(error.value), says)
 
 
-def test_a_missing_address_is_said_when_it_is_opened():
+def test_a_missing_remote_image_is_an_error_when_it_is_opened():
     (item,) = find_inputs(["file:///nowhere/cat.png"])
     with pytest.raises(ImageError, match=r"file:///nowhere/cat\.png: no such file"):
         open_image(item)
@@ -121,14 +121,14 @@ def test_bad_images_of_a_parquet_file(tmp_path):
     ("column", "says"),
     [("photo", ["no column 'photo'", "--column", "id, image"]), ("id", ["column id holds int64"])],
 )
-def test_columns_of_no_images(tmp_path, column, says):
+def test_columns_without_images(tmp_path, column, says):
     file = table(tmp_path / "a.parquet", [b"x"])
     with pytest.raises(UserError) as error:
         find_inputs([file], column=column)
     assert is_one_line(str(error.value), file, *says)
 
 
-def test_what_is_no_parquet_file(tmp_path):
+def test_invalid_and_missing_parquet_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"letter")
     for name in ("a.parquet", "gone.parquet"):
         with pytest.raises(UserError) as error:

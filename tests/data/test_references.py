@@ -32,7 +32,7 @@ def saved(folder, data):
     ],
     ids=["mapping", "captions", "references", "repeated ids", "annotations"],
 )
-def test_what_people_write_references_as(tmp_path, data):
+def test_layouts_of_references(tmp_path, data):
     assert read_references(saved(tmp_path, data)).captions == {"3": ["a dog", "the dog"], "x9": ["a bird"]}
     if isinstance(data, list):
         lines = "\n".join(map(json.dumps, data))

@@ -93,7 +93,7 @@ def test_http(folder, serve, workers):
         assert (one[0] == other[0]).all()
 
 
-def test_a_server_of_whole_files(serve):
+def test_a_server_without_range_requests(serve):
     address = f"{serve(whole=True)}/s-0.tar"
     with pytest.raises(UserError) as caught:
         read_examples(address)
@@ -102,7 +102,7 @@ def test_a_server_of_whole_files(serve):
     assert open_image(examples[1].path).size == (32, 32)
 
 
-def test_what_is_not_there(folder, serve, tmp_path):
+def test_missing_shards(folder, serve, tmp_path):
     for path, says in {
         f"{serve(whole=False)}/none.tar": "no such file",
         str(tmp_path / "none-{0..1}.tar"): "none-0.tar: no such shard",

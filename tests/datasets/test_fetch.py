@@ -1,4 +1,4 @@
-"""Known sets from a server that goes wrong: unpacked whole and checked, or one line; killed, and gone on with."""
+"""Known sets from a faulty server: unpacked whole and checked, or an error of one line; killed and continued."""
 
 import io
 import json
@@ -225,7 +225,7 @@ def test_a_small_disk(get, server, tmp_path, monkeypatch):
     assert contents(tmp_path / "set") == set()
 
 
-def test_a_folder_that_cannot_be(get, tmp_path):
+def test_an_output_that_is_a_file(get, tmp_path):
     (tmp_path / "set").write_text("a file")
     code, _, err = get()
     assert code == 2
@@ -282,7 +282,7 @@ def command(server, out, *options) -> list[str]:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_gone_on_with(server, tmp_path, stop):
+def test_killed_and_continued(server, tmp_path, stop):
     """The first process dies in mid-download; the second one fetches only the rest."""
     noise = random.Random(0).randbytes(400_000)
     server.files["Flickr8k_text.zip"] = make_zip({**FLICKR, "noise.bin": noise})
@@ -408,7 +408,7 @@ def test_annotations_of_something_else(cli, tmp_path, text):
 
 
 @pytest.mark.parametrize("name", ["coco2014", "karpathy"])
-def test_known_sums_are_asked_for(monkeypatch, cli, tmp_path, name):
+def test_checksums_are_verified(monkeypatch, cli, tmp_path, name):
     monkeypatch.setattr(fetch, "check_free_space", lambda *_: None)
     with Hostile() as server:
         server.files |= host(name, tmp_path)

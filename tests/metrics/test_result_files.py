@@ -46,7 +46,7 @@ def test_results_are_read_by_image_id(tmp_path):
         ({"1": ["a", "b"], "2": []}, "image '2' is an empty list"),
     ],
 )
-def test_results_that_are_none_are_refused(tmp_path, data, says):
+def test_invalid_results_are_refused(tmp_path, data, says):
     path = saved(tmp_path, json.dumps(data))
     refused(read_results, path, says=[str(path), says])
 
@@ -74,12 +74,12 @@ BY_NAME = {
 
 
 @pytest.mark.parametrize("kind", RESULTS)
-def test_what_people_write_results_as(tmp_path, kind):
+def test_layouts_of_results(tmp_path, kind):
     assert read_results(saved(tmp_path, RESULTS[kind])) == {3: A, 7: B}
 
 
 @pytest.mark.parametrize("kind", BY_NAME)
-def test_what_people_write_results_as_with_strings_for_ids(tmp_path, kind):
+def test_layouts_of_results_with_strings_for_ids(tmp_path, kind):
     assert read_results(saved(tmp_path, BY_NAME[kind])) == {"3": A, "7": B}
 
 
