@@ -37,22 +37,6 @@ class Batch(NamedTuple):
     examples: Tensor
 
 
-class ImageDataset(Dataset):
-    """The pixels of images, as :func:`captioner.data.clips.load_pixels` returns them, or the :class:`ImageError`."""
-
-    def __init__(self, paths: Sequence[Any], size: int, frames: int = 0) -> None:
-        self.paths, self.size, self.frames = paths, size, frames
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Tensor | ImageError:
-        try:
-            return load_pixels(self.paths[i], self.size, self.frames)
-        except ImageError as error:
-            return error
-
-
 class CaptionDataset(Dataset):
     """The captions of a list of examples; an index is the list of items of a whole :class:`Batch`.
 
@@ -180,26 +164,32 @@ class CaptionDataset(Dataset):
 def read_images(
     paths: Sequence[Any], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
-    """Decode images in batches of `batch_size`, in order; or clips of `frames` frames, as many as that many images.
+    """Decode images in order, `batch_size` at a time, or as many clips as have about that many frames together.
 
     Yields:
-        images: (G, 3, size, size) or (G, frames, 3, size, size) uint8, the G images of this batch that could be
-            read.
-        errors: one for each image of the batch; None for those G.
+        each batch as :func:`load_batch` returns it.
     """
-    # Collated in the worker, because each tensor that a process hands over takes an open file.
-    collate = partial(collate_images, size=size)
-    batch_size = clips_per_batch(batch_size, frames)
-    yield from DataLoader(ImageDataset(paths, size, frames), batch_size, num_workers=workers, collate_fn=collate)
+    load = partial(load_batch, size=size, frames=frames)
+    yield from DataLoader(paths, clips_per_batch(batch_size, frames), num_workers=workers, collate_fn=load)  # type: ignore[arg-type]
+
+
+def load_batch(paths: Sequence[Any], size: int, frames: int = 0) -> tuple[Tensor, list[ImageError | None]]:
+    """Decode images; see :func:`captioner.data.clips.load_pixels`.
+
+    Returns:
+        images: (G, 3, size, size) or (G, frames, 3, size, size) uint8, the G images that can be read.
+        errors: one for each path; None for those G.
+    """
+    images, errors = list[Tensor](), list[ImageError | None]()
+    for path in paths:
+        try:
+            images.append(load_pixels(path, size, frames))
+            errors.append(None)
+        except ImageError as error:
+            errors.append(error)
+    return torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8), errors
 
 
 def clips_per_batch(batch_size: int, frames: int) -> int:
     """How many clips of `frames` frames (0: single images) have as many frames as `batch_size` images; at least 1."""
     return max(1, batch_size // max(1, frames))
-
-
-def collate_images(items: Sequence[Tensor | ImageError], size: int) -> tuple[Tensor, list[ImageError | None]]:
-    """Items of :class:`ImageDataset` → the images that could be read and an error or None for each item."""
-    good = [item for item in items if isinstance(item, Tensor)]
-    images = torch.stack(good) if good else torch.empty((0, 3, size, size), dtype=torch.uint8)
-    return images, [item if isinstance(item, ImageError) else None for item in items]

@@ -1,18 +1,19 @@
-"""What a data set is like and what is wrong with it: captions, words, images, duplicates, splits that overlap."""
+"""Statistics and problems of a data set: captions, words, images, duplicates, splits that overlap."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig
 from captioner.data.annotations import Example, read_examples
@@ -25,19 +26,17 @@ from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.files import read_json
 
-SIDE = 64  # pixels of the short side that are enough for a hash
-COLOURS = 8  # side of the very small image that tells colours
-SMALL, STRETCHED = 64, 4.0  # pixels of the short side below which, and long ÷ short side above which, an image is odd
+HASH_SIDE = 64  # pixels of the short side that are enough for a perceptual hash
+COLOUR_SIDE = 8  # side in pixels of the thumbnails whose colours are compared
+SMALL = 64  # an image with a shorter side is reported as very small
+STRETCHED = 4.0  # an image more than this many times as long as wide is reported as very long
 MIN_COUNTS = range(1, 11)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
 class InspectedSplit:
-    """One split of a data set, as it was read.
-
-    declared: (width, height) in pixels by image id, where the annotations say it.
-    """
+    """One split of a data set; `declared`: (width, height) by image id, where the annotations have it."""
 
     name: str
     path: str
@@ -49,10 +48,10 @@ class InspectedSplit:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about the data: a heading, and a line for each case.
+    """One kind of problem or peculiarity: a heading, and a line for each case.
 
-    images: for images that are the same, the (split, file, path) of each group.
-    serious: a warning, rather than a note.
+    serious: a warning, not a note.
+    images: of duplicates, the (split, file, path) of the images in each group.
     """
 
     kind: str
@@ -63,14 +62,22 @@ class Finding:
 
 
 class ImageFacts(NamedTuple):
-    """What one look at an image says: its stored size, how it is turned, and what it looks like."""
+    """The stored size of an image, whether EXIF turns it by 90°, and what duplicates are recognised by."""
 
     width: int
     height: int
     turned: bool
-    digest: bytes
-    hash: int
-    colours: np.ndarray
+    digest: bytes  # of the file
+    hash: int  # 64-bit pHash
+    colours: np.ndarray  # (COLOUR_SIDE, COLOUR_SIDE, 3) uint8
+
+
+class _Image(NamedTuple):
+    """A readable image of a split."""
+
+    split: str
+    example: Example
+    facts: ImageFacts
 
 
 def read_split(
@@ -82,32 +89,29 @@ def read_split(
     listed: str | None = None,
     images_needed: bool = True,
 ) -> InspectedSplit:
-    """Read a split, leaving out and noting what is bad.
+    """Read a split; bad entries are left out and listed in `skipped`.
 
     Args:
-        name: what to call it.
-        path: annotations, folder or shards, as :func:`captioner.data.annotations.read_examples` takes them.
-        images: the folder of images, where the layout needs one; a captions JSON can do without if not
-            `images_needed`.
-        split, columns, listed: as in :func:`captioner.data.annotations.read_examples`.
-        images_needed: the image files must exist.
+        name: of the split in the report.
+        path, images, split, columns, listed: as in :func:`captioner.data.annotations.read_examples`.
+        images_needed: if not, a COCO file can be read without its folder of images.
 
     Raises:
         UserError: it cannot be read, or nothing is left.
     """
-    layout = detect_format(path).name
-    if layout == "coco" and images is None and not images_needed:
+    format_name = detect_format(path).name
+    if format_name == "coco" and images is None and not images_needed:
         references, files = read_references(Path(path), listed=listed)
-        named = [(image, str(files.get(image, image)), tuple(texts)) for image, texts in references.items()]
-        return InspectedSplit(
-            name, path, layout, [Example(i, Path(file), texts, file) for i, file, texts in named], [], {}
-        )
+        names = {image: str(files.get(image, image)) for image in references}
+        examples = [Example(i, Path(names[i]), tuple(texts), names[i]) for i, texts in references.items()]
+        return InspectedSplit(name, path, format_name, examples, [], {})
     examples, skipped = read_examples(path, images, split, columns=columns, listed=listed, skip_bad=True)
-    return InspectedSplit(name, path, layout, examples, skipped, _declared(Path(path)) if layout == "coco" else {})
+    declared = _declared(Path(path)) if format_name == "coco" else {}
+    return InspectedSplit(name, path, format_name, examples, skipped, declared)
 
 
 def _declared(path: Path) -> dict[Any, tuple[int, int]]:
-    """Sizes of a COCO file; of those images that have one."""
+    """(width, height) by image id of the images of a COCO file that have both."""
     sizes = {image["id"]: (image.get("width"), image.get("height")) for image in read_json(path)["images"]}
     return {image: size for image, size in sizes.items() if all(isinstance(side, int) for side in size)}
 
@@ -115,77 +119,94 @@ def _declared(path: Path) -> dict[Any, tuple[int, int]]:
 def inspect(
     splits: Sequence[InspectedSplit], read_images: bool = True, workers: int = -1, distance: int = 4
 ) -> dict[str, Any]:
-    """Look at a data set.
+    """Inspect a data set.
 
     Args:
         splits: one or more; the words of the others are compared with those of the first.
-        read_images: look at the read_images, too.
-        workers: processes that decode them; -1: one a core, up to 8.
-        distance: bits of 64 in which the perceptual hashes of one image may differ.
+        read_images: also decode the images, to find unreadable ones and duplicates.
+        workers: processes that decode them; -1: one per core, at most 8.
+        distance: perceptual hashes of duplicates differ in at most this many of their 64 bits.
 
     Returns:
-        `splits`: for each, plain numbers (see the keys); `findings`: a list of :class:`Finding`, warnings first.
+        `splits`: plain numbers of each split; `findings`: a list of :class:`Finding`, warnings first.
 
     Raises:
-        UserError: imagehash is not there.
+        UserError: imagehash is not installed.
     """
-    findings, numbers = [], []
-    first = Counter(_words(splits[0]))
-    said = {" ".join(tokenize(caption)) for example in splits[0].examples for caption in example.captions}
-    for split in splits:
-        numbers.append(_captions(split, first, said, split is splits[0]))
-        findings += _caption_findings(split)
-    looks: list[list[ImageFacts | ImageError]] = []
+    tokens = [[[tokenize(caption) for caption in each.captions] for each in split.examples] for split in splits]
+    first = Counter(_flatten(tokens[0]))
+    known = {tuple(caption) for captions in tokens[0] for caption in captions}
+    reports, findings = [], []
+    for split, captions in zip(splits, tokens, strict=True):
+        reports.append(_caption_statistics(split, captions, first, known, split is splits[0]))
+        findings += _caption_findings(split, captions)
+    images: list[_Image] = []
     if read_images:
-        every = look_at([example.path for split in splits for example in split.examples], workers)
-        for split, number in zip(splits, numbers, strict=True):
-            looks.append(every[: len(split.examples)])
-            every = every[len(split.examples) :]
-            number["sizes"] = _sizes(looks[-1])
-            findings += _image_findings(split, looks[-1])
-    findings += _same(splits, looks, distance)
-    return {"splits": numbers, "findings": sorted((f for f in findings if f.lines), key=lambda f: not f.serious)}
+        facts = iter(read_image_facts([example.path for split in splits for example in split.examples], workers))
+        for split, report in zip(splits, reports, strict=True):
+            of_split = list(zip(split.examples, islice(facts, len(split.examples)), strict=True))
+            findings += _image_findings(split, of_split)
+            readable = [_Image(split.name, e, found) for e, found in of_split if isinstance(found, ImageFacts)]
+            report["sizes"] = _size_statistics([(image.facts.width, image.facts.height) for image in readable])
+            images += readable
+    groups = _duplicate_groups(images, distance)
+    shared = [group for group in groups if len({image.split for image in group}) > 1]
+    findings.append(_duplicate_finding("overlap", "images in several splits", shared))
+    for split in splits:
+        repeated = [[image for image in group if image.split == split.name] for group in groups]
+        repeated = [group for group in repeated if len(group) > 1]
+        findings.append(_duplicate_finding("duplicates", f"{split.name}: images that occur more than once", repeated))
+    same_image = {(image.split, image.example.image_id) for group in shared for image in group}
+    findings += _name_findings(splits, same_image, read_images)
+    return {"splits": reports, "findings": sorted((f for f in findings if f.lines), key=lambda f: not f.serious)}
 
 
-def _words(split: InspectedSplit) -> Iterable[str]:
-    return (word for example in split.examples for caption in example.captions for word in tokenize(caption))
+def _flatten(captions: Iterable[Iterable[list[str]]]) -> Iterator[str]:
+    """The words of the captions of all images."""
+    return chain.from_iterable(chain.from_iterable(captions))
 
 
-def _captions(split: InspectedSplit, first: Counter[str], said: set[str], is_first: bool) -> dict[str, Any]:
-    """The numbers of a split's captions; `first` counts the words of the first split, `said` are its captions."""
-    captions = [tokenize(caption) for example in split.examples for caption in example.captions]
-    lengths = np.array([len(caption) for caption in captions])
-    counts = Counter(_words(split))
-    total = max(1, counts.total())
+def _caption_statistics(
+    split: InspectedSplit,
+    captions: list[list[list[str]]],
+    first: Counter[str],
+    known: set[tuple[str, ...]],
+    is_first: bool,
+) -> dict[str, Any]:
+    """Statistics of a split's tokenized captions; `first`: word counts of the first split, `known`: its captions."""
+    each = list(chain.from_iterable(captions))
+    lengths = [len(caption) for caption in each]
+    counts = Counter(_flatten(captions))
+    total = counts.total()
 
-    def covered(known: Counter[str], count: int) -> float:
-        return sum(n for word, n in counts.items() if known[word] >= count) / total
+    def coverage(vocabulary: Counter[str], min_count: int) -> float:
+        return sum(n for word, n in counts.items() if vocabulary[word] >= min_count) / max(1, total)
 
     return {
         "name": split.name,
         "first": is_first,
         "path": split.path,
         "format": split.format,
-        "images": len(split.examples),
-        "captions": len(captions),
-        "captions_per_image": _histogram(len(example.captions) for example in split.examples),
+        "images": len(captions),
+        "captions": len(each),
+        "captions_per_image": _histogram(map(len, captions)),
         "caption_words": {
-            "mean": float(lengths.mean()),
-            "quantiles": {str(q): float(np.quantile(lengths, q, method="nearest")) for q in QUANTILES},
-            "histogram": _histogram(lengths.tolist()),
+            "mean": float(np.mean(lengths)),
+            "quantiles": _quantiles(lengths),
+            "histogram": _histogram(lengths),
         },
-        "tokens": counts.total(),
+        "tokens": total,
         "vocabulary": [
             {
                 "min_count": count,
                 "words": sum(n >= count for n in counts.values()),
-                "coverage": covered(counts, count),
-                "coverage_by_first": covered(first, count),
+                "coverage": coverage(counts, count),
+                "coverage_by_first": coverage(first, count),
             }
             for count in MIN_COUNTS
         ],
         "commonest": counts.most_common(10),
-        "captions_also_in_first": sum(" ".join(caption) in said for caption in captions),
+        "captions_also_in_first": sum(tuple(caption) in known for caption in each),
     }
 
 
@@ -193,30 +214,34 @@ def _histogram(values: Iterable[int]) -> dict[int, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _caption_findings(split: InspectedSplit) -> list[Finding]:
-    empty, again, long = [], [], []
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    return {str(q): float(np.quantile(values, q, method="nearest")) for q in QUANTILES}
+
+
+def _caption_findings(split: InspectedSplit, captions: list[list[list[str]]]) -> list[Finding]:
+    empty, repeated, long = [], [], []
     longest = DataConfig.max_length
-    for example in split.examples:
-        name, words = example.name, [tokenize(caption) for caption in example.captions]
+    for example, words in zip(split.examples, captions, strict=True):
+        name = example.name
         empty += [f"{name}: {text!r}" for text, each in zip(example.captions, words, strict=True) if not each]
         long += [f"{name}: {len(each)} words" for each in words if len(each) > longest]
-        if len({tuple(each) for each in words}) < len(words):
-            again.append(name)
+        if len(set(map(tuple, words))) < len(words):
+            repeated.append(name)
     return [
         Finding("skipped", f"{split.name}: left out, as training does with skip_bad_images", split.skipped),
         Finding("no_words", f"{split.name}: captions without a word", empty),
-        Finding("repeated_captions", f"{split.name}: images with the same caption twice", again, serious=False),
+        Finding("repeated_captions", f"{split.name}: images with the same caption twice", repeated, serious=False),
         Finding("long_captions", f"{split.name}: captions of more than {longest} words, which are cut", long, False),
     ]
 
 
-def look_at(paths: Sequence[Any], workers: int = -1) -> list[ImageFacts | ImageError]:
-    """Look at many images, in several processes, with a progress bar on a terminal."""
+def read_image_facts(paths: Sequence[Any], workers: int = -1) -> list[ImageFacts | ImageError]:
+    """The facts of many images, read in several processes, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    imagehash()  # says here, not in a worker, that it is missing
-    workers = choose_workers(workers, device="")  # nothing else needs the cores
-    loader: Any = DataLoader(_Looks(paths), batch_size=16, num_workers=workers, collate_fn=list)
+    _imagehash()  # a missing package is reported here and not in a worker
+    workers = choose_workers(workers, device="")  # not the CPU: no network needs the cores
+    loader = DataLoader(paths, batch_size=16, num_workers=workers, collate_fn=_facts_or_errors)  # type: ignore[arg-type]
     found: list[ImageFacts | ImageError] = []
     with tqdm(total=len(paths), unit=" images", disable=None) as bar:
         for batch in loader:
@@ -225,130 +250,111 @@ def look_at(paths: Sequence[Any], workers: int = -1) -> list[ImageFacts | ImageE
     return found
 
 
-class _Looks(Dataset):
-    def __init__(self, paths: Sequence[Any]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> ImageFacts | ImageError:
+def _facts_or_errors(paths: Sequence[Any]) -> list[ImageFacts | ImageError]:
+    found: list[ImageFacts | ImageError] = []
+    for path in paths:
         try:
-            return look(self.paths[i])
+            found.append(image_facts(path))
         except ImageError as error:
-            return error
+            found.append(error)
+    return found
 
 
-def look(path: Any) -> ImageFacts:
-    """Look at an image: JPEGs are decoded at reduced size.
+def image_facts(path: Any) -> ImageFacts:
+    """The facts of an image; a JPEG is decoded at reduced size.
 
     Raises:
         ImageError: it cannot be read.
     """
-    image = open_image(path, size_hint=SIDE)  # says in one line what is wrong
+    image = open_image(path, size_hint=HASH_SIDE)
     with image_errors(path), open_file(path) as file:
         data = file.read()
     with Image.open(io.BytesIO(data)) as header:
         (width, height), turned = header.size, header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    bits = imagehash().phash(image).hash.flatten()
-    colours = np.asarray(image.resize((COLOURS, COLOURS), Image.Resampling.BOX))
+    bits = _imagehash().phash(image).hash.flatten()
+    colours = np.asarray(image.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX))
     number = int.from_bytes(np.packbits(bits).tobytes(), "little")
     return ImageFacts(width, height, turned, hashlib.blake2b(data, digest_size=16).digest(), number, colours)
 
 
-def imagehash() -> Any:
-    """The package.
-
-    Raises:
-        UserError: it is not there.
-    """
+def _imagehash() -> Any:
     try:
-        import imagehash as package
+        import imagehash
     except ImportError:
         raise UserError(
             "images are compared with imagehash: pip install 'captioner[inspect]', or use --no_read_images"
         ) from None
-    return package
+    return imagehash
 
 
-def _sizes(looks: Sequence[ImageFacts | ImageError]) -> dict[str, Any]:
-    """Quantiles of the width and height of the images that can be read, and the commonest sizes."""
-    sizes = [(look.width, look.height) for look in looks if isinstance(look, ImageFacts)]
+def _size_statistics(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Quantiles of width and height, and the five commonest sizes; empty without images."""
     if not sizes:
         return {}
-    sides = np.array(sizes)
-    found: dict[str, Any] = {
-        name: {str(q): float(np.quantile(sides[:, i], q, method="nearest")) for q in QUANTILES}
-        for i, name in enumerate(("width", "height"))
-    }
-    found["commonest"] = [[*size, count] for size, count in Counter(sizes).most_common(5)]
-    return found
+    widths, heights = zip(*sizes, strict=True)
+    commonest = [[*size, count] for size, count in Counter(sizes).most_common(5)]
+    return {"width": _quantiles(widths), "height": _quantiles(heights), "commonest": commonest}
 
 
-def _image_findings(split: InspectedSplit, looks: Sequence[ImageFacts | ImageError]) -> list[Finding]:
+def _image_findings(split: InspectedSplit, images: Sequence[tuple[Example, ImageFacts | ImageError]]) -> list[Finding]:
     bad, wrong, small, stretched = [], [], [], []
-    for example, seen in zip(split.examples, looks, strict=True):
-        name = example.name
-        if isinstance(seen, ImageError):
-            bad.append(str(seen))
+    for example, facts in images:
+        if isinstance(facts, ImageError):
+            bad.append(str(facts))
             continue
-        size = (seen.width, seen.height)
-        told = split.declared.get(example.image_id, size)
-        if told not in ([size, size[::-1]] if seen.turned else [size]):
-            wrong.append(f"{name}: {told[0]} × {told[1]} in the annotations, {size[0]} × {size[1]} in the file")
+        size = (facts.width, facts.height)
+        line = f"{example.name}: {size[0]} × {size[1]}"
+        declared = split.declared.get(example.image_id, size)
+        if declared not in ([size, size[::-1]] if facts.turned else [size]):
+            wrong.append(
+                f"{example.name}: {declared[0]} × {declared[1]} in the annotations, {size[0]} × {size[1]} in the file"
+            )
         if min(size) < SMALL:
-            small.append(f"{name}: {size[0]} × {size[1]}")
+            small.append(line)
         elif max(size) > STRETCHED * min(size):
-            stretched.append(f"{name}: {size[0]} × {size[1]}")
+            stretched.append(line)
     return [
         Finding("unreadable", f"{split.name}: images that cannot be read", bad),
         Finding("wrong_size", f"{split.name}: images of another size than the annotations say", wrong),
         Finding("small", f"{split.name}: very small images, a side below {SMALL} pixels", small),
-        Finding("stretched", f"{split.name}: very long images, {STRETCHED:g} times as long as wide", stretched),
+        Finding("stretched", f"{split.name}: very long images, over {STRETCHED:g} times as long as wide", stretched),
     ]
 
 
-def _same(
-    splits: Sequence[InspectedSplit], looks: Sequence[Sequence[ImageFacts | ImageError]], distance: int
-) -> list[Finding]:
-    """Images that come several times, within a split or in several; then names and ids that do."""
-    seen = [
-        (split, example, look)
-        for split, part in zip(splits, looks, strict=False)  # none without images
-        for example, look in zip(split.examples, part, strict=True)
-        if isinstance(look, ImageFacts)
-    ]
-    digests = [look.digest for _, _, look in seen]
-    hashes = np.array([look.hash for _, _, look in seen], dtype=np.uint64)
-    colours = np.stack([look.colours for _, _, look in seen]) if seen else np.empty((0, 1), dtype=np.uint8)
-    found = group_duplicates(digests, hashes, colours, distance) if seen else []
-    findings, across = [], [group for group in found if len({seen[i][0].name for i in group}) > 1]
+def _duplicate_groups(images: Sequence[_Image], distance: int) -> list[list[_Image]]:
+    if not images:
+        return []
+    digests = [image.facts.digest for image in images]
+    hashes = np.array([image.facts.hash for image in images], dtype=np.uint64)
+    colours = np.stack([image.facts.colours for image in images])
+    return [[images[i] for i in group] for group in group_duplicates(digests, hashes, colours, distance)]
 
-    def same(kind: str, heading: str, group_list: list[list[int]]) -> Finding:
-        images = [[(seen[i][0].name, seen[i][1].name, seen[i][1].path) for i in g] for g in group_list]
-        lines = []
-        for group, named in zip(group_list, images, strict=True):
-            how = "the same file" if len({digests[i] for i in group}) == 1 else "to the eye"
-            lines.append(" = ".join(f"{name}/{file}" for name, file, _ in named) + f" ({how})")
-        return Finding(kind, heading, lines, images=images)
 
-    findings.append(same("overlap", "images in several splits", across))
-    for split in splits:
-        inside = [[i for i in group if seen[i][0] is split] for group in found]
-        inside = [group for group in inside if len(group) > 1]
-        findings.append(same("duplicates", f"{split.name}: images that come more than once", inside))
+def _duplicate_finding(kind: str, heading: str, groups: Sequence[Sequence[_Image]]) -> Finding:
+    lines = []
+    for group in groups:
+        how = "same file" if len({image.facts.digest for image in group}) == 1 else "near duplicate"
+        lines.append(" = ".join(f"{image.split}/{image.example.name}" for image in group) + f" ({how})")
+    shown = [[(image.split, image.example.name, image.example.path) for image in group] for group in groups]
+    return Finding(kind, heading, lines, images=shown)
 
-    known = {(seen[i][0].name, seen[i][1].image_id) for group in across for i in group}
-    places: dict[str, list[str]] = {}  # file name → the splits that have it, as another image
+
+def _name_findings(splits: Sequence[InspectedSplit], same_image: set[tuple[str, Any]], compared: bool) -> list[Finding]:
+    """File names and ids that several splits have for different images.
+
+    `same_image`: (split, id) of images known to be in several splits; `compared`: the images were read.
+    """
+    names: dict[str, list[str]] = {}  # file name → the splits that have it
     ids: dict[Any, list[str]] = {}
     for split in splits:
         for example in split.examples:
-            if (split.name, example.image_id) not in known:
-                places.setdefault(example.name, []).append(split.name)
+            if (split.name, example.image_id) not in same_image:
+                names.setdefault(example.name, []).append(split.name)
                 ids.setdefault(example.image_id, []).append(split.name)
-    different = "of images that differ" if looks else "(the images were not looked at)"
-    for kind, what, where in (("same_name", "file names", places), ("same_id", "image ids", ids)):
-        lines = [f"{key}: {', '.join(names)}" for key, names in where.items() if len(set(names)) > 1]
-        serious = kind == "same_name" and not looks
+    different = "of different images" if compared else "(the images were not compared)"
+    findings = []
+    for kind, what, where in (("same_name", "file names", names), ("same_id", "image ids", ids)):
+        lines = [f"{key}: {', '.join(found)}" for key, found in where.items() if len(set(found)) > 1]
+        serious = kind == "same_name" and not compared
         findings.append(Finding(kind, f"{what} in several splits {different}", lines, serious))
     return findings

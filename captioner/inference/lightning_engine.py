@@ -12,9 +12,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captioner.data.dataset import ImageDataset, clips_per_batch, collate_images
+from captioner.data.dataset import clips_per_batch, load_batch
+from captioner.data.images import ImageError
 from captioner.inference.jobs import CaptionJob, caption_record, engine_error
 from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import CaptionModel
@@ -23,7 +25,7 @@ from captioner.models.base import CaptionModel
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning")
 
-Batch = tuple[int, list[Any], list[Any]]  # number of a chunk, some of its images, and each as a tensor or an error
+Batch = tuple[int, list[Any], Tensor, list[ImageError | None]]  # number of a chunk, some of its images, as load_batch
 
 
 class _ChunkBatches(Dataset):
@@ -43,8 +45,7 @@ class _ChunkBatches(Dataset):
 
     def __getitem__(self, i: int) -> Batch:
         number, items = self.batches[i]
-        images = ImageDataset(items, self.size, self.frames)
-        return number, items, [images[k] for k in range(len(items))]
+        return number, items, *load_batch(items, self.size, self.frames)
 
 
 class Predictor(pl.LightningModule):
@@ -84,8 +85,8 @@ class Predictor(pl.LightningModule):
 
     def predict_step(self, batch: Batch, *_: Any) -> tuple[int, list[Record]]:
         """Caption a batch."""
-        number, items, images = batch
-        results = self.model.caption_batch(*collate_images(images, self.model.image_size), items, self.job.search)
+        number, items, images, errors = batch
+        results = self.model.caption_batch(images, errors, items, self.job.search)
         n_best = self.job.search.n_best
         return number, [caption_record(item, result, n_best) for item, result in zip(items, results, strict=True)]
 

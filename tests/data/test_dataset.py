@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.data.annotations import Example
 from captioner.data.dataset import (
     CaptionDataset,
-    ImageDataset,
+    load_batch,
     read_images,
 )
 from captioner.data.images import ImageError, eval_transform, open_image
@@ -121,7 +121,7 @@ def test_images_are_decoded_as_in_prediction(drawn):
     assert batch.images.dtype == torch.uint8
     for image, i in zip(batch.images, (2, 0), strict=True):
         assert torch.equal(image, eval_transform(open_image(drawn[i].path), 40))
-        assert torch.equal(image, ImageDataset([drawn[i].path], 40)[0])
+        assert torch.equal(image, load_batch([drawn[i].path], 40)[0][0])
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone(drawn):

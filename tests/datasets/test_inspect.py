@@ -70,8 +70,8 @@ def test_what_is_planted_is_named(cli, clean):
     scene(202, 40, 40).save(val / "v3.jpg")
     (train / "t3.jpg").unlink()
     out, found, _ = inspect(cli, clean, "--report", clean.folder / "new" / "page.html")
-    assert found["duplicates"] == ["train/t0.jpg = train/t7.jpg (to the eye)"]
-    assert found["overlap"] == ["train/t6.jpg = val/v1.jpg (to the eye)"]
+    assert found["duplicates"] == ["train/t0.jpg = train/t7.jpg (near duplicate)"]
+    assert found["overlap"] == ["train/t6.jpg = val/v1.jpg (near duplicate)"]
     assert len(found["unreadable"]) == len(found["skipped"]) == 1
     assert "t5.jpg" in found["unreadable"][0]
     assert "t3.jpg" in found["skipped"][0]
@@ -96,7 +96,7 @@ def test_the_same_bytes_and_the_same_names(cli, clean):
     (clean.val[1] / "v3.jpg").rename(clean.val[1] / "t1.jpg")
     change(clean.val[0], lambda data: data["images"][3].update(file_name="t1.jpg"))
     _, found, report = inspect(cli, clean)
-    assert found["overlap"] == ["train/t2.jpg = val/v0.jpg (the same file)"]
+    assert found["overlap"] == ["train/t2.jpg = val/v0.jpg (same file)"]
     assert found["same_name"] == ["t1.jpg: train, val"]
     assert not any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
     _, found, report = inspect(cli, clean, "--no_read_images")

@@ -8,7 +8,7 @@ from conftest import WORDS, is_one_line, make_captioner
 from PIL import Image
 
 from captioner.config import SearchConfig
-from captioner.data.dataset import ImageDataset
+from captioner.data.dataset import load_batch
 from captioner.data.images import ImageError
 from captioner.data.vocabulary import END, START, Vocabulary
 from captioner.errors import UserError
@@ -63,7 +63,7 @@ def test_files_are_captioned_in_order_and_bad_ones_said(captioner, images, tmp_p
 
 @torch.no_grad()
 def test_images_and_their_features_give_the_same_captions(captioner, images):
-    x = torch.stack([ImageDataset(images, 32)[i] for i in range(5)])
+    x = load_batch(images[:5], 32)[0]
     config = SearchConfig(beam=2)
     assert captioner.search(x, config) == captioner.search(captioner.features(x), config)
     assert captioner.search(x[:0], config) == []
@@ -186,7 +186,7 @@ def test_the_maps_are_those_of_stepping_with_the_same_words(looking, images, mon
     assert {caption.ended for found in every for caption in found} == {True, False}
     weights = recorded(model, monkeypatch)
     for path, found in zip(images, every, strict=True):
-        image = ImageDataset([path], 64)[0].unsqueeze(0)
+        image = load_batch([path], 64)[0]
         for caption in found:
             step, state, context = model.start_search(image)
             weights.clear()
@@ -219,7 +219,7 @@ def test_attention_changes_no_caption(looking, images, tmp_path):
 
 
 def test_look_at_any_words(looking, images):
-    x = torch.stack([ImageDataset(images, 64)[i] for i in range(3)])
+    x = load_batch(images[:3], 64)[0]
     texts = ["a red square", "", "ein Mädchen"]
     maps = looking.attention_maps(x, texts)
     assert [tuple(each.shape) for each in maps] == [(4, 2, 2), (1, 2, 2), (3, 2, 2)]

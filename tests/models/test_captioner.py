@@ -9,7 +9,7 @@ from conftest import ROOT, is_one_line, make_captioner
 from safetensors import safe_open
 
 from captioner import load
-from captioner.data.dataset import ImageDataset
+from captioner.data.dataset import load_batch
 from captioner.data.vocabulary import START, Vocabulary
 from captioner.errors import UserError
 from captioner.models import checkpoint
@@ -228,7 +228,7 @@ def test_an_ensemble_from_files_shares_the_frozen_encoder(captioner, images, tmp
     both = load([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
     first, second = both.members
     assert first.encoder is second.encoder
-    features = first.features(torch.stack([ImageDataset(images, 32)[i] for i in range(5)]))
+    features = first.features(load_batch(images[:5], 32)[0])
     words = torch.full((5,), START)
     step, state, context = both.start_search(features)
     found, after = step(words, state, context)
