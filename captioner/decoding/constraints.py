@@ -1,8 +1,9 @@
 """Constraints of a search: functions that forbid some of the possible next words.
 
-A constraint is a function ``constraint(log_probs, history)`` of the log-probabilities (N, V) of the next word and of
-the words so far (N, L), with the same L in all rows. It writes −inf where a word may not follow and changes nothing
-else, so the log-probability of a caption remains that of the model. Constraints know no model and combine in any order.
+A constraint is called as ``constraint(log_probs, history)`` with the log-probabilities (N, V) of the next word and the
+words so far (N, L), the same L in all rows. It writes −inf where a word may not follow and changes nothing else, so the
+log-probability of a caption remains that of the model. The functions here become constraints when their other
+arguments are bound, as in ``partial(forbid, words=[3])``. They know no model and combine in any order.
 """
 
 from __future__ import annotations
@@ -25,23 +26,15 @@ have having very who which
 BAD_ENDINGS = tuple(_BAD_ENDINGS.split())
 
 
-def forbid(words: Sequence[int] | Tensor) -> Constraint:
+def forbid(log_probs: Tensor, history: Tensor, words: Sequence[int] | Tensor) -> None:
     """None of `words` anywhere."""
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        log_probs[:, words] = -math.inf
-
-    return constraint
+    log_probs[:, words] = -math.inf
 
 
-def min_length(length: int, end: int) -> Constraint:
+def min_length(log_probs: Tensor, history: Tensor, length: int, end: int) -> None:
     """No END before `length` words."""
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        if history.shape[1] < length:
-            log_probs[:, end] = -math.inf
-
-    return constraint
+    if history.shape[1] < length:
+        log_probs[:, end] = -math.inf
 
 
 def no_repeat_word(log_probs: Tensor, history: Tensor) -> None:
@@ -49,44 +42,31 @@ def no_repeat_word(log_probs: Tensor, history: Tensor) -> None:
     log_probs.scatter_(1, history[:, -1:], -math.inf)
 
 
-def no_repeat_ngram(n: int) -> Constraint:
+def no_repeat_ngram(log_probs: Tensor, history: Tensor, n: int) -> None:
     """No n-gram twice in a caption (Paulus et al. 2018, section 2.5); with n = 1 no word twice.
 
     Example, n = 2: after "a man and a", "man" is forbidden, since the bigram "a man" exists already.
     """
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        if history.shape[1] < n:
-            return
-        ngrams = history.unfold(1, n, 1)  # (N, L - n + 1, n)
-        begun = (ngrams[:, :, :-1] == history[:, None, history.shape[1] - n + 1 :]).all(2)  # (N, L - n + 1)
-        log_probs.scatter_add_(1, ngrams[:, :, -1], torch.where(begun, -math.inf, 0.0))
-
-    return constraint
+    if history.shape[1] < n:
+        return
+    ngrams = history.unfold(1, n, 1)  # (N, L - n + 1, n)
+    begun = (ngrams[:, :, :-1] == history[:, None, history.shape[1] - n + 1 :]).all(2)  # (N, L - n + 1)
+    log_probs.scatter_add_(1, ngrams[:, :, -1], torch.where(begun, -math.inf, 0.0))
 
 
-def no_bad_ending(words: Tensor, end: int, max_length: int) -> Constraint:
+def no_bad_ending(log_probs: Tensor, history: Tensor, words: Tensor, end: int, max_length: int) -> None:
     """No END after one of `words` (W,), and none of them as the last word before `max_length`."""
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        length = history.shape[1]
-        if length:
-            bad = torch.isin(history[:, -1], words)
-            log_probs[:, end] += torch.where(bad, -math.inf, 0.0)
-        if length == max_length - 1:
-            log_probs[:, words] = -math.inf
-
-    return constraint
+    if history.shape[1]:
+        bad = torch.isin(history[:, -1], words)
+        log_probs[:, end] += torch.where(bad, -math.inf, 0.0)
+    if history.shape[1] == max_length - 1:
+        log_probs[:, words] = -math.inf
 
 
-def require(words: Tensor, end: int) -> Constraint:
+def require(log_probs: Tensor, history: Tensor, words: Tensor, end: int) -> None:
     """No END before the caption contains each of `words` (W,)."""
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        missing = ~contains(history, words).all(-1)
-        log_probs[:, end] += torch.where(missing, -math.inf, 0.0)
-
-    return constraint
+    missing = ~contains(history, words).all(-1)
+    log_probs[:, end] += torch.where(missing, -math.inf, 0.0)
 
 
 def contains(history: Tensor, words: Tensor) -> Tensor:
@@ -94,17 +74,13 @@ def contains(history: Tensor, words: Tensor) -> Tensor:
     return (history.unsqueeze(-1) == words).any(-2)
 
 
-def begin_with(prefix: Sequence[int], constraints: Sequence[Constraint]) -> Constraint:
+def begin_with(log_probs: Tensor, history: Tensor, prefix: Sequence[int], constraints: Sequence[Constraint]) -> None:
     """First the words of `prefix`, which no other constraint restricts, then `constraints`."""
-
-    def constraint(log_probs: Tensor, history: Tensor) -> None:
-        length = history.shape[1]
-        if length < len(prefix):
-            kept = log_probs[:, prefix[length]].clone()
-            log_probs.fill_(-math.inf)
-            log_probs[:, prefix[length]] = kept
-        else:
-            for each in constraints:
-                each(log_probs, history)
-
-    return constraint
+    length = history.shape[1]
+    if length < len(prefix):
+        kept = log_probs[:, prefix[length]].clone()
+        log_probs.fill_(-math.inf)
+        log_probs[:, prefix[length]] = kept
+    else:
+        for constraint in constraints:
+            constraint(log_probs, history)

@@ -137,19 +137,20 @@ class Beams(NamedTuple):
 # choose(beams, log_probs (A * R, V), number) → scores, parents (0..R − 1) and words, each (A, C), of up to `number`
 # continuations of each image, in the order of preference. A score is the log-probability of the parent and the word
 # together; −inf is no continuation. `number` is 2K, so that K are left if K of them end.
-Choose = Callable[[Beams, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+Continuations = tuple[Tensor, Tensor, Tensor]
+Choose = Callable[[Beams, Tensor, int], Continuations]
 
 
-def topk(beams: Beams, log_probs: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+def topk(beams: Beams, log_probs: Tensor, number: int) -> Continuations:
     """The most probable continuations: beam search."""
     # The best `number` of all are among the best `number` of each beam.
-    each, words = log_probs.topk(min(number, log_probs.shape[1]), dim=1)  # (A * R, T)
-    total = (beams.log_probs.reshape(-1, 1) + each).view(len(beams.images), -1)  # (A, R * T)
+    best, words = log_probs.topk(min(number, log_probs.shape[1]), dim=1)  # (A * R, T)
+    total = (beams.log_probs.reshape(-1, 1) + best).view(len(beams.images), -1)  # (A, R * T)
     scores, order = total.topk(min(number, total.shape[1]), dim=1)  # (A, C)
-    return scores, order // each.shape[1], words.view(total.shape).gather(1, order)
+    return scores, order // best.shape[1], words.view(total.shape).gather(1, order)
 
 
-def constrained(must: Tensor) -> Choose:
+def constrained(beams: Beams, log_probs: Tensor, number: int, must: Tensor) -> Continuations:
     """Dynamic beam allocation (Post and Vilar 2018): the beam is shared by captions with 0, 1, … W of `must` (W,).
 
     Candidates are the continuations of each beam, and each beam with each word of `must` that it lacks. They fall into
@@ -159,79 +160,69 @@ def constrained(must: Tensor) -> Choose:
     Example, must = {dog}, candidates by score: "a man" (bank 0), "a boy" (0), "a dog" (1), "the dog" (1). Their places
     in their banks are 1, 2, 1, 2, so the order is "a man", "a dog", "a boy", "the dog".
     """
+    shape = beams.log_probs.shape  # A, R
+    best, words = (part.unflatten(0, shape) for part in log_probs.topk(min(number, log_probs.shape[1]), dim=1))
+    forced = log_probs[:, must].unflatten(0, shape)  # (A, R, W)
+    forced = forced.masked_fill((words.unsqueeze(-1) == must).any(2), -math.inf)  # is a candidate already
+    words = torch.cat([words, must.expand(*shape, -1)], dim=2)  # (A, R, T + W)
+    scores = beams.log_probs.unsqueeze(2) + torch.cat([best, forced], dim=2)  # (A, R, T + W)
+    had = contains(beams.history, must)  # (A, R, W)
+    new = (words.unsqueeze(3) == must) & ~had.unsqueeze(2)  # (A, R, T + W, W)
+    bank = had.sum(2, keepdim=True) + new.sum(3)  # (A, R, T + W)
 
-    def choose(beams: Beams, log_probs: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        shape = beams.log_probs.shape  # A, R
-        best, words = (part.unflatten(0, shape) for part in log_probs.topk(min(number, log_probs.shape[1]), dim=1))
-        forced = log_probs[:, must].unflatten(0, shape)  # (A, R, W)
-        forced = forced.masked_fill((words.unsqueeze(-1) == must).any(2), -math.inf)  # is a candidate already
-        words = torch.cat([words, must.expand(*shape, -1)], dim=2)  # (A, R, T + W)
-        scores = beams.log_probs.unsqueeze(2) + torch.cat([best, forced], dim=2)  # (A, R, T + W)
-        had = contains(beams.history, must)  # (A, R, W)
-        new = (words.unsqueeze(3) == must) & ~had.unsqueeze(2)  # (A, R, T + W, W)
-        bank = had.sum(2, keepdim=True) + new.sum(3)  # (A, R, T + W)
-
-        scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)  # (A, R * (T + W))
-        bank = bank.flatten(1).gather(1, order)
-        in_bank = bank.unsqueeze(2) == torch.arange(len(must) + 1, device=must.device)  # (A, R * (T + W), W + 1)
-        place = (in_bank.cumsum(1) * in_bank).sum(2)  # in its bank: 1, 2, …
-        place = place.masked_fill(scores == -math.inf, place.shape[1] + 1)
-        first = place.argsort(dim=1, stable=True)[:, :number]  # (A, C)
-        order = order.gather(1, first)
-        return scores.gather(1, first), order // words.shape[2], words.flatten(1).gather(1, order)
-
-    return choose
+    scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)  # (A, R * (T + W))
+    bank = bank.flatten(1).gather(1, order)
+    in_bank = bank.unsqueeze(2) == torch.arange(len(must) + 1, device=must.device)  # (A, R * (T + W), W + 1)
+    place = (in_bank.cumsum(1) * in_bank).sum(2)  # in its bank: 1, 2, …
+    place = place.masked_fill(scores == -math.inf, place.shape[1] + 1)
+    first = place.argsort(dim=1, stable=True)[:, :number]  # (A, C)
+    order = order.gather(1, first)
+    return scores.gather(1, first), order // words.shape[2], words.flatten(1).gather(1, order)
 
 
-def diverse(choose: Choose, groups: int, strength: float) -> Choose:
+def diverse(
+    beams: Beams, log_probs: Tensor, number: int, choose: Choose, groups: int, strength: float
+) -> Continuations:
     """Diverse beam search (Vijayakumar et al. 2018) with Hamming diversity.
 
     Every image has `groups` rows in a row, one a group. The groups choose one after the other. A word costs `strength`
     nats for each time that an earlier group has taken it at this step. The returned scores are less these costs.
     """
-
-    def choose_by_group(beams: Beams, log_probs: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        each = log_probs.unflatten(0, (-1, groups, beams.log_probs.shape[1]))  # (A / G, G, R, V)
-        cost = torch.zeros_like(each[:, 0, 0])  # (A / G, V)
-        chosen = []
-        for g in range(groups):
-            group = Beams(*(part[g::groups] for part in beams))
-            scores, parents, words = choose(group, (each[:, g] - cost.unsqueeze(1)).flatten(0, 1), number)
-            chosen.append((scores, parents, words))
-            taken = slice(number // 2)
-            cost = cost.scatter_add(1, words[:, taken], strength * (scores[:, taken] > -math.inf).to(cost.dtype))
-        scores, parents, words = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*chosen, strict=True))
-        return scores, parents, words
-
-    return choose_by_group
+    by_group = log_probs.unflatten(0, (-1, groups, beams.log_probs.shape[1]))  # (A / G, G, R, V)
+    cost = torch.zeros_like(by_group[:, 0, 0])  # (A / G, V)
+    chosen = []
+    for g in range(groups):
+        group = Beams(*(part[g::groups] for part in beams))
+        scores, parents, words = choose(group, (by_group[:, g] - cost.unsqueeze(1)).flatten(0, 1), number)
+        chosen.append((scores, parents, words))
+        taken = slice(number // 2)
+        cost = cost.scatter_add(1, words[:, taken], strength * (scores[:, taken] > -math.inf).to(cost.dtype))
+    scores, parents, words = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*chosen, strict=True))
+    return scores, parents, words
 
 
-def sample(uniforms: Tensor, config: SearchConfig) -> Choose:
-    """One word sampled from the distribution: temperature, top-k, top-p, then min-p, each on what is left by the last.
+def sample(beams: Beams, log_probs: Tensor, number: int, uniforms: Tensor, config: SearchConfig) -> Continuations:
+    """One word sampled from the distribution: temperature, top-k, top-p, then min-p, each on what the last has left.
 
     Args:
         uniforms: (B, M + 1) numbers in [0, 1), one for each image and step, so that a caption does not depend on the
             other images of the batch. Multiples of 2⁻²³, which stay below 1 in float32.
         config: temperature, top_k, top_p (Holtzman et al. 2020), min_p (Nguyen et al. 2024).
     """
-
-    def choose(beams: Beams, log_probs: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        p, names = log_probs.topk(min(config.top_k, log_probs.shape[1])) if config.top_k else (log_probs, None)
-        p = p.exp() if config.temperature == 1 else (p / config.temperature).softmax(dim=1)  # (A, V or k)
-        if config.top_p < 1:  # the dropped words have at most 1 − top_p together
-            ascending = p.flip(1) if config.top_k else _sort_rows(p)
-            upto = ascending.cumsum(dim=1)
-            kept = torch.searchsorted(upto, (1 - config.top_p) * upto[:, -1:], right=True).clamp_(max=p.shape[1] - 1)
-            p.masked_fill_(p < ascending.gather(1, kept), 0)
-        if config.min_p:
-            p.masked_fill_(p < config.min_p * p.amax(dim=1, keepdim=True), 0)
-        upto = p.cumsum_(dim=1)
-        u = uniforms[beams.images, beams.history.shape[2]].unsqueeze(1)  # (A, 1)
-        words = torch.searchsorted(upto, u * upto[:, -1:], right=True).clamp_(max=p.shape[1] - 1)  # (A, 1)
-        words = words if names is None else names.gather(1, words)
-        return beams.log_probs + log_probs.gather(1, words), torch.zeros_like(words), words
-
-    return choose
+    p, names = log_probs.topk(min(config.top_k, log_probs.shape[1])) if config.top_k else (log_probs, None)
+    p = p.exp() if config.temperature == 1 else (p / config.temperature).softmax(dim=1)  # (A, V or k)
+    if config.top_p < 1:  # the dropped words have at most 1 − top_p together
+        ascending = p.flip(1) if config.top_k else _sort_rows(p)
+        upto = ascending.cumsum(dim=1)
+        kept = torch.searchsorted(upto, (1 - config.top_p) * upto[:, -1:], right=True).clamp_(max=p.shape[1] - 1)
+        p.masked_fill_(p < ascending.gather(1, kept), 0)
+    if config.min_p:
+        p.masked_fill_(p < config.min_p * p.amax(dim=1, keepdim=True), 0)
+    upto = p.cumsum_(dim=1)
+    u = uniforms[beams.images, beams.history.shape[2]].unsqueeze(1)  # (A, 1)
+    words = torch.searchsorted(upto, u * upto[:, -1:], right=True).clamp_(max=p.shape[1] - 1)  # (A, 1)
+    words = words if names is None else names.gather(1, words)
+    return beams.log_probs + log_probs.gather(1, words), torch.zeros_like(words), words
 
 
 def _sort_rows(p: Tensor) -> Tensor:
@@ -371,14 +362,18 @@ def search(
         assert keys is not None, "sampling needs a key for each image"
         uniforms = torch.stack([_uniforms(config, key, i) for key in keys for i in range(config.n_best)])
         state, context = (_repeat(parts, config.n_best) for parts in (state, context))
-        found = loop(state, context, width=1, n_best=1, choose=sample(uniforms.to(device), config))
+        found = loop(
+            state, context, width=1, n_best=1, choose=partial(sample, uniforms=uniforms.to(device), config=config)
+        )
         return found.merge_images(config.n_best).top(config.n_best)
-    choose = constrained(torch.tensor(ids.must, dtype=torch.long, device=device)) if ids.must else topk
+    choose: Choose = topk
+    if ids.must:
+        choose = partial(constrained, must=torch.tensor(ids.must, device=device))
     groups, width = config.groups, config.beam // config.groups
     if groups == 1:
         return loop(state, context, width=width, n_best=config.n_best, choose=choose)
     state, context = (_repeat(parts, groups) for parts in (state, context))
-    choose = diverse(choose, groups, config.diversity)
+    choose = partial(diverse, choose=choose, groups=groups, strength=config.diversity)
     found = loop(state, context, width=width, n_best=width, choose=choose, group_size=groups).merge_images(groups)
     scores = found.log_probs / _length_norm(found.lengths + found.ended, config)  # without the costs of diversity
     found = found._replace(scores=scores.masked_fill(found.scores == -math.inf, -math.inf))
@@ -413,21 +408,21 @@ def _slices(parts: Sequence[State]) -> list[slice]:
 
 
 def _constraints(ids: Ids, config: SearchConfig, device: torch.device) -> list[Constraint]:
-    def tensor(words: Sequence[int]) -> Tensor:
-        return torch.tensor(words, dtype=torch.long, device=device)
-
-    found = [forbid(tensor(ids.banned))]
+    banned, bad_endings, must = (
+        torch.tensor(words, dtype=torch.long, device=device) for words in (ids.banned, ids.bad_endings, ids.must)
+    )
+    found: list[Constraint] = [partial(forbid, words=banned)]
     if config.min_length:
-        found.append(min_length(config.min_length, ids.end))
+        found.append(partial(min_length, length=config.min_length, end=ids.end))
     if config.no_repeat_word:
         found.append(no_repeat_word)
     if config.no_repeat_ngram:
-        found.append(no_repeat_ngram(config.no_repeat_ngram))
+        found.append(partial(no_repeat_ngram, n=config.no_repeat_ngram))
     if config.no_bad_ending:
-        found.append(no_bad_ending(tensor(ids.bad_endings), ids.end, config.max_length))
+        found.append(partial(no_bad_ending, words=bad_endings, end=ids.end, max_length=config.max_length))
     if ids.must:
-        found.append(require(tensor(ids.must), ids.end))
-    return [begin_with(ids.prefix, found)] if ids.prefix else found
+        found.append(partial(require, words=must, end=ids.end))
+    return [partial(begin_with, prefix=ids.prefix, constraints=found)] if ids.prefix else found
 
 
 def _uniforms(config: SearchConfig, key: int, caption: int) -> Tensor:

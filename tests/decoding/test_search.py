@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -450,7 +451,7 @@ def test_what_is_impossible_takes_no_place():
     beams = Beams(torch.arange(1), torch.zeros(1, 1), torch.zeros(1, 1, 0, dtype=torch.long))
     log_probs = torch.arange(8.0).log_softmax(0).unsqueeze(0)
     log_probs[0, [5, 6]] = NEVER  # none of the words that must appear is possible now
-    scores, _, words = constrained(torch.tensor([5, 6]))(beams, log_probs, 4)
+    scores, _, words = constrained(beams, log_probs, 4, torch.tensor([5, 6]))
     assert words.tolist() == [[7, 4, 3, 2]]
     assert scores.isfinite().all()
 
@@ -604,7 +605,8 @@ def test_the_number_drawn_stays_below_one():
     p[:, -3:] = 0
     largest = torch.full((4096, 1), (2**23 - 1) / 2**23)
     beams = Beams(torch.arange(4096), torch.zeros(4096, 1), torch.zeros(4096, 1, 0, dtype=torch.long))
-    scores, _, words = sample(largest, SearchConfig(sample=True))(beams, (p / p.sum(1, keepdim=True)).log(), 2)
+    log_probs = (p / p.sum(1, keepdim=True)).log()
+    scores, _, words = sample(beams, log_probs, 2, largest, SearchConfig(sample=True))
     assert (words == 46).all()
     assert scores.isfinite().all()
 
@@ -675,10 +677,10 @@ def test_the_host_waits_once_a_step_at_most(config, ids):
 # ---- the constraints by themselves
 
 
-def left(constraint: constraints.Constraint, *history: int) -> list[int]:
+def left(constraint, *history: int, **arguments) -> list[int]:
     """The words 0..7 that may follow `history`."""
     log_probs = torch.zeros(1, 8)
-    constraint(log_probs, torch.tensor([history], dtype=torch.long).view(1, -1))
+    constraint(log_probs, torch.tensor([history], dtype=torch.long).view(1, -1), **arguments)
     assert ((log_probs == 0) | (log_probs == NEVER)).all()
     return (log_probs[0] == 0).nonzero()[:, 0].tolist()
 
@@ -689,23 +691,24 @@ def test_each_constraint():
     def but(*words: int) -> list[int]:
         return [word for word in every if word not in words]
 
-    assert left(constraints.forbid([0, 3]), 5) == but(0, 3)
-    assert left(constraints.min_length(2, END), 5) == but(END)
-    assert left(constraints.min_length(2, END), 5, 5) == every
+    assert left(constraints.forbid, 5, words=[0, 3]) == but(0, 3)
+    assert left(constraints.min_length, 5, length=2, end=END) == but(END)
+    assert left(constraints.min_length, 5, 5, length=2, end=END) == every
     assert left(constraints.no_repeat_word) == every
     assert left(constraints.no_repeat_word, 4, 5) == but(5)
-    assert left(constraints.no_repeat_ngram(1), 4, 5, 4) == but(4, 5)
-    assert left(constraints.no_repeat_ngram(2), 4, 5, 6, 4) == but(5)
-    assert left(constraints.no_repeat_ngram(2), 4, 5, 4, 6, 4) == but(5, 6)
-    assert left(constraints.no_repeat_ngram(3), 4, 4, 4) == but(4)
-    assert left(constraints.no_repeat_ngram(3), 4, 5, 6, 5) == every
-    ending = constraints.no_bad_ending(torch.tensor([6, 7]), END, max_length=3)
+    assert left(constraints.no_repeat_ngram, 4, 5, 4, n=1) == but(4, 5)
+    assert left(constraints.no_repeat_ngram, 4, 5, 6, 4, n=2) == but(5)
+    assert left(constraints.no_repeat_ngram, 4, 5, 4, 6, 4, n=2) == but(5, 6)
+    assert left(constraints.no_repeat_ngram, 4, 4, 4, n=3) == but(4)
+    assert left(constraints.no_repeat_ngram, 4, 5, 6, 5, n=3) == every
+    ending = partial(constraints.no_bad_ending, words=torch.tensor([6, 7]), end=END, max_length=3)
     assert left(ending) == left(ending, 5) == every
     assert left(ending, 6) == but(END)
     assert left(ending, 5, 5) == but(6, 7)
     assert left(ending, 5, 6) == but(6, 7, END)
-    assert left(constraints.require(torch.tensor([4, 5]), END), 5, 6) == but(END)
-    assert left(constraints.require(torch.tensor([4, 5]), END), 5, 6, 4) == every
-    prefix = constraints.begin_with([0, 0], [constraints.forbid([0])])
+    both = partial(constraints.require, words=torch.tensor([4, 5]), end=END)
+    assert left(both, 5, 6) == but(END)
+    assert left(both, 5, 6, 4) == every
+    prefix = partial(constraints.begin_with, prefix=[0, 0], constraints=[partial(constraints.forbid, words=[0])])
     assert left(prefix) == left(prefix, 0) == [0]
     assert left(prefix, 0, 0) == but(0)
