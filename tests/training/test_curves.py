@@ -7,7 +7,7 @@ import pytest
 from conftest import is_one_line
 
 from captioner.errors import UserError
-from captioner.training.curves import read_logs, run_labels
+from captioner.training.curves import literal, plot_curves, read_logs, run_labels
 
 
 def write(run, part, *rows, columns="step,train_loss,val_cider"):
@@ -50,6 +50,20 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
     assert run_labels([a, b, c]) == [str(a), str(b), "other"]
     with pytest.raises(UserError, match="is named twice"):
         run_labels([a, a])
+
+
+def test_names_of_runs_are_no_formulas_but_numbers_of_log_axes_are(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+    from matplotlib.cbook import is_math_text
+
+    write(tmp_path / "a$b$c", 0, "1,0.5", "2,50.0", columns="step,grad_norm")
+    plot_curves({"a$b$c": read_logs(tmp_path / "a$b$c")}, tmp_path / "curves.png")
+    axis = pyplot.gcf().axes[0]
+    (label,) = [tick.get_text() for tick in axis.yaxis.get_majorticklabels() if "10^{1}" in tick.get_text()]
+    assert is_math_text(label)
+    assert axis.yaxis.get_majorticklabels()[0].get_parse_math()  # else the formula stands there in full
+    assert not is_math_text(literal("a$b$c"))
 
 
 def test_what_cannot_be_drawn_is_one_line(run, cli, tmp_path, monkeypatch):
