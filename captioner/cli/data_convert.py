@@ -17,7 +17,7 @@ from captioner.errors import UserError
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("path", type=str, help="captions, in any format of docs/data.md")
+    parser.add_argument("path", type=str, metavar="CAPTIONS", help="captions, in any format of docs/data.md")
     add_split_arguments(parser, "train")
     add_columns_argument(parser)
     add_skip_argument(parser)

@@ -16,7 +16,7 @@ from captioner.errors import UserError
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("path", type=str, help="the training split, in any format of docs/data.md")
+    parser.add_argument("path", type=str, metavar="CAPTIONS", help="the training split, in any format of docs/data.md")
     add_split_arguments(parser, None)
     for name, about in (("val", "a second split"), ("test", "a third split")):
         parser.add_argument(f"--{name}", type=str, help=about)

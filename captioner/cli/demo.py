@@ -19,10 +19,10 @@ def configure(parser: Any) -> None:
         "--checkpoint",
         action="append",
         type=str,
-        help="without it, the shipped one; several times: one of them is chosen on the page",
+        help="file of a model or folder of a run (default: the shipped model); repeat it for a choice on the page",
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 also serves other machines")
-    parser.add_argument("--port", type=int, default=7860, help="of the page: http://127.0.0.1:7860")
+    parser.add_argument("--port", type=int, default=7860, help="TCP port of the page")
     add_device_argument(parser)
 
 

@@ -1,4 +1,4 @@
-"""Write a trained model in a form to take away: ONNX or torch.export graphs, or a folder for the Hugging Face hub.
+"""Write a trained model for use elsewhere: ONNX or torch.export graphs, or a folder for the Hugging Face hub.
 
 Example: captioner export --to onnx --output exported, then: python -m captioner.deploy.onnx_runner exported photo.jpg
 """
@@ -13,13 +13,15 @@ from captioner.errors import UserError
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("--checkpoint", type=str, help="captioner.safetensors, best.ckpt …; without it the shipped one")
-    parser.add_argument("--to", type=Literal["onnx", "torch-export", "hf"], required=True, help="which form")
+    parser.add_argument(
+        "--checkpoint", type=str, help="file of a model or folder of a run (default: the shipped model)"
+    )
+    parser.add_argument("--to", type=Literal["onnx", "torch-export", "hf"], required=True, help="which format")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    parser.add_argument("--int8", type=bool, default=False, help="onnx: the decoder's matrices in 8 bits")
-    parser.add_argument("--title", type=str, default="An image captioning model", help="hf: of the model card")
-    parser.add_argument("--data", type=str, default="", help="hf: what it was trained on, for the model card")
-    parser.add_argument("--push", type=str, help="hf: also upload it as organisation/name")
+    parser.add_argument("--int8", type=bool, default=False, help="onnx: store the matrices of the decoder in 8 bits")
+    parser.add_argument("--title", type=str, default="An image captioning model", help="hf: title of the model card")
+    parser.add_argument("--data", type=str, default="", help="hf: training data, for the model card")
+    parser.add_argument("--push", type=str, help="hf: also upload the folder as organisation/name")
 
 
 def run(options: Any) -> None:

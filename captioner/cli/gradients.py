@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from captioner.config import DataConfig
 from captioner.errors import UserError
@@ -21,20 +21,25 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     cache = DataConfig.feature_cache
     parser.add_argument(
-        "--checkpoint", action="append", type=str, help="a model; several times: several; without it, the shipped one"
+        "--checkpoint",
+        action="append",
+        type=str,
+        help="file of a model or folder of a run (default: the shipped model); repeat it for several models",
     )
-    parser.add_argument("--annotations", type=str, help="COCO captions JSON")
-    parser.add_argument("--images", type=str, help="folder with its images")
+    parser.add_argument("--annotations", type=str, help="captions, in any format of docs/data.md")
+    parser.add_argument("--images", type=str, help="folder that their file names are relative to")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
     parser.add_argument("--count", type=int, default=200, help="how many of the longest captions are measured")
     parser.add_argument(
         "--weights",
         nargs="+",
-        choices=("trained", "untrained"),
+        type=Literal["trained", "untrained"],
         default=["trained"],
-        help="those of the model, new ones as at the start of training, or both",
+        help="weights of the model, new ones as at the start of training, or both",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the untrained weights: train.seed gives the same ones")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the untrained weights: a run with this train.seed began with them"
+    )
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
     parser.add_argument("--output", type=str, help="draw the curves to this PNG, SVG or PDF")
     parser.add_argument("--json", type=str, help="also write the numbers to this JSON file")

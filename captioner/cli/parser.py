@@ -99,6 +99,11 @@ class Help(DefaultHelpFormatter):
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         return "…"
 
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        if action.nargs == ONE_OR_MORE:
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} …"
+        return super()._format_args(action, default_metavar)
+
     def _get_type_str(self, action: Action) -> None:
         return None
 

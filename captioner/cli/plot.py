@@ -13,9 +13,11 @@ from typing import Any
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("runs", nargs="+", type=str, help="folders of runs: the --output of train or pretrain")
-    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="a PNG, SVG or PDF")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run: the --output of train or pretrain")
+    parser.add_argument(
+        "--output", type=Path, default=Path("curves.png"), help="draw the curves to this PNG, SVG or PDF"
+    )
+    parser.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
 
 
 def run(options: Any) -> None:

@@ -1,9 +1,8 @@
-"""Caption images: files, folders, glob patterns, or - to read paths from standard input.
+"""Caption images: files, folders, glob patterns, addresses (s3://…), parquet files (--column), - for paths on standard
+input, or @list.txt, a file that lists any of these, one a line.
 
-With a model of clips and albums (--model.frames): videos and animated images; a folder is an album.
-
-Also addresses (s3://…), parquet files (--column), and @list.txt, a file that lists any of these, one a line. With
---output an interrupted run leaves the parts it has written, and the same command continues, with any --engine.
+A model of clips and albums (--model.frames) captions videos and animated images; a folder is an album. With --output,
+the same command continues an interrupted run, with any --engine.
 
 Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
 """
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from captioner.cli.options import add_model_arguments, config_of, load_model, report_heading
 from captioner.config import SearchConfig
@@ -29,24 +28,24 @@ MAIN = "checkpoint device beam n_best max_length format output engine report"
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a glob pattern, or - …")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="what to caption, see above")
     add_model_arguments(parser)
     parser.add_argument(
         "--format",
-        choices=("text", "jsonl"),
+        type=Literal["text", "jsonl"],
         default="text",
         help="text: path, tab, caption (and with --n_best its log-probability); jsonl: one object for each image",
     )
     parser.add_argument(
         "--output",
         type=str,
-        help="write to this file instead of standard output, whole or not at all; a folder (NAME/) keeps the JSON "
-        "lines of the parts, with those of unreadable images",
+        help="write to this file instead of standard output, whole or not at all; NAME/ is a folder that keeps the "
+        "JSON lines of the parts, with those of unreadable images",
     )
     parser.add_argument("--column", type=str, default="image", help="of parquet files: images, or paths of images")
     parser.add_argument(
         "--engine",
-        choices=("local", "ddp", "ray"),
+        type=Literal["local", "ddp", "ray"],
         default="local",
         help="local: this process; ddp: several Lightning processes; ray: actors of Ray Data, also on a cluster",
     )

@@ -18,7 +18,7 @@ MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images t
 def configure(parser: Any) -> None:
     """Declare the options."""
     add_checkpoint_arguments(parser)
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 answers other machines, too")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 also serves other machines")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
     parser.add_class_arguments(ServeConfig)
     parser.add_class_arguments(SearchConfig)

@@ -1,4 +1,4 @@
-"""Train a model on captioned images, in any layout of docs/data.md.
+"""Train a model on captioned images, in any format of docs/data.md.
 
 Example: captioner train --config configs/flickr8k.yaml --data.train captions_train.json --data.train_images train
 --data.val captions_val.json --data.val_images val --output runs/mine

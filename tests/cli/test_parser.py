@@ -22,7 +22,7 @@ def test_help_fits_a_screen(cli, monkeypatch, name):
     assert out.startswith(f"usage: captioner {name}")
     assert f"Example: captioner {name} " in " ".join(out.split())
     lines = out.splitlines()
-    assert len(lines) <= 50
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
     assert cli(*name.split(), "-h")[1] == out
 
