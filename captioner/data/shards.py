@@ -132,9 +132,7 @@ def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Samp
     key, files, read = "", dict[str, Member](), dict[str, bytes]()
     for member, data in _members(shard, tuple(f".{text}" for text in texts)):
         match = KEY.fullmatch(member.file)
-        if match is None or match[1].startswith(
-            "__"
-        ):  # hidden, without an ending, or added by the program that wrote it
+        if match is None or match[1].startswith("__"):  # hidden, without an ending, or metadata
             continue
         if match[1] != key:
             if files:
