@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ratios import ROOT, load
 
-from captioner.datasets.synthetic import contents, draw
+from captioner.datasets.synthetic import draw, scenes
 
 SIDES = [("local", 1), ("ddp", 1), ("ddp", 2), ("ray", 1), ("ray", 2)]
 
@@ -26,9 +26,9 @@ SIDES = [("local", 1), ("ddp", 1), ("ddp", 2), ("ray", 1), ("ray", 2)]
 def images(folder: Path, count: int) -> None:
     """Draw `count` images of 64 pixels."""
     folder.mkdir()
-    scenes, rng = contents(False, 0)[0], random.Random(0)
+    single, rng = scenes(False, 0)[0], random.Random(0)
     for number in range(count):
-        draw(rng.choice(scenes), 64, rng).save(folder / f"{number:06}.png", compress_level=1)
+        draw(rng.choice(single), 64, rng).save(folder / f"{number:06}.png", compress_level=1)
 
 
 def tiny(file: Path) -> None:

@@ -98,7 +98,7 @@ def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
     Raises:
         UserError: the training text has too few words, lacks one of the prompt, or leaves none for validation.
     """
-    from captioner.data.text_stream import encode, hold_out, pieces, read_corpus
+    from captioner.data.text_stream import encode_text, hold_out, read_corpus, sequences
     from captioner.data.vocabulary import SPECIAL, Vocabulary
 
     train = read_corpus(Path(str(data.text)))
@@ -106,13 +106,13 @@ def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
         train, val = hold_out(train, data.val_share)
     else:
         val = read_corpus(Path(data.val_text))
-    vocabulary = Vocabulary.build(pieces(train, data.lines), data.min_count, data.level)
+    vocabulary = Vocabulary.build(sequences(train, data.lines), data.min_count, data.level)
     if len(vocabulary) <= len(SPECIAL):
         raise UserError(f"no {data.level} of {data.text} is seen {data.min_count} times: lower --data.min_count")
     unknown = [word for word in vocabulary.split(data.prompt) if word not in vocabulary.ids]
     if unknown:
         raise UserError(f"--data.prompt: {unknown[0]!r} is not in the vocabulary of {data.text}")
-    train_ids, val_ids = (encode(part, vocabulary, data.lines) for part in (train, val))
+    train_ids, val_ids = (encode_text(part, vocabulary, data.lines) for part in (train, val))
     if len(val_ids) < 2:
         raise UserError(
             f"nothing of {data.text} is left for validation: --data.val_share or --data.val_text gives more"

@@ -13,69 +13,57 @@ from torch.utils.data import Dataset
 
 from captioner.data.references import read_references
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
-from captioner.errors import UserError
+from captioner.files import read_text
 
 
 def read_corpus(path: Path) -> str:
-    """A text file (UTF-8), or the captions of a .json file, as ``read_references`` reads them.
+    """The text of a UTF-8 file, or the captions of a .json file, one per line.
 
-    Captions are one a line, always in the same random order: side by side, those of one image would tell each other.
+    Captions are shuffled, always alike: side by side, the captions of one image would predict each other.
 
     Raises:
         UserError: missing, unreadable, not UTF-8 or empty.
     """
-    if path.suffix.lower() == ".json":
-        captions = [" ".join(caption.split()) for each in read_references(path).captions.values() for caption in each]
-        random.Random(0).shuffle(captions)
-        return "\n".join(captions)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise UserError(f"{path}: is empty")
-    return text
+    if path.suffix.lower() != ".json":
+        return read_text(path, "text")
+    captions = [" ".join(caption.split()) for each in read_references(path).captions.values() for caption in each]
+    random.Random(0).shuffle(captions)
+    return "\n".join(captions)
 
 
 def hold_out(text: str, share: float) -> tuple[str, str]:
-    """The text without its end, and its end, about `share` of the characters; cut between lines where there are any."""
+    """Split off the last `share` of the characters, at the end of a line if there is one."""
     place = int(len(text) * (1 - share))
     line = text.rfind("\n", 0, place) + 1
     return text[: line or place], text[line or place :]
 
 
-def pieces(text: str, lines: bool) -> list[str]:
-    """What stands between START and END: each line; or the whole text, after a START."""
+def sequences(text: str, lines: bool) -> list[str]:
+    """The parts of a text that each begin with START: its lines, or the whole text."""
     return text.split("\n") if lines else [text]
 
 
-def encode(text: str, vocabulary: Vocabulary, lines: bool) -> Tensor:
-    """The stream of a text, (N,) ids: START, words, END for each line that has words, or START and all the words."""
-    encoded = (vocabulary.encode(vocabulary.split(piece)) for piece in pieces(text, lines))
+def encode_text(text: str, vocabulary: Vocabulary, lines: bool) -> Tensor:
+    """(N,) ids: START, words, END for each line that has words; or START and all words of the text."""
+    encoded = (vocabulary.encode(vocabulary.split(sequence)) for sequence in sequences(text, lines))
     end = [END] if lines else []
     return torch.tensor([*chain.from_iterable([START, *ids, *end] for ids in encoded if ids)], dtype=torch.long)
 
 
 class Streams(Dataset):
-    """Chunks of a text that is read in parallel streams, the k-th of each stream in chunk k.
+    """A text cut into B parts that are read in parallel; chunk k is the k-th T tokens of each part.
 
-    Stream b is the b-th part of the text; the state after a chunk is the state before the next one.
-
-    Axes: B streams, T tokens.
+    The hidden state after a chunk is the one before the next chunk.
 
     Args:
         ids: (N,) the text.
-        streams: B at most; fewer where a stream would be shorter than `steps`.
+        streams: B at most; fewer if a stream would be shorter than `steps`.
         steps: T; the last chunk may be shorter.
 
     Attributes:
-        inputs: (B, length) the tokens that are read, PAD behind the end of the text.
-        targets: (B, length) the token after each of them; PAD where nothing is asked: behind the end, where it is UNK,
-            which a captioner never says, and at START, which always follows END.
+        inputs: (B, length) the tokens, PAD after the end of the text.
+        targets: (B, length) the token after each input; PAD, which has no loss, after the end of the text, for UNK,
+            which a captioner never says, and for START, which always follows END.
     """
 
     def __init__(self, ids: Tensor, streams: int, steps: int) -> None:
@@ -91,7 +79,7 @@ class Streams(Dataset):
         return -(-self.inputs.shape[1] // self.steps)
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-        """(B, T) tokens and (B, T) those that follow."""
+        """Inputs and targets of a chunk, (B, T) each."""
         if not 0 <= k < len(self):
             raise IndexError(k)
         chunk = slice(k * self.steps, (k + 1) * self.steps)

@@ -1,4 +1,4 @@
-"""A made-up data set: images of coloured shapes with five true captions each, in COCO's layout.
+"""The shapes data set: drawn images of coloured shapes, or clips of moving ones, with five true captions each.
 
 Small enough to train on in minutes, and every caption can be checked against the :class:`Scene` it was written from.
 """
@@ -9,8 +9,9 @@ import json
 import os
 import random
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import UserError
 from captioner.files import atomic_folder, write_json
@@ -18,11 +19,9 @@ from captioner.files import atomic_folder, write_json
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGES, VAL, SIZE = (
-    2000,
-    200,
-    96,
-)  # the defaults of `captioner shapes`: images to train on, held-out ones, pixels a side
+Item = TypeVar("Item")
+IMAGES, VAL = 2000, 200  # number of training and validation images by default
+SIZE = 96  # side in pixels of an image by default
 
 KINDS = ("circle", "square", "triangle")
 COLORS = {
@@ -35,11 +34,12 @@ COLORS = {
 }
 RADIUS = {"small": 0.105, "large": 0.21}  # half the height of a shape, as a share of the side
 BACKGROUNDS = {"light": (235, 235, 235), "dark": (25, 25, 25)}
-RELATIONS = {"above": "below", "to the left of": "to the right of"}  # the first shape to the second, and back
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # of a moving shape, (x, y)
-FRAMES, STEP = 8, (0.08, 0.12)  # of a clip; what a shape moves from frame to frame, as a share of the side
+RELATIONS = {"above": "below", "to the left of": "to the right of"}  # of the first shape to the second: the inverse
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y) of a moving shape
+FRAMES = 8  # of a clip by default
+STEP = (0.08, 0.12)  # range of what a shape moves from frame to frame, as a share of the side
 SINGLE = 0.2  # share of the images with one shape
-HELD_OUT = 0.15  # share of the possible contents that only val may show
+HELD_OUT = 0.15  # share of the scenes that only val may show
 
 PAIR_TEMPLATES = (
     "a {first} {relation} a {second}",
@@ -63,8 +63,8 @@ MOVE_TEMPLATES = (
     "a {color} {kind} goes {direction}",
     "there is a {color} {kind} that moves {direction}",
 )
-PLAIN = {word: word for word in (*RADIUS, *RELATIONS, *RELATIONS.values())}
-OTHER = {
+PLAIN_WORDS = {word: word for word in (*RADIUS, *RELATIONS, *RELATIONS.values())}
+SYNONYMS = {
     "small": "little",
     "large": "big",
     "above": "over",
@@ -76,7 +76,7 @@ OTHER = {
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape; ``size`` is a key of ``RADIUS``, ``color`` of ``COLORS``, ``kind`` one of ``KINDS``."""
+    """One shape: a key of RADIUS, a key of COLORS, one of KINDS."""
 
     size: str
     color: str
@@ -85,9 +85,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: one shape and no relation, or the upper (left) one, the lower (right) one and a relation.
+    """The content of an image: one shape and no relation, or two shapes of different colours and their relation.
 
-    ``relation`` is a key of ``RELATIONS``, ``background`` one of ``BACKGROUNDS``; the two shapes differ in colour.
+    The upper or left shape comes first; `relation` is a key of RELATIONS, `background` one of BACKGROUNDS.
     """
 
     shapes: tuple[Shape, ...]
@@ -97,150 +97,139 @@ class Scene:
 
 @dataclass(frozen=True)
 class Move:
-    """What a clip shows: a shape that moves in one of ``DIRECTIONS``, over one of ``BACKGROUNDS``."""
+    """The content of a clip: a shape that moves in one of DIRECTIONS over one of BACKGROUNDS."""
 
     shape: Shape
     direction: str
     background: str
 
 
-def contents(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
-    """Every scene with one shape, and every scene with two, of the part that is held out for val or of the other."""
-    shapes = [Shape(size, color, kind) for size in RADIUS for color in COLORS for kind in KINDS]
-    single = [Scene((shape,), None, background) for shape in shapes for background in BACKGROUNDS]
+def _shapes() -> list[Shape]:
+    return [Shape(*words) for words in product(RADIUS, COLORS, KINDS)]
+
+
+def _part(items: list[Item], held_out: bool, seed: str) -> list[Item]:
+    """A random HELD_OUT share of the items, or the others."""
+    random.Random(seed).shuffle(items)
+    cut = round(HELD_OUT * len(items))
+    return items[:cut] if held_out else items[cut:]
+
+
+def scenes(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
+    """All scenes with one shape and all with two, of the part held out for val or of the training part."""
+    single = [Scene((shape,), None, background) for shape, background in product(_shapes(), BACKGROUNDS)]
     pairs = [
         Scene((first, second), relation, background)
-        for first in shapes
-        for second in shapes
+        for first, second, relation, background in product(_shapes(), _shapes(), RELATIONS, BACKGROUNDS)
         if first.color != second.color
-        for relation in RELATIONS
-        for background in BACKGROUNDS
     ]
-    parts = []
-    for scenes in (single, pairs):
-        random.Random(f"{seed} contents").shuffle(scenes)
-        cut = round(HELD_OUT * len(scenes))
-        parts.append(scenes[:cut] if held_out else scenes[cut:])
-    return parts[0], parts[1]
+    return _part(single, held_out, f"{seed} contents"), _part(pairs, held_out, f"{seed} contents")
 
 
 def moves(held_out: bool, seed: int) -> list[Move]:
-    """Every move of the part that is held out for val, or of the other.
+    """All moves of the part held out for val, or of the training part.
 
-    A shape on a background is held out or not in all four directions, so that no look tells which ones were seen.
+    A shape on a background is in one part with all four directions, so that its looks do not tell the direction.
     """
-    looks = [
-        (Shape(size, color, kind), background)
-        for size in RADIUS
-        for color in COLORS
-        for kind in KINDS
-        for background in BACKGROUNDS
-    ]
-    random.Random(f"{seed} moves").shuffle(looks)
-    cut = round(HELD_OUT * len(looks))
-    chosen = looks[:cut] if held_out else looks[cut:]
-    return [Move(shape, direction, background) for shape, background in chosen for direction in DIRECTIONS]
+    looks = _part(list(product(_shapes(), BACKGROUNDS)), held_out, f"{seed} moves")
+    return [Move(shape, direction, background) for shape, background in looks for direction in DIRECTIONS]
 
 
 def captions(scene: Scene | Move, rng: random.Random) -> list[str]:
-    """Five different captions, all true of the scene: always the plainest one, and four paraphrases (by chance).
+    """Five different captions, all true of the scene: the plainest first, then four random paraphrases.
 
     >>> scene = Scene((Shape("small", "red", "circle"), Shape("large", "blue", "square")), "above", "light")
     >>> captions(scene, random.Random(0))[0]
     'a small red circle above a large blue square'
     """
-    family = []
+    texts: list[str] = []
     if isinstance(scene, Move):
         words = {**asdict(scene.shape), "direction": scene.direction}
         return [text.format(**words).replace("a orange", "an orange") for text in MOVE_TEMPLATES]
-    for words in (PLAIN, OTHER):
+    for words in (PLAIN_WORDS, SYNONYMS):
         names = [f"{words[shape.size]} {shape.color} {shape.kind}" for shape in scene.shapes]
         if scene.relation is None:
-            family += [text.format(first=names[0], background=scene.background) for text in SINGLE_TEMPLATES]
+            texts += [text.format(first=names[0], background=scene.background) for text in SINGLE_TEMPLATES]
         else:
             parts = {"relation": words[scene.relation], "inverse": words[RELATIONS[scene.relation]]}
-            family += [text.format(first=names[0], second=names[1], **parts) for text in PAIR_TEMPLATES]
-    return [family[0], *rng.sample(family[1:], 4)]
+            texts += [text.format(first=names[0], second=names[1], **parts) for text in PAIR_TEMPLATES]
+    return [texts[0], *rng.sample(texts[1:], 4)]
 
 
 def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
-    """The scene as an RGB image of size × size pixels; ``rng`` moves the shapes a little and never changes the scene.
-
-    Drawn at four times the size and averaged down, so that edges are smooth.
-    """
-    from PIL import Image, ImageDraw
-
-    side = 4 * size
-    image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    pen = ImageDraw.Draw(image)
+    """The scene as an RGB image of size × size pixels; `rng` places the shapes within what the relation allows."""
+    placed = []
     for index, shape in enumerate(scene.shapes):
         if scene.relation is None:
             x, y = rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65)
         else:
             along, across = (0.25, 0.75)[index] + rng.uniform(-0.015, 0.015), rng.uniform(0.4, 0.6)
             x, y = (across, along) if scene.relation == "above" else (along, across)
-        _paint(pen, shape, x * side, y * side, side)
+        placed.append((shape, x, y))
+    return _render(placed, scene.background, size)
+
+
+def _render(placed: list[tuple[Shape, float, float]], background: str, size: int) -> Image.Image:
+    """Shapes at (x, y), as shares of the side; drawn at four times the size and averaged, for smooth edges."""
+    from PIL import Image, ImageDraw
+
+    side = 4 * size
+    image = Image.new("RGB", (side, side), BACKGROUNDS[background])
+    pen = ImageDraw.Draw(image)
+    for shape, x, y in placed:
+        x, y, r, color = x * side, y * side, RADIUS[shape.size] * side, COLORS[shape.color]
+        if shape.kind == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
+        elif shape.kind == "square":
+            r *= 0.9  # about the area of the circle
+            pen.rectangle((x - r, y - r, x + r, y + r), fill=color)
+        else:
+            pen.polygon([(x, y - r), (x - 1.05 * r, y + r), (x + 1.05 * r, y + r)], fill=color)
     return image.reduce(4)
 
 
-def _paint(pen: Any, shape: Shape, x: float, y: float, side: int) -> None:
-    r, color = RADIUS[shape.size] * side, COLORS[shape.color]
-    if shape.kind == "circle":
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
-    elif shape.kind == "square":
-        r *= 0.9  # about the area of the circle
-        pen.rectangle((x - r, y - r, x + r, y + r), fill=color)
-    else:
-        pen.polygon([(x, y - r), (x - 1.05 * r, y + r), (x + 1.05 * r, y + r)], fill=color)
+def trajectory(move: Move, frames: int, rng: random.Random) -> list[tuple[float, float]]:
+    """The position (x, y) of the shape in each frame, as shares of the side from 0 to 1.
 
-
-def track(move: Move, frames: int, rng: random.Random) -> list[tuple[float, float]]:
-    """Where the shape is in each frame, x and y as shares of the side from 0 to 1.
-
-    It begins anywhere and comes back in at the edge opposite to where it leaves, so that in every single frame it may
-    be anywhere, all places alike, whichever way it moves: only the order of the frames tells the direction.
+    It starts anywhere and re-enters at the edge opposite to the one it leaves by. In every single frame all positions
+    are then equally likely, whatever the direction: only the order of the frames tells it.
     """
     (x, y), step, (right, down) = (rng.random(), rng.random()), rng.uniform(*STEP), DIRECTIONS[move.direction]
     return [((x + i * step * right) % 1, (y + i * step * down) % 1) for i in range(frames)]
 
 
 def draw_clip(move: Move, size: int, frames: int, rng: random.Random) -> list[Image.Image]:
-    """The move as RGB images of size × size pixels; a shape over an edge is seen in part at both."""
-    from PIL import Image, ImageDraw
-
-    side, clip = 4 * size, []
-    for x, y in track(move, frames, rng):
-        image = Image.new("RGB", (side, side), BACKGROUNDS[move.background])
-        pen = ImageDraw.Draw(image)
-        for across in (x - 1, x, x + 1):
-            for along in (y - 1, y, y + 1):
-                _paint(pen, move.shape, across * side, along * side, side)
-        clip.append(image.reduce(4))
+    """The move as RGB images of size × size pixels; a shape on an edge is partly visible at both edges."""
+    clip = []
+    for x, y in trajectory(move, frames, rng):
+        copies = [(move.shape, x + right, y + down) for right in (-1, 0, 1) for down in (-1, 0, 1)]
+        clip.append(_render(copies, move.background, size))
     return clip
 
 
 def make_shapes(
     out: Path, images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0, frames: int = 0
 ) -> None:
-    """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into the folder ``out``.
+    """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into the folder `out`.
 
-    Held out: the content of an image is its shapes (size, colour, kind), their relation and the background; the
-    contents are split by chance before anything is drawn, so no val image shows the content of a training image,
-    while every single word occurs in both. Within a split a content may come again, at another place.
+    The scenes are split at random before anything is drawn, so no val image shows the scene of a training image, while
+    every word occurs in both. Within a split a scene may occur again, at other positions. With `frames` the images are
+    clips, animated GIFs of that many frames; see :func:`moves`.
 
-    With ``frames`` the images are clips, animated GIFs of so many; see :func:`moves`.
+    With one version of Pillow the same options give the same bytes. A set that exists with the same options is left as
+    it is.
 
-    The same options give the same bytes with one version of Pillow. The set is made beside ``out`` and renamed when
-    whole. A set already there with the same options is left as it is; anything else there is a ``UserError``.
+    Raises:
+        UserError: `out` holds something else, or cannot be written.
     """
     out = Path(os.path.realpath(out))
     options = {"images": images, "val": val, "size": size, "seed": seed}
     if frames:
         options["frames"] = frames
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = _options_of(out)
+        found = _read_options(out)
         if found == options:
-            print(f"{out} is there already, with the same options: left as it is")
+            print(f"{out} exists already with the same options: left as it is")
             return
         what = "something else" if found is None else f"a shapes set with other options ({found})"
         raise UserError(f"--output {out} holds {what}: name another folder or delete that one first")
@@ -249,8 +238,8 @@ def make_shapes(
         _write_split(folder, "val", range(images + 1, images + val + 1), options)
 
 
-def _options_of(out: Path) -> dict[str, int] | None:
-    """The options that the shapes set in ``out`` was made with; None if it is none."""
+def _read_options(out: Path) -> dict[str, int] | None:
+    """The options that the shapes set in `out` was made with; None if there is no such set."""
     try:
         return json.loads((out / "captions_val.json").read_text(encoding="utf-8"))["info"]["shapes"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -258,10 +247,10 @@ def _options_of(out: Path) -> dict[str, int] | None:
 
 
 def _write_split(folder: Path, split: str, ids: range, options: dict[str, int]) -> None:
-    """Draw the images with these ids into ``folder/split`` and write ``captions_SPLIT.json``."""
+    """Draw the images with these ids into `folder`/`split` and write their captions."""
     size, frames = options["size"], options.get("frames", 0)
     rng = random.Random(f"{options['seed']} {split}")
-    single, pairs = contents(split == "val", options["seed"])
+    single, pairs = scenes(split == "val", options["seed"])
     moving = moves(split == "val", options["seed"])
     rows: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []

@@ -16,17 +16,17 @@ from captioner.datasets.synthetic import (
     COLORS,
     DIRECTIONS,
     HELD_OUT,
-    OTHER,
     RELATIONS,
     STEP,
+    SYNONYMS,
     Move,
     Scene,
     Shape,
     captions,
-    contents,
     draw,
     moves,
-    track,
+    scenes,
+    trajectory,
 )
 from captioner.errors import UserError
 
@@ -43,7 +43,7 @@ CAPTION = re.compile(
 
 def parsed(caption: str) -> Scene:
     """The scene a caption tells of, as the captioner of the set would put it; background '' where it is not told."""
-    plain = {other: word for word, other in OTHER.items()}
+    plain = {other: word for word, other in SYNONYMS.items()}
     found = CAPTION.fullmatch(caption)
     assert found, caption
     told = {name: plain.get(word, word) for name, word in found.groupdict(default="").items()}
@@ -117,7 +117,7 @@ def test_written_captions_are_true_of_the_written_images(made):
 
 def test_every_caption_says_what_the_scene_is():
     rng = random.Random(0)
-    single, pairs = contents(False, 0)
+    single, pairs = scenes(False, 0)
     for scene in single + rng.sample(pairs, 500):
         texts = captions(scene, rng)
         assert len(set(texts)) == 5
@@ -139,7 +139,7 @@ def test_shapes_have_their_form_and_background():
 
 
 def test_val_shows_nothing_that_train_shows(made):
-    train, val = ([scene for part in contents(held_out, 0) for scene in part] for held_out in (False, True))
+    train, val = ([scene for part in scenes(held_out, 0) for scene in part] for held_out in (False, True))
     assert not set(train) & set(val)
     assert len(val) / len(train + val) == pytest.approx(HELD_OUT, abs=0.01)
     files = {split: {path.read_bytes() for path in (made / split).iterdir()} for split in ("train", "val")}
@@ -219,7 +219,7 @@ def test_no_single_frame_tells_the_direction():
     shape, places = Shape("small", "red", "circle"), 4000
     for direction in DIRECTIONS:
         rng = random.Random(0)
-        tracks = np.array([track(Move(shape, direction, "dark"), 8, rng) for _ in range(places)])  # (places, 8, 2)
+        tracks = np.array([trajectory(Move(shape, direction, "dark"), 8, rng) for _ in range(places)])  # (places, 8, 2)
         assert tracks.min() >= 0
         assert tracks.max() <= 1
         for frame in range(8):

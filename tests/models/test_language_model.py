@@ -88,10 +88,10 @@ def test_nothing_is_asked_at_start_and_at_what_is_unknown():
 
 def test_lines_stand_between_start_and_end():
     words, letters = Vocabulary(["a", "dog"]), Vocabulary(list("ab\n"), "char")
-    assert text.encode("A dog.\n\n a cat\n", words, True).tolist() == [START, 4, 5, END, START, 4, UNK, END]
-    assert text.encode("A dog.\n\n a cat\n", words, False).tolist() == [START, 4, 5, 4, UNK]
-    assert text.encode("ab\nb", letters, True).tolist() == [START, 4, 5, END, START, 5, END]
-    assert text.encode("ab\nb", letters, False).tolist() == [START, 4, 5, 6, 5]
+    assert text.encode_text("A dog.\n\n a cat\n", words, True).tolist() == [START, 4, 5, END, START, 4, UNK, END]
+    assert text.encode_text("A dog.\n\n a cat\n", words, False).tolist() == [START, 4, 5, 4, UNK]
+    assert text.encode_text("ab\nb", letters, True).tolist() == [START, 4, 5, END, START, 5, END]
+    assert text.encode_text("ab\nb", letters, False).tolist() == [START, 4, 5, 6, 5]
 
 
 def test_the_end_is_held_out_between_lines():
