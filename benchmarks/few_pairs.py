@@ -24,7 +24,7 @@ FRACTIONS = {
     "100": "--data.batch_size 256 --train.epochs 6 --trainer.check_val_every_n_epoch 3",
 }
 BEGINNINGS = {"none": "", "init": f"--init-from {LM}", "both": f"--init-from {LM} --data.vocabulary {LM}"}
-NAMES = {"none": "nothing", "init": "language model", "both": "language model and its vocabulary"}
+NAMES = {"none": "random", "init": "language model", "both": "language model and its vocabulary"}
 COLUMNS = ("val_cider", "val_bleu4", "val_rouge", "val_distinct")
 
 
@@ -57,7 +57,7 @@ def main() -> None:
             for beginning, more in BEGINNINGS.items():
                 if (fraction, beginning) != ("100", "both"):  # the same vocabulary: the same run
                     run(f"{fraction}-{beginning}-{seed}", f"{options} {more} --train.seed {seed}", data)
-    print("| images | begun with | seeds | CIDEr-D | BLEU-4 | ROUGE-L | distinct captions, % | perplexity |")
+    print("| images | initial weights | seeds | CIDEr-D | BLEU-4 | ROUGE-L | distinct captions, % | perplexity |")
     print("|---|---|---|---|---|---|---|---|")
     for fraction in FRACTIONS:
         for beginning, name in NAMES.items():
