@@ -21,3 +21,8 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """The text as one line without control characters, also those that change the direction of writing."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, or its type where it has none; at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -25,7 +25,7 @@ from captioner.data.features import FeatureFile, write_features
 from captioner.data.images import open_image
 from captioner.data.references import read_references
 from captioner.datasets.convert import to_coco, to_webdataset
-from captioner.deploy.onnx_runner import check
+from captioner.deploy.onnx_runner import check_config
 from captioner.errors import UserError
 from captioner.inference.parts import PartFolder
 from captioner.models.captioner import Captioner
@@ -515,9 +515,9 @@ CONFIG = {
     ],
 )
 def test_the_config_of_an_exported_model(change):
-    check(CONFIG)
+    check_config(CONFIG)
     with pytest.raises((ValueError, KeyError, TypeError)):
-        check({**CONFIG, **change})
+        check_config({**CONFIG, **change})
 
 
 # ---- all readers, damaged at random

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 
 PROTOCOL = "[a-z][a-z0-9+._-]+"
 ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
@@ -119,11 +119,6 @@ def read_errors(source: str) -> Iterator[None]:
             raise UserError(_only_whole_files(source)) from None
         also = "the network and the credentials" if place == "address" else "the file"
         raise UserError(f"{source}: cannot be read ({one_line(error)}); check the {place} and {also}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line, or its type where it has none; at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _only_whole_files(address: str) -> str:

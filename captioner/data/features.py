@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.files import publish, write_json
 
 # Raised by the disk, json, numpy and the tokenizer it parses headers with, when a file is missing or damaged.
@@ -63,9 +63,8 @@ class FeatureFile:
             if not isinstance(bad, list) or not all(type(row) is int and 0 <= row < len(rows) for row in bad):
                 raise ValueError("index.json is invalid")
         except READ_ERRORS as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{folder} is not a complete feature file ({reason}): delete it to have it made again"
+                f"{folder} is not a complete feature file ({one_line(error)}): delete it to have it made again"
             ) from None
         names, stored = index["names"], index["fingerprint"]
         differing = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from captioner.data.addresses import RemoteImage, StoredImage, is_address, one_line, open_address, read_errors
-from captioner.errors import UserError
+from captioner.data.addresses import RemoteImage, StoredImage, is_address, open_address, read_errors
+from captioner.errors import UserError, one_line
 
 BATCH = 64  # rows decoded together
 

@@ -1,4 +1,4 @@
-"""A trained model in forms that need no captioner, or no torch: ONNX or torch.export graphs, a folder for the hub."""
+"""A trained model as ONNX or torch.export graphs, or as a folder for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from captioner import __version__
 from captioner.config import SearchConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
 
-FORMAT = 1
+FORMAT = 1  # of config.json
 ENDINGS = {"onnx": "onnx", "torch-export": "pt2"}
 
 
-class Begin(nn.Module):
-    """Images (B, 3, S, S) uint8 → the parts of the state, then those of the context, B rows each."""
+class EncoderGraph(nn.Module):
+    """Images (B, 3, S, S) uint8 → the tensors of the state, then those of the context, B rows each."""
 
     def __init__(self, model: Captioner) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class Begin(nn.Module):
         return (*state, *context)
 
 
-class Further(nn.Module):
-    """One step: words (N,), then the state and the context, N rows each → log-probabilities (N, V), the state after."""
+class StepGraph(nn.Module):
+    """Words (N,), then state and context, N rows each → log-probabilities (N, V), then the next state."""
 
-    def __init__(self, model: Captioner, parts: int) -> None:
+    def __init__(self, model: Captioner, state_tensors: int) -> None:
         super().__init__()
-        self.decoder, self.parts = model.decoder, parts
+        self.decoder, self.state_tensors = model.decoder, state_tensors
 
     def forward(self, words: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        log_probs, state = self.decoder.step(words, rest[: self.parts], rest[self.parts :])
+        log_probs, state = self.decoder.step(words, rest[: self.state_tensors], rest[self.state_tensors :])
         return (log_probs, *state)
 
 
 def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -> None:
-    """Write ``encoder``, ``step`` and ``config.json``; the axis of the rows is free in both graphs.
+    """Write ``encoder``, ``step`` and ``config.json``; both graphs take any number of rows.
 
-    The step's context has a row for each row of the state, so repeat an image's as often as it has beams.
+    The step's context has a row for each row of the state: repeat an image's context for each of its beams.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -59,124 +59,130 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
         int8: the step's matrices in 8 bits (onnx only).
 
     Raises:
-        UserError: a model of clips, packages that are missing, or a folder that cannot be written.
+        UserError: a model of clips, a missing package, or a folder that cannot be written.
     """
     if model.frames:
-        raise UserError("export knows models of images, and this one captions clips and albums")
+        raise UserError("export takes models of images, and this model captions clips and albums")
     if int8 and to != "onnx":
         raise UserError("--int8 goes with --to onnx")
-    rows = torch.export.Dim("rows", min=1, max=65536)
-    size, ending = model.image_size, ENDINGS[to]
-    images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(256, (2, 3, model.image_size, model.image_size), dtype=torch.uint8)
     with torch.no_grad():
         _, state, context = model.start_search(images)
-    state, context = (tuple(torch.randn_like(part) for part in parts) for parts in (state, context))  # none the same
-    states, contexts = _names("state", state), _names("context", context)
+    # Copies, for the exporter takes inputs that are the same object for one input
+    state, context = (tuple(torch.randn_like(tensor) for tensor in tensors) for tensors in (state, context))
+    states, contexts = ([f"{kind}_{n}" for n in range(len(t))] for kind, t in (("state", state), ("context", context)))
     words = torch.full((2,), 1)
-    graphs = {
-        "encoder": (Begin(model), (images,), ["images"], states + contexts),
-        "step": (
-            Further(model, len(state)),
-            (words, *state, *context),
-            ["words", *states, *contexts],
+    rows = torch.export.Dim("rows", min=1, max=65536)
+    with atomic_folder(folder) as part:
+        _write_graph(
+            part / f"encoder.{ENDINGS[to]}",
+            EncoderGraph(model),
+            {"images": images},
+            [*states, *contexts],
+            ({0: rows},),
+        )
+        _write_graph(
+            part / f"step.{ENDINGS[to]}",
+            StepGraph(model, len(state)),
+            dict(zip(["words", *states, *contexts], (words, *state, *context), strict=True)),
             ["log_probs", *(f"{name}_after" for name in states)],
-        ),
-    }
-    with atomic_folder(folder) as aside:
-        for name, (module, inputs, ins, outs) in graphs.items():
-            shapes: Any = ({0: rows},) if name == "encoder" else ({0: rows}, tuple({0: rows} for _ in inputs[1:]))
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of the exporter about itself
-                program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
-                if to == "torch-export":
-                    buffer = io.BytesIO()  # where the disk is full, writing to a file ends the process
-                    torch.export.save(program, buffer)
-                    (aside / f"{name}.{ending}").write_bytes(buffer.getbuffer())
-                else:
-                    _to_onnx(program, inputs, ins, outs, aside / f"{name}.onnx")
+            ({0: rows}, tuple({0: rows} for _ in (*state, *context))),
+        )
         if int8:
-            _quantize(aside / "step.onnx")
+            _quantize(part / "step.onnx")
         config = {
             "format": FORMAT,
             "captioner": __version__,
-            "image_size": size,
+            "image_size": model.image_size,
             "words": list(model.vocabulary.words),
             "level": model.vocabulary.level,
             "state": len(states),
             "context": len(contexts),
             "search": asdict(SearchConfig()),
         }
-        (aside / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        _write_config(part, config)
 
 
-def _names(kind: str, parts: tuple[Tensor, ...]) -> list[str]:
-    return [f"{kind}_{number}" for number in range(len(parts))]
-
-
-def _to_onnx(program: Any, inputs: Any, ins: list[str], outs: list[str], file: Path) -> None:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise UserError("--to onnx needs onnxscript: pip install 'captioner[export]'") from None
-    torch.onnx.export(
-        program, inputs, file, input_names=ins, output_names=outs, dynamo=True, external_data=False, verbose=False
-    )
+def _write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], shapes: Any) -> None:
+    """Trace a module with these inputs and write it; the file's ending names the format."""
+    values = tuple(inputs.values())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's, about its own code
+        program = torch.export.export(module.eval(), values, dynamic_shapes=shapes, strict=False)
+        if file.suffix == ".pt2":
+            buffer = io.BytesIO()  # torch.export.save to a file on a full disk ends the process
+            torch.export.save(program, buffer)
+            file.write_bytes(buffer.getbuffer())
+            return
+        try:
+            import onnxscript  # noqa: F401
+        except ImportError:
+            raise UserError("--to onnx needs onnxscript: pip install 'captioner[export]'") from None
+        torch.onnx.export(
+            program,
+            values,
+            file,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def _quantize(file: Path) -> None:
-    """Matrices of a graph in 8 bits, what they are multiplied with quantised as it comes."""
+    """Store the matrices of a graph in 8 bits; activations are quantised at run time."""
     try:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise UserError("--int8 needs onnxruntime: pip install 'captioner[export]'") from None
-    plain = onnx.load(file)
-    del plain.graph.value_info[:]  # shapes are inferred anew; onnxruntime 1.23 keeps those of matrices it has turned
-    # Unsigned: products of signed weights overflow their 16 bits on CPUs without VNNI, and the words are others
-    quantize_dynamic(plain, file, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    model = onnx.load(file)
+    del model.graph.value_info[:]  # onnxruntime 1.23 keeps the old shapes of matrices that it transposes
+    # Unsigned: sums of products of signed weights overflow 16 bits on CPUs without VNNI, which changes the captions
+    quantize_dynamic(model, file, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
-# ---- the hub
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def export_hub(model: Captioner, folder: Path, about: str, data: str) -> None:
+def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
     """Write ``config.json``, ``model.safetensors`` with the encoder in it, and a model card ``README.md``.
 
     Args:
         model: any.
         folder: a new one.
-        about: the title of the card.
-        data: what it was trained on, for the card.
+        title: of the card.
+        data: what the model was trained on, for the card.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UserError: the folder cannot be written.
     """
     header = {**model.header(), "encoder_inside": True}
-    with atomic_folder(folder) as aside:
-        save_slim(aside / "model.safetensors", header, _lossless(model), half=False)
+    with atomic_folder(folder) as part:
+        save_slim(part / "model.safetensors", header, _lossless_state(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
-        (aside / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(card(model, about, data), encoding="utf-8")
+        _write_config(part, config)
+        (part / "README.md").write_text(model_card(model, title, data), encoding="utf-8")
 
 
-def _lossless(model: Captioner) -> dict[str, Tensor]:
-    """All tensors, those of an untied model's twin left out; in fp16 where that loses nothing."""
-    found = {}
+def _lossless_state(model: Captioner) -> dict[str, Tensor]:
+    """All tensors but the output matrix of tied embeddings, in fp16 where that loses nothing."""
+    state = {}
     for name, value in model.state_dict().items():
         if name == "decoder.output.weight" and model.config.tie_embeddings:
             continue
         exact = value.is_floating_point() and torch.equal(value.half().float(), value.float())
-        found[name] = value.half() if exact else value
-    return found
+        state[name] = value.half() if exact else value
+    return state
 
 
-def card(model: Captioner, about: str, data: str) -> str:
-    """A model card (https://huggingface.co/docs/hub/model-cards)."""
-    config = model.config
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    looks = (
-        f"attention ({config.attention}) over a {config.grid} × {config.grid} grid" if config.grid else "one feature"
-    )
+def model_card(model: Captioner, title: str, data: str) -> str:
+    """A model card in Markdown (https://huggingface.co/docs/hub/model-cards)."""
+    config, grid = model.config, model.config.grid
+    feature = f"attention ({config.attention}) over a {grid} × {grid} grid" if grid else "one feature"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return f"""---
 library_name: captioner
 pipeline_tag: image-to-text
@@ -184,10 +190,10 @@ tags:
 - image-captioning
 - pytorch
 ---
-# {about}
+# {title}
 
-Writes a caption for an image: {config.encoder} ({looks}), {config.layers} layer(s) of {config.cell}, hidden size
-{config.hidden_size}, {len(model.vocabulary):,} words, {numbers:,} parameters, the encoder among them.
+Writes a caption for an image: {config.encoder} ({feature}), {config.layers} layer(s) of {config.cell}, hidden size
+{config.hidden_size}, {len(model.vocabulary):,} words, {parameters:,} parameters, encoder included.
 
 ```python
 import captioner
@@ -196,16 +202,17 @@ model = captioner.load("PATH OF THIS FOLDER")  # or hf://organisation/name
 print(model.caption("photo.jpg"))
 ```
 
-**Training data**: {data or "not said"}. **Scores**: not said; `captioner evaluate --checkpoint FOLDER` measures them.
-It says what was common in its training captions, also where it is wrong; it knows no other words.
+**Training data**: {data or "not stated"}. **Scores**: not stated; `captioner evaluate --checkpoint FOLDER` measures
+them. Captions repeat what was common in the training captions, even where the image shows something else, and use only
+their words.
 """
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a folder of :func:`export_hub` to the hub as organisation/name; the address comes back.
+    """Upload a folder of :func:`export_hub` to the hub as organisation/name; return its address.
 
     Raises:
-        UserError: huggingface_hub is missing, or the hub refuses.
+        UserError: huggingface_hub is missing, or the upload fails.
     """
     try:
         from huggingface_hub import HfApi
@@ -215,7 +222,5 @@ def push(folder: Path, name: str) -> str:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message=f"captioner {__version__}"))
-    except Exception as error:  # of the network, of the hub, of a name that is none
-        raise UserError(
-            f"{folder} is whole, but {name} was not uploaded ({' '.join(str(error).split())[:200]})"
-        ) from None
+    except Exception as error:  # of the network, of the hub, of a name that is not valid
+        raise UserError(f"{folder} is written, but {name} was not uploaded ({one_line(error)})") from None

@@ -1,10 +1,9 @@
-"""Captions over HTTP: requests' images are decoded in threads, gathered into batches and captioned by one thread."""
+"""Captions over HTTP: images are decoded in threads, gathered into batches across requests, captioned in one thread."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
 import json
 import queue
@@ -30,77 +29,150 @@ from captioner.deploy.safe_fetch import Refused, fetch
 from captioner.errors import UserError, printable
 from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
 
-FORM = 64 * 1024  # bytes of a request besides its images
+FORM_BYTES = 64 * 1024  # of a request besides its images
 BUSY = {"Retry-After": "1"}
+Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or why there is neither
 
 
 class Batcher:
     """Captions images of many requests together, in a thread of its own.
 
-    While one batch is captioned the next one gathers; an idle model waits `max_wait_ms` for company. Nothing is lost: a
-    failure of the model is the answer to every image of that batch.
+    While one batch is captioned the next one gathers; an idle model waits `max_wait_ms` for more images. When the
+    model fails, every image of that batch gets the exception, and the next batch is captioned.
     """
 
     def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, sizes: Histogram) -> None:
-        search_ids(model.vocabulary, search)  # complain before the first request
+        search_ids(model.vocabulary, search)  # an error here, not at the first request
         self.model, self.search, self.config, self.sizes = model, search, config, sizes
-        self.waiting: queue.Queue[tuple[Tensor, Future] | None] = queue.Queue(config.queue)
-        self.thread = threading.Thread(target=self._work, name="captions", daemon=True)
+        self.waiting: queue.Queue[tuple[Tensor, Future] | None] = queue.Queue(config.queue)  # None: stop
+        self.thread = threading.Thread(target=self._run, name="captions", daemon=True)
         self.thread.start()
 
     def submit(self, image: Tensor) -> Future:
-        """(3, H, W) uint8 → its captions, best first, to come.
+        """(3, H, W) uint8 → a future of its captions, best first.
 
         Raises:
-            queue.Full: too many are waiting.
+            queue.Full: too many images are waiting.
         """
         future: Future = Future()
         self.waiting.put_nowait((image, future))
         return future
 
     def close(self) -> None:
-        """Caption what waits, then end."""
+        """Caption the waiting images, then stop."""
         self.waiting.put(None)
         self.thread.join()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while (first := self.waiting.get()) is not None:
-            batch, until, more = [first], time.monotonic() + self.config.max_wait_ms / 1000, True
-            while more and len(batch) < self.config.max_batch:
+            batch, deadline = [first], time.monotonic() + self.config.max_wait_ms / 1000
+            while len(batch) < self.config.max_batch:
                 try:
-                    item = self.waiting.get(timeout=max(0.0, until - time.monotonic()))
+                    item = self.waiting.get(timeout=max(0.0, deadline - time.monotonic()))
                 except queue.Empty:
                     break
                 if item is None:
-                    self.waiting.put(None)
-                    more = False
-                else:
-                    batch.append(item)
+                    self.waiting.put(None)  # stop after this batch
+                    break
+                batch.append(item)
             self._caption([(image, future) for image, future in batch if future.set_running_or_notify_cancel()])
 
     def _caption(self, batch: list[tuple[Tensor, Future]]) -> None:
         self.sizes.observe(len(batch))
         try:
             images = torch.stack([image for image, _ in batch]) if batch else torch.empty(0)  # (I, 3, H, W)
-            for (_, future), captions in zip(
-                batch, self.model.search(images.to(self.model.device), self.search), strict=True
-            ):
+            results = self.model.search(images.to(self.model.device), self.search)
+            for (_, future), captions in zip(batch, results, strict=True):
                 future.set_result(captions)
-        except Exception as error:
+        except Exception as error:  # whatever the model raises is raised again by the requests
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
 
 
-def decode(data: bytes, size: int, most: int) -> Tensor:
-    """An image file → what a model sees, (3, size, size) uint8.
+class Metrics:
+    """The counters of GET /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("captioner_requests", "requests to /caption", ["status"], registry=registry)
+        self.images = Counter("captioner_images", "images of these", ["outcome"], registry=registry)
+        self.seconds = Histogram("captioner_request_seconds", "from the first byte to the answer", registry=registry)
+        self.batch_sizes = Histogram(
+            "captioner_batch_size", "captioned together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.waiting = Gauge("captioner_waiting_images", "not yet in a batch", registry=registry)
+
+
+class CaptionService:
+    """Requests in, captions out; see :func:`make_app` for the arguments."""
+
+    def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, name: str) -> None:
+        if model.frames:
+            raise UserError("serve captions images, and this model captions clips and albums: use captioner predict")
+        self.image_size, self.n_best, self.config, self.name = model.image_size, search.n_best, config, name
+        self.metrics = Metrics()
+        self.batcher = Batcher(model, search, config, self.metrics.batch_sizes)
+        self.metrics.waiting.set_function(self.batcher.waiting.qsize)
+        self.decoders = ThreadPoolExecutor(config.decoders, "decode")
+
+    async def close(self) -> None:
+        """Finish the images that have been submitted."""
+        self.decoders.shutdown()
+        await asyncio.to_thread(self.batcher.close)
+
+    async def respond(self, request: Request) -> dict[str, Any]:
+        """The answer to a request to /caption.
+
+        Raises:
+            HTTPException: 503 queue full, 504 too slow, and those of :func:`read_sources` and of images without a
+                caption.
+        """
+        try:
+            return await asyncio.wait_for(self._caption_request(request), self.config.timeout)
+        except asyncio.TimeoutError:
+            message = f"not done in {self.config.timeout:g} s; send fewer images or try later"
+            raise HTTPException(504, message) from None
+        except queue.Full:
+            raise HTTPException(503, f"{self.config.queue} images are waiting already; try again", BUSY) from None
+
+    async def _caption_request(self, request: Request) -> dict[str, Any]:
+        sources = await read_sources(request, self.config)
+        results = await asyncio.gather(*(self._caption_image(name, source) for name, source in sources))
+        if all("error" in result for result in results):
+            raise HTTPException(422, results[0]["error"] if len(results) == 1 else json.dumps(results))
+        return {"model": self.name, "results": results}
+
+    async def _caption_image(self, name: str, source: Source) -> dict[str, Any]:
+        """The captions of an image, or why it has none."""
+        config = self.config
+        try:
+            if isinstance(source, ImageError):
+                raise source
+            data = await fetch(source, config.max_bytes, config.timeout) if isinstance(source, str) else source
+            loop = asyncio.get_running_loop()
+            image = await loop.run_in_executor(self.decoders, decode, data, self.image_size, config.max_pixels)
+            captions: list[Caption] = await asyncio.wrap_future(self.batcher.submit(image))
+            if not captions:
+                raise ImageError(NO_CAPTION)
+        except (ImageError, Refused) as error:
+            self.metrics.images.labels("refused").inc()
+            return {"name": name, "error": printable(str(error))}
+        self.metrics.images.labels("captioned").inc()
+        results = [caption.as_dict() for caption in captions]
+        return {"name": name, **results[0], **({"n_best": results} if self.n_best > 1 else {})}
+
+
+def decode(data: bytes, size: int, max_pixels: int) -> Tensor:
+    """An image file → the model's input, (3, size, size) uint8.
 
     Raises:
-        ImageError: it is no image, damaged, or has more pixels than `most`.
+        ImageError: it is not an image, is damaged, or has more than `max_pixels`.
     """
     with image_errors(data), Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > most:
-            raise ImageError(f"image of {image.width} × {image.height}: has more than {most:,} pixels; scale it down")
+        if image.width * image.height > max_pixels:
+            what = f"image of {image.width} × {image.height}"
+            raise ImageError(f"{what}: has more than {max_pixels:,} pixels; scale it down")
     return eval_transform(open_image(data, size_hint=size), size)
 
 
@@ -109,149 +181,119 @@ def make_app(model: CaptionModel, search: SearchConfig, config: ServeConfig, nam
 
     Args:
         model: in evaluation mode, on its device.
-        search: of all requests.
+        search: the search options of all requests.
         config: the limits.
-        name: what the answers call the model.
+        name: of the model, in the answers.
 
     Raises:
-        UserError: a model of clips and albums, or a search that the vocabulary does not allow.
+        UserError: a model of clips and albums, or search options that do not fit the vocabulary.
     """
-    if model.frames:
-        raise UserError("serve captions images, and this model captions clips and albums: use captioner predict")
-    registry = CollectorRegistry()
-    requests = Counter("captioner_requests", "requests to /caption", ["status"], registry=registry)
-    images = Counter("captioner_images", "images of these", ["outcome"], registry=registry)
-    seconds = Histogram("captioner_request_seconds", "from the first byte to the answer", registry=registry)
-    sizes = Histogram("captioner_batch_size", "captioned together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry)
-    waiting = Gauge("captioner_waiting_images", "not yet in a batch", registry=registry)
-    batcher = Batcher(model, search, config, sizes)
-    waiting.set_function(batcher.waiting.qsize)
-    threads = ThreadPoolExecutor(config.decoders, "decode")
+    service = CaptionService(model, search, config, name)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        threads.shutdown()
-        await asyncio.to_thread(batcher.close)
+        await service.close()
 
     app = FastAPI(title="captioner", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_routes(app, service)
+    _add_errors_and_times(app, service.metrics)
+    return app
 
-    async def one(title: str, source: bytes | str | ImageError) -> dict[str, Any]:
-        """The captions of an image, or why it has none."""
-        try:
-            if isinstance(source, ImageError):
-                raise source
-            data = await fetch(source, config.max_bytes, config.timeout) if isinstance(source, str) else source
-            loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(threads, decode, data, model.image_size, config.max_pixels)
-            found: list[Caption] = await asyncio.wrap_future(batcher.submit(image))
-        except (ImageError, Refused) as error:
-            images.labels("refused").inc()
-            return {"name": title, "error": printable(str(error))}
-        images.labels("captioned" if found else "refused").inc()
-        if not found:
-            return {"name": title, "error": NO_CAPTION}
-        best, *_ = answers = [caption.as_dict() for caption in found]
-        return {"name": title, **best, **({"n_best": answers} if search.n_best > 1 else {})}
 
-    async def answer(request: Request) -> dict[str, Any]:
-        sources = await read(request, config)
-        results = await asyncio.gather(*(one(title, source) for title, source in sources))
-        if all("error" in result for result in results):
-            raise HTTPException(422, results[0]["error"] if len(results) == 1 else json.dumps(results))
-        return {"model": name, "results": results}
-
+def _add_routes(app: FastAPI, service: CaptionService) -> None:
     @app.post("/caption", openapi_extra=OPENAPI, responses=RESPONSES)
     async def caption(request: Request) -> dict[str, Any]:
         """Caption one or several images.
 
-        The results come in the order of the images. One that cannot be read has an `error` instead of a caption;
-        where that is so of all, the status is 422.
+        The results come in the order of the images. An image that cannot be read has an `error` instead of a caption;
+        when no image can be read, the status is 422.
         """
-        try:
-            return await asyncio.wait_for(answer(request), config.timeout)
-        except asyncio.TimeoutError:
-            raise HTTPException(504, f"not done in {config.timeout:g} s; send fewer images or try later") from None
-        except queue.Full:
-            raise HTTPException(503, f"{config.queue} images are waiting already; try again", BUSY) from None
+        return await service.respond(request)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while the model works, else 503."""
+        alive = service.batcher.thread.is_alive()
+        return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_errors_and_times(app: FastAPI, metrics: Metrics) -> None:
+    """Answer errors as {"error": "one line"}, and count requests and their seconds."""
 
     @app.middleware("http")
     async def measure(request: Request, call: Any) -> Response:
         began = time.perf_counter()
         try:
             response = await call(request)
-        except Exception as error:  # a failure of ours: the line is for the log, not for the world
+        except Exception as error:  # a bug of the server or the model: details go to the log only
             print(f"captioner serve: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
             response = JSONResponse({"error": "the server failed to caption this"}, 500)
         if request.url.path == "/caption":
-            requests.labels(response.status_code).inc()
-            seconds.observe(time.perf_counter() - began)
+            metrics.requests.labels(response.status_code).inc()
+            metrics.seconds.observe(time.perf_counter() - began)
         return response
 
     @app.exception_handler(HTTPException)
-    async def refuse(_: Request, error: HTTPException) -> Response:
+    async def answer_error(_: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    @app.get("/health")
-    async def health() -> Response:
-        """200 while the model works, else 503."""
-        alive = batcher.thread.is_alive()
-        return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
-
-
-async def read(request: Request, config: ServeConfig) -> list[tuple[str, bytes | str | ImageError]]:
-    """The images of a request: name, and bytes, or an address to fetch, or why there are none.
+async def read_sources(request: Request, config: ServeConfig) -> list[tuple[str, Source]]:
+    """The name and source of each image of a request.
 
     Raises:
-        HTTPException: 413 too large, 415 another type, 422 what cannot be understood.
+        HTTPException: 413 too large, 415 another content type, 422 a body that cannot be understood.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    most = config.max_images * config.max_bytes
-    if kind == "application/json":
-        most = most * 4 // 3  # base64
-    elif kind != "multipart/form-data":
+    if kind not in ("application/json", "multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with files, or application/json with images")
+    limit = config.max_images * config.max_bytes
+    if kind == "application/json":
+        limit = limit * 4 // 3  # base64
+    limit = min(limit, config.max_request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > min(most, config.max_request) + FORM:
-            raise HTTPException(413, f"the request has more than {min(most, config.max_request):,} bytes")
+        if len(body) > limit + FORM_BYTES:
+            raise HTTPException(413, f"the request has more than {limit:,} bytes")
     if kind == "application/json":
-        sources = await asyncio.to_thread(_json, bytes(body), config)  # it may take a second
+        sources = await asyncio.to_thread(_json_sources, bytes(body), config)  # takes up to a second
     else:
-        sources = await _form(request, bytes(body), config)
+        sources = await _form_sources(request, bytes(body), config)
     if not sources:
         raise HTTPException(422, "no image: send files, images or urls")
-    if len(sources) > config.max_images:
-        raise HTTPException(413, f"{len(sources)} images: at most {config.max_images} in a request")
-    for title, source in sources:
+    _check_count(len(sources), config)
+    for name, source in sources:
         if isinstance(source, bytes) and len(source) > config.max_bytes:
-            raise HTTPException(413, f"{title}: {len(source):,} bytes, at most {config.max_bytes:,} for an image")
+            raise HTTPException(413, f"{name}: {len(source):,} bytes, at most {config.max_bytes:,} for an image")
     return sources
 
 
-async def _form(request: Request, body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
-    """The files of a form, under whichever field names."""
+def _check_count(images: int, config: ServeConfig) -> None:
+    if images > config.max_images:
+        raise HTTPException(413, f"{images:,} images: at most {config.max_images} in a request")
 
-    async def once() -> AsyncGenerator[bytes, None]:
-        yield body
 
+async def _form_sources(request: Request, body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
+    """The files of a form, under any field names."""
     from starlette.formparsers import MultiPartException, MultiPartParser
 
-    parser = MultiPartParser(request.headers, once(), max_files=config.max_images + 1, max_fields=8)
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(request.headers, stream(), max_files=config.max_images + 1, max_fields=8)
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        many = "Too many files" in error.message
-        raise HTTPException(413 if many else 422, f"the form cannot be read: {error.message}") from None
-    except Exception as error:  # of headers that make no sense
+        status = 413 if "Too many files" in error.message else 422
+        raise HTTPException(status, f"the form cannot be read: {error.message}") from None
+    except Exception as error:  # starlette raises almost anything for malformed headers
         raise HTTPException(422, f"the form cannot be read ({type(error).__name__})") from None
     sources = []
     for field, value in form.multi_items():
@@ -261,8 +303,8 @@ async def _form(request: Request, body: bytes, config: ServeConfig) -> list[tupl
     return sources
 
 
-def _json(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
-    """The base64 images, or addresses, of a JSON object."""
+def _json_sources(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
+    """The base64 images, or the addresses, of a JSON object."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -270,24 +312,22 @@ def _json(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
     if not isinstance(content, dict) or len(content) != 1 or not {"images", "urls"} >= content.keys():
         raise HTTPException(422, 'expected {"images": ["<base64>", …]} or {"urls": ["https://…", …]}')
     (kind, values), *_ = content.items()
-    if isinstance(values, list) and len(values) > config.max_images:
-        raise HTTPException(413, f"{len(values):,} images: at most {config.max_images} in a request")
+    if isinstance(values, list):
+        _check_count(len(values), config)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise HTTPException(422, f"{kind!r} has to be a list of strings")
-    if kind == "urls":
-        if not config.allow_urls:
-            raise HTTPException(422, "this server fetches no addresses (--allow_urls): send the images")
-        return [(printable(url), url) for url in values]
-    return [(f"image {number}", _unpacked(number, value)) for number, value in enumerate(values)]
+        raise HTTPException(422, f"{kind!r} must be a list of strings")
+    if kind == "images":
+        return [(f"image {number}", _decode_base64(number, value)) for number, value in enumerate(values)]
+    if not config.allow_urls:
+        raise HTTPException(422, "this server fetches no addresses (--allow_urls): send the images")
+    return [(printable(url), url) for url in values]
 
 
-def _unpacked(number: int, text: str) -> bytes | ImageError:
-    """base64, or a data: URI of it."""
+def _decode_base64(number: int, text: str) -> bytes | ImageError:
+    """The bytes of base64 or of a data: URI."""
     try:
-        return base64.b64decode(
-            text.split(",", 1)[1] if text.startswith("data:") and "," in text else text, validate=True
-        )
-    except (binascii.Error, ValueError):
+        return base64.b64decode(text.split(",", 1)[-1] if text.startswith("data:") else text, validate=True)
+    except ValueError:
         return ImageError(f"image {number}: is not base64")
 
 

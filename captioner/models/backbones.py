@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 
 TIMM = "timm:"  # prefix of the names of timm's networks
 # The children of torchvision's networks after the last map, or beside the chain that leads to it.
@@ -227,8 +227,7 @@ def _build_timm(name: str, sizes: tuple[int, ...], pretrained: bool) -> nn.Modul
         except Exception as error:  # of timm, huggingface_hub and the network library below it
             if not pretrained:
                 raise
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the weights of {name} could not be downloaded ({reason}): download them elsewhere and copy the cache "
-                "of huggingface_hub (HF_HOME) to this machine"
+                f"the weights of {name} could not be downloaded ({one_line(error)}): download them elsewhere and copy "
+                "the cache of huggingface_hub (HF_HOME) to this machine"
             ) from error

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL, Vocabulary, is_word
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.files import atomic_write
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -68,7 +68,7 @@ def _download(address: str) -> str:
     try:
         return snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES))
     except Exception as error:  # of huggingface_hub and of the network library below it
-        raise UserError(f"{address} cannot be fetched ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{address} cannot be fetched ({one_line(error)})") from None
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,8 +97,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
             raise ValueError(f"its header is a {type(header).__name__}")
         return header, validate_tensors(tensors)
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: of JSON
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None
+        raise UserError(
+            f"{file} is not a captioner checkpoint ({one_line(error)}): name one that captioner wrote"
+        ) from None
 
 
 def file_digest(file: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captioner.config import ENCODERS, ModelConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.models import backbones
 from captioner.models.checkpoint import CHECKPOINTS, file_digest, load_pickle, load_safetensors
 
@@ -197,8 +197,9 @@ class Encoder(nn.Module):
                     state[key] = torch.zeros((), dtype=value.dtype)
             self.resnet.load_state_dict(state, assign=True)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file} does not hold the weights of that network ({reason}): fetch it again") from None
+            raise UserError(
+                f"{file} does not hold the weights of that network ({one_line(error)}): fetch it again"
+            ) from None
 
     def train(self, mode: bool = True) -> Encoder:
         """Stay in evaluation mode, so that BatchNorm is frozen."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.files import write_text
 
 LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run outlive it by a moment
@@ -133,8 +133,7 @@ def _check_settings(config: Path, settings: dict[str, Any]) -> None:
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
         stored = {group: dict(stored[group]) for group in groups}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{config} is not the config of a run ({reason}): put back a copy") from None
+        raise UserError(f"{config} is not the config of a run ({one_line(error)}): put back a copy") from None
     conflicts = [
         f"{group}.{name} was {stored[group].get(name)} and is {value}"
         for group in groups
@@ -189,8 +188,7 @@ def read_last_checkpoint(folder: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): fix its permissions") from None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is damaged ({reason}): put back a copy, or start another run with --init-from "
+            f"{path} is damaged ({one_line(error)}): put back a copy, or start another run with --init-from "
             f"{folder / 'best.ckpt'}"
         ) from None

@@ -167,7 +167,7 @@ def test_what_cannot_be_exported_is_one_line(cli, model, weights, tmp_path, fold
     make_captioner(frames=2).save(clips)
     for arguments, *says in (
         (("--to", "onnx", "--checkpoint", clips), "clips and albums"),
-        (("--to", "torch-export", "--int8", "true", "--checkpoint", checkpoint), "--int8", "onnx"),
+        (("--to", "torch-export", "--int8", "--checkpoint", checkpoint), "--int8", "onnx"),
         (("--to", "onnx", "--push", "a/b", "--checkpoint", checkpoint), "--push", "--to hf"),
     ):
         code, _, err = cli("export", "--output", tmp_path / "new", *arguments)
@@ -188,7 +188,7 @@ def test_what_is_no_exported_model_is_one_line(folder, tmp_path, images, capsys)
         assert run([str(place), str(images[0])]) == 2
         _, err = capsys.readouterr()
         assert len(err.splitlines()) == 1
-        assert "is no model of captioner export" in err
+        assert "is not a model of captioner export" in err
 
 
 # ---- the hub
