@@ -25,6 +25,5 @@ from captioner.metrics.scores import (
     score,
     seen_share,
     self_bleu,
-    vocabulary_used,
 )
 from captioner.metrics.significance import compare, intervals

@@ -171,12 +171,6 @@ def ending_share(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> fl
     return sum(bool(caption) and caption[-1] in endings for caption in hypotheses) / len(hypotheses)
 
 
-def vocabulary_used(hypotheses: Sequence[Caption]) -> int:
-    """Number of distinct words in the captions."""
-    _check(hypotheses)
-    return len(set(chain.from_iterable(hypotheses)))
-
-
 def self_bleu(hypotheses: Sequence[Caption], order: int = ORDER) -> float:
     """Mean BLEU-``order`` of each caption with all others as references, 0..1 (Zhu et al. 2018); lower is more diverse.
 
@@ -218,11 +212,10 @@ def score(
         images: :func:`per_image` of the same captions, where it is computed already.
     """
     images = per_image(references, hypotheses) if images is None else images
-    scores = dict(zip(NAMES, images.corpus_scores().tolist(), strict=True))
     sizes = [len(refs) for refs in references]
     refs = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
     result = {
-        **scores,
+        **dict(zip(NAMES, images.corpus_scores().tolist(), strict=True)),
         **_diversity(hypotheses),
         "mean_length": sum(map(len, hypotheses)) / len(hypotheses),
         "images": len(hypotheses),
