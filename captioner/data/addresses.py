@@ -117,8 +117,8 @@ def read_errors(source: str) -> Iterator[None]:
     except Exception as error:  # every library under fsspec has its own errors
         if "range requests" in str(error) or "Cannot seek streaming" in str(error):
             raise UserError(_only_whole_files(source)) from None
-        also = "the network and the credentials" if place == "address" else "the file"
-        raise UserError(f"{source}: cannot be read ({one_line(error)}); check the {place} and {also}") from error
+        also = ", the network and the credentials" if place == "address" else " and the file"
+        raise UserError(f"{source}: cannot be read ({one_line(error)}); check the {place}{also}") from error
 
 
 def _only_whole_files(address: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +49,18 @@ class ParquetImage(StoredImage):
             raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
 
 
-def read_rows(path: str | os.PathLike) -> tuple[list[str], list[dict[str, Any]]]:
+def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of all columns, and the rows without columns of bytes.
 
     Raises:
         UserError: pyarrow is missing, or the file cannot be read.
     """
-    with _parquet_errors(path):
+    with read_errors(path):
         file = _open_parquet(path)
-        import pyarrow
+        from pyarrow.types import is_binary
 
         schema = file.schema_arrow
-        few = [name for name in schema.names if not pyarrow.types.is_binary(schema.field(name).type)]
+        few = [name for name in schema.names if not is_binary(schema.field(name).type)]
         return schema.names, file.read(few).to_pylist()
 
 
@@ -72,7 +70,7 @@ def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
     Raises:
         UserError: pyarrow is missing, the file cannot be read, or it has no such column of images.
     """
-    with _parquet_errors(path):
+    with read_errors(path):
         file = _open_parquet(path)
         from pyarrow import types
 
@@ -114,21 +112,9 @@ class _GroupReader:
 _group_reader = functools.lru_cache(maxsize=1)(_GroupReader)
 
 
-def _open_parquet(path: str | os.PathLike) -> Any:
+def _open_parquet(path: str) -> Any:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: Parquet is read with pyarrow: pip install 'captioner[parquet]'") from None
-    return ParquetFile(open_address(str(path)) if is_address(path) else path)
-
-
-@contextlib.contextmanager
-def _parquet_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turn any error while a Parquet file is read into a UserError of one line."""
-    with read_errors(str(path)):
-        try:
-            yield
-        except ValueError as error:  # pyarrow.ArrowInvalid is one
-            raise UserError(
-                f"{path}: not a Parquet file that can be read ({one_line(error)}); fetch it again"
-            ) from None
+    return ParquetFile(open_address(path) if is_address(path) else path)

@@ -157,7 +157,7 @@ def _row(where: str, cells: dict[str, Any], image: str, caption: str, number: st
 def _load(path: Path, columns: Sequence[str] | None) -> _Table:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        header, rows = read_rows(path)
+        header, rows = read_rows(str(path))
         return _Table(header, [(f"{path}: row {n}", row) for n, row in enumerate(rows)], [])
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _load_json(path, suffix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from captioner.data.annotations import clean_caption
 from captioner.data.references import ONE_CAPTION_KEYS, caption_rows, read_json_or_lines
@@ -33,20 +33,12 @@ def read_results(path: Path) -> dict[ID, str]:
     return results
 
 
-class Matched(NamedTuple):
-    """Captions by image id, in the order of the references; references without a caption; results of no reference."""
-
-    captions: dict[ID, str]
-    missing: list[ID]
-    extra: list[ID]
-
-
 def match_results(
     references: Mapping[Any, Any],
     results: Mapping[Any, str],
     names: Mapping[Any, str] | None = None,
     where: str = "results",
-) -> Matched:
+) -> tuple[dict[ID, str], list[ID], list[ID]]:
     """Find the image of each result.
 
     The name of a result is the id of an image (7 and "7" are the same), or its file name: the whole path, with any
@@ -57,6 +49,10 @@ def match_results(
         results: captions by id or file name.
         names: file names by image id; without one, the id is the file name.
         where: what to call the results in an error.
+
+    Returns:
+        Captions by image id, in the order of the references; the ids of references without a caption; the names of
+        results that fit no image.
 
     Raises:
         UserError: a result fits several images, some results have ids and others file names, or two of one image
@@ -84,7 +80,7 @@ def match_results(
         some = " and ".join(f"some by {kind} (e.g. {result!r})" for kind, result in first_by.items())
         raise UserError(f"{where}: names images in two ways, {some}; use one of them throughout")
     captions = {image: found[image] for image in references if image in found}
-    return Matched(captions, [image for image in references if image not in found], extra)
+    return captions, [image for image in references if image not in found], extra
 
 
 class _ImageNames:

@@ -230,7 +230,7 @@ REFUSED = {
     "e.txt": ("just text\n", "neither name.jpg#0<TAB>caption"),
     "f.json": ('{"a": 1}', "expected COCO's"),
     "g.csv": ("image_id,image,caption\n1,000.png,a\n1,001.png,b\n", "image id '1' has two files"),
-    "h.parquet": ("no", "not a Parquet file"),
+    "h.parquet": ("no", "cannot be read"),
 }
 
 
