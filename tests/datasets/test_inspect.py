@@ -128,8 +128,8 @@ def test_captions(cli, clean):
 def test_captions_alone_need_no_folder(cli, clean):
     code, out, _ = cli("data", "inspect", clean.train[0], "--no_read_images")
     assert code == 0
-    assert "captions an image: 8 × 2" in out
-    assert out.startswith("no problem found in the captions; the images were not looked at\n")
+    assert "captions per image: 8 × 2" in out
+    assert out.startswith("no problem found in the captions; the images were not read\n")
 
 
 def test_workers_find_the_same(cli, clean):
