@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 import yaml
-from conftest import NO_DROPOUT, ROOT
+from helpers import NO_DROPOUT, ROOT
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, is_one_line, train, write_set
 from filelock import FileLock
+from helpers import ROOT, is_one_line, train, write_set
 
 from captioner.__main__ import main
 from captioner.config import SearchConfig, TrainConfig

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import refused
+from helpers import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

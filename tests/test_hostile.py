@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, is_one_line, make_captioner, refused
+from helpers import ROOT, is_one_line, make_captioner, refused
 from PIL import Image
 
 from captioner.data import shards

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 # A package imports only from itself and from the packages above it.
 PACKAGES = [

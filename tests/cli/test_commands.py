@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, captions_of, is_one_line
+from helpers import ROOT, captions_of, is_one_line
 from pycocotools.coco import COCO
 
 from captioner import __version__

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import pytest
 import yaml
-from conftest import ROOT, is_one_line
+from helpers import ROOT, is_one_line
 
 from captioner.__main__ import _with_underscores, main
 from captioner.cli.parser import COMMANDS, Flag, Parser

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import captions_of, is_one_line
+from helpers import captions_of, is_one_line
 
 ROWS = [
     (112 + n, f"{12 + n:03}.png", f"a square {'on' if n % 2 else 'of'} {captions_of(12 + n, 1)[0]}") for n in range(6)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import refused
+from helpers import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, is_one_line, make_captioner, train, write_set
+from helpers import arguments, is_one_line, make_captioner, train, write_set
 from PIL import Image
 
 from captioner.config import SearchConfig

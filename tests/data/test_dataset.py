@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from helpers import draw
 from PIL import Image
 
 from captioner.data.annotations import Example

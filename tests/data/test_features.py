@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 
 from captioner.data.features import FeatureFile, feature_folder, write_features
 from captioner.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset as wds
-from conftest import captions_of, draw, is_one_line, make_captioner
+from helpers import captions_of, draw, is_one_line, make_captioner
 
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.data.annotations import read_examples
@@ -268,7 +268,7 @@ def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
 
 def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
     """By the command line, fine-tuning, so that images are read in every epoch: the same weights."""
-    from conftest import SMALL
+    from helpers import SMALL
     from safetensors.torch import load_file
 
     small = [str(word) for name, value in SMALL.items() for word in (f"--{name}", value)]

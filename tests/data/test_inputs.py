@@ -4,7 +4,7 @@ import pickle
 import sys
 
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 
 from captioner.data.addresses import RemoteImage
 from captioner.data.dataset import read_images

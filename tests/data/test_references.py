@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import refused
+from helpers import refused
 
 from captioner.data.annotations import read_examples
 from captioner.data.references import read_references

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import webdataset as wds
-from conftest import draw, is_one_line
+from helpers import draw, is_one_line
 
 from captioner.data.annotations import read_examples
 from captioner.data.dataset import read_images

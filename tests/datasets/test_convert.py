@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from coco_split import scene, write_split
-from conftest import is_one_line
+from helpers import is_one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO

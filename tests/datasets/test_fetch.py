@@ -14,7 +14,7 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SHADES, captions_of, draw, is_one_line
+from helpers import ROOT, SHADES, captions_of, draw, is_one_line
 from hostile import Hostile, make_zip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from coco_split import scene, write_split
-from conftest import is_one_line
+from helpers import is_one_line
 from html_page import Page
 from PIL import Image
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from html import unescape
 
 import pytest
-from conftest import ROOT, draw, is_one_line, make_captioner
+from helpers import ROOT, draw, is_one_line, make_captioner
 from html_page import Page
 
 from captioner.config import SearchConfig

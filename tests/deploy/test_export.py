@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DROPOUT, ROOT, is_one_line, make_captioner
+from helpers import NO_DROPOUT, ROOT, is_one_line, make_captioner
 
 import captioner
 from captioner.config import SearchConfig

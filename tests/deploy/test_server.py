@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from conftest import ROOT, is_one_line, make_captioner
+from helpers import ROOT, is_one_line, make_captioner
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'captioner[serve]'")

@@ -201,7 +201,7 @@ def annotations(data: bytes, folder: Path) -> None:
 def seeds_of_checkpoints() -> list[Any]:
     """Of both kinds: (header, tensors) to be changed; and bytes."""
     import torch
-    from conftest import make_captioner
+    from helpers import make_captioner
 
     model = make_captioner()
     return [(model.header(), model.weights(), torch)]
@@ -278,8 +278,8 @@ class Requests:
     """The server in this process, asked over HTTP."""
 
     def __init__(self) -> None:
-        from conftest import make_captioner
         from fastapi.testclient import TestClient
+        from helpers import make_captioner
 
         from captioner.config import SearchConfig, ServeConfig
         from captioner.deploy.server import make_app

@@ -31,7 +31,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 import numpy as np
 import pytorch_lightning  # noqa: F401  imported once, before the forks
 import torch
-from conftest import Coco, make_captioner, write_set
+from helpers import Coco, make_captioner, write_set
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights, resnet18

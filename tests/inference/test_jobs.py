@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, draw, is_one_line, make_captioner
+from helpers import ROOT, draw, is_one_line, make_captioner
 
 from captioner.models.captioner import Captioner
 

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 
 from captioner.errors import UserError
 from captioner.inference.parts import PartFolder

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 from PIL import Image
 from tiny_clip import write_clip
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import refused
+from helpers import refused
 
 from captioner.data.references import read_references
 from captioner.metrics.result_files import match_results, read_results

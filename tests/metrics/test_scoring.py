@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 
 from captioner import metrics
 from captioner.data.vocabulary import tokenize

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import NO_DROPOUT
+from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import END, PAD, START

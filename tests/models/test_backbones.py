@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import is_one_line, train
+from helpers import is_one_line, train
 from torchvision.models import get_model, get_model_weights
 
 from captioner.config import ModelConfig

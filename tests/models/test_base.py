@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import WORDS, is_one_line, make_captioner
+from helpers import WORDS, is_one_line, make_captioner
 from PIL import Image
 
 from captioner.config import SearchConfig

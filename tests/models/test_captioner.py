@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, is_one_line, make_captioner
+from helpers import ROOT, is_one_line, make_captioner
 from safetensors import safe_open
 
 from captioner import load

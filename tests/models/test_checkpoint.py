@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import is_one_line, refused, train
+from helpers import is_one_line, refused, train
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary

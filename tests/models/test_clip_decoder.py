@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import NO_DROPOUT, ROOT
+from helpers import NO_DROPOUT, ROOT
 from PIL import Image
 
 from captioner.config import ModelConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NO_DROPOUT
+from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import END, PAD, START

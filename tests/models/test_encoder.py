@@ -5,7 +5,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import is_one_line
+from helpers import is_one_line
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18, resnet50

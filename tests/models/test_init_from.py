@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from conftest import WORDS, arguments, is_one_line, make_captioner, train
+from helpers import WORDS, arguments, is_one_line, make_captioner, train
 
 from captioner.data.vocabulary import SPECIAL, UNK, Vocabulary
 from captioner.errors import UserError

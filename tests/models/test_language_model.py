@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import NO_DROPOUT, is_one_line, make_captioner, train
+from helpers import NO_DROPOUT, is_one_line, make_captioner, train
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 

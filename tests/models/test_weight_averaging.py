@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import is_one_line, make_captioner, train
+from helpers import is_one_line, make_captioner, train
 
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import captions_of, is_one_line, make_captioner, write_set
+from helpers import captions_of, is_one_line, make_captioner, write_set
 from html_page import Page, caption
 
 from captioner.errors import UserError

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, is_one_line, make_captioner
+from helpers import ROOT, is_one_line, make_captioner
 from html_page import Page, caption
 from PIL import Image
 

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import is_one_line
+from helpers import is_one_line
 
 from captioner.errors import UserError
 from captioner.training.curves import literal, plot_curves, read_logs, run_labels

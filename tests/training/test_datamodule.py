@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import captions_of, is_one_line
+from helpers import captions_of, is_one_line
 from PIL import Image
 
 from captioner.config import DataConfig, ModelConfig

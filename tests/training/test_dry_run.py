@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import arguments, is_one_line
+from helpers import arguments, is_one_line
 
 from captioner.training.dry_run import duration
 

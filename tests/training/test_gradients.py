@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import arguments, is_one_line, make_captioner
+from helpers import arguments, is_one_line, make_captioner
 
 from captioner.__main__ import main
 from captioner.data.vocabulary import PAD, START

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import NO_DROPOUT
+from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig, SearchConfig, TrainConfig
 from captioner.data.dataset import Batch

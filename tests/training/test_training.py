@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
+from helpers import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
 from PIL import Image
 
 from captioner import metrics
