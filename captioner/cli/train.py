@@ -53,7 +53,7 @@ def run(options: Any) -> None:
 def _train(options: Any, folder: Path) -> None:
     from captioner.training.run_folder import prepare_run, read_last_checkpoint
 
-    settings: dict[str, Any] = {name: asdict(options[name]) for name in GROUPS}
+    settings = {name: asdict(options[name]) for name in GROUPS}
     resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
 
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -66,13 +66,12 @@ def _train(options: Any, folder: Path) -> None:
     from captioner.training.trainer import export_best, fit, make_trainer
 
     data, model = _data_and_model(options)
-    config, say = options.train, rank_zero_only(print)
+    config, trainer_options, say = options.train, settings["trainer"], rank_zero_only(print)
     callbacks = [*make_callbacks(folder, config, data.val.examples), SanityChecks(data)]
-    trainer_options = settings["trainer"]
+    dry_run = DryRun(min_batches=max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
-        dry_run = DryRun(min_batches=max(2, trainer_options["accumulate_grad_batches"]))
         callbacks.append(dry_run)
-        trainer_options = {**trainer_options, "limit_val_batches": 2, "check_val_every_n_epoch": 1}
+        trainer_options |= {"limit_val_batches": 2, "check_val_every_n_epoch": 1}
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     if resumed:  # Lightning restores it later, but the number of steps depends on it
         data.load_state_dict(read_last_checkpoint(folder).get("CaptionData", {}))
@@ -89,14 +88,12 @@ def _train(options: Any, folder: Path) -> None:
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, data.references(), steps, rewards)
     fit(trainer, task, folder, resumed, data)
-
     if not trainer.is_global_zero:
         return
     slim = export_best(folder, "captioner.safetensors")
     if options.check:
         type(model).load(slim)
-        validations = config.epochs // settings["trainer"]["check_val_every_n_epoch"]
-        print(dry_run.report(data, trainer.world_size, batches, config.epochs, validations, folder))
+        print(dry_run.report(trainer, data, batches, options.trainer.check_val_every_n_epoch, folder))
         print(f"checked: two batches and more of everything work; {options.output} is unchanged")
     else:
         print(

@@ -54,43 +54,40 @@ class DryRun(Callback):
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
         self.validation.append(time.perf_counter())
 
-    def report(self, data: CaptionData, world: int, batches: int, epochs: int, validations: int, folder: Path) -> str:
+    def report(self, trainer: pl.Trainer, data: CaptionData, batches: int, val_interval: int, folder: Path) -> str:
         """Lines on time, memory and disk space of the whole training.
 
         Args:
-            data: of the training.
-            world: number of processes.
+            trainer, data: of the dry run.
             batches: in an epoch.
-            epochs, validations: in the training.
+            val_interval: epochs from one validation to the next.
             folder: with the checkpoints of the dry run.
         """
+        epochs, images = int(trainer.max_epochs or 0), len(data.val.examples)
         batch = (self.batch_ends[-1] - self.batch_ends[0]) / (len(self.batch_ends) - 1)
-        images = len(data.val.examples)
-        validation = (self.validation[1] - self.validation[0]) / max(1, self.images) * images / world
+        validation = (self.validation[1] - self.validation[0]) / max(1, self.images) * images / trainer.world_size
         sampled = [split for split in (data.train, data.val) if split.missing]
+        missing = sum(split.missing for split in sampled)
         extraction = sum(split.missing * split.seconds for split in sampled)
         features = sum(split.missing * split.bytes for split in sampled)
-        total = epochs * batches * batch + validations * validation + extraction
+        total = epochs * batches * batch + epochs // val_interval * validation + extraction
         files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(folder).free
         gpu = f", {gib(torch.cuda.max_memory_allocated())} on the GPU" if torch.cuda.is_available() else ""
         held = "held in memory" if features <= data.data.feature_memory * 2**30 else "read from the disk"
-        missing = f"features: of {sum(split.missing for split in sampled):,} images, still to compute: "
         epoch = duration(batches * batch)
-        lines = [
-            *([missing + duration(extraction)] if sampled else []),
+        lines = [f"features: of {missing:,} images, still to compute: {duration(extraction)}"] if missing else []
+        lines += [
             f"training: {1000 * batch:,.0f} ms a batch, {batches:,} batches an epoch: {epoch} an epoch",
             f"validation: {images:,} images, captioned and scored: {duration(validation)}",
             f"in all: {duration(total)} for {epochs} epochs, unless early stopping ends it before",
             f"memory: peak of {gib(_peak_memory())} in this process{gpu}",
-            *([f"features of {gib(features)} will be {held}"] if features else []),
-            f"disk: {gib(files)} for checkpoints and logs, {gib(features)} for features; {gib(free)} are free",
-            *(
-                ["the disk is too small: name another --output or --data.feature_cache"]
-                if files + features > free
-                else []
-            ),
         ]
+        if features:
+            lines.append(f"features of {gib(features)} will be {held}")
+        lines.append(f"disk: {gib(files)} for checkpoints and logs, {gib(features)} for features; {gib(free)} are free")
+        if files + features > free:
+            lines.append("the disk is too small: name another --output or --data.feature_cache")
         return "\n".join(lines)
 
 

@@ -9,24 +9,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from captioner.errors import UserError, one_line
 from captioner.files import write_text
 
 LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run outlive it by a moment
 # Options that a resumed run may change, since they do not change what is computed.
-FREE_OPTIONS = {
-    "data.feature_cache",
-    "data.feature_memory",
-    "data.workers",
-    "train.checkpoint_minutes",
-    "train.samples",
-}
+FREE_OPTIONS = {"data.feature_cache", "data.feature_memory", "data.workers"}
+FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples"}
 FINAL_MODELS = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
 # What Lightning needs of last.ckpt to resume.
-LAST_CHECKPOINT: dict[str, type] = {
-    **{"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict},
-    **{"epoch": int, "global_step": int, "pytorch-lightning_version": str, "captioner": dict},
+LAST_CHECKPOINT = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
 }
+LAST_CHECKPOINT |= {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "captioner": dict}
 
 
 def process_rank() -> int:
@@ -77,17 +78,15 @@ def lock_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder for a dry run, removed before and after it by the first process."""
+    """A folder for a dry run, which the first process removes before and after it."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    def remove() -> None:
-        if process_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    remove()
+    remove = rank_zero_only(shutil.rmtree)
+    remove(folder, ignore_errors=True)  # of a killed dry run
     try:
         yield folder
     finally:
-        remove()
+        remove(folder, ignore_errors=True)
 
 
 def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
@@ -113,21 +112,12 @@ def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         _check_settings(config, settings)
         return True
     _check_no_models(folder, resume)
-    write_text(config, yaml_of({**settings, "output": str(folder)}))
+    write_text(config, yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False))
     return False
-
-
-def yaml_of(settings: dict[str, Any]) -> str:
-    """Settings as YAML, in their order."""
-    import yaml
-
-    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def _check_settings(config: Path, settings: dict[str, Any]) -> None:
     """Compare the settings with those in the config.yaml of the run; trainer and init_from may differ."""
-    import yaml
-
     groups = [group for group in settings if group not in ("trainer", "init_from")]
     try:
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
