@@ -197,7 +197,7 @@ def _running(command: list[str], folder: Path, seconds: float) -> Iterator[Any]:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with tempfile.TemporaryFile() as stderr:
         try:
-            program = subprocess.Popen(command, cwd=folder, stderr=stderr, start_new_session=True, **text, **pipes)
+            program: Any = subprocess.Popen(command, cwd=folder, stderr=stderr, start_new_session=True, **text, **pipes)
         except OSError as error:
             raise Unavailable(f"{command[0]} cannot be started: {error.strerror}: try another Java") from error
         deadline = time.monotonic() + seconds

@@ -238,12 +238,12 @@ class _Grams(NamedTuple):
 
     Example, n = 1, an image with the hypothesis "a b a" (caption 0) and the references "a" (1) and "b c" (2)::
 
-        caption 0 1 0 2 2,  gram a a b b c,  count 2 1 1 1 1,  first 0 2 4,  rows 2 2 1
+        caption 0 1 0 2 2,  gram a a b b c,  counts 2 1 1 1 1,  first 0 2 4,  rows 2 2 1
     """
 
     caption: np.ndarray  # (R,)
     gram: np.ndarray  # (R,) id 0..distinct − 1
-    count: np.ndarray  # (R,) occurrences in the caption
+    counts: np.ndarray  # (R,) occurrences in the caption
     is_hypothesis: np.ndarray  # (R,) bool
     first: np.ndarray  # (G,) first row of each group
     rows: np.ndarray  # (G,) number of rows of each group
@@ -287,14 +287,14 @@ class _Corpus:
                 distinct = len(pairs)
             image = self.image[caption]
             key = (image * distinct + gram) * most + caption - self.hypothesis[image]  # image, n-gram, caption
-            key, count = np.unique(key, return_counts=True)  # (R,)
+            key, counts = np.unique(key, return_counts=True)  # (R,)
             group, number = np.divmod(key, most)  # image and n-gram; 0 is the hypothesis, 1 the first reference
             image, gram_of_row = np.divmod(group, max(1, distinct))
             first = np.flatnonzero(np.diff(group, prepend=-1))
             yield _Grams(
                 caption=self.hypothesis[image] + number,
                 gram=gram_of_row,
-                count=count,
+                counts=counts,
                 is_hypothesis=number == 0,
                 first=first,
                 rows=np.diff(first, append=len(group)),
@@ -307,8 +307,10 @@ def _matches(corpus: _Corpus, grams: _Grams) -> np.ndarray:
 
     Example: hypothesis "a a b b", references "a" and "a a b". a counts min(2, 2), b min(2, 1): 3 matches.
     """
-    ours = np.where(grams.is_hypothesis, grams.count, 0)[grams.first]  # (G,)
-    largest = np.maximum.reduceat(np.where(grams.is_hypothesis, 0, grams.count), grams.first) if len(grams.first) else 0
+    ours = np.where(grams.is_hypothesis, grams.counts, 0)[grams.first]  # (G,)
+    largest = (
+        np.maximum.reduceat(np.where(grams.is_hypothesis, 0, grams.counts), grams.first) if len(grams.first) else 0
+    )
     image = corpus.image[grams.caption[grams.first]]  # (G,)
     return np.bincount(image, np.minimum(ours, largest), len(corpus.references))
 
@@ -333,7 +335,7 @@ def _cosines(corpus: _Corpus, grams: _Grams, clip: bool) -> np.ndarray:
     images = np.bincount(grams.gram[grams.first][grams.rows > has_hypothesis], minlength=grams.distinct)
     logs = np.log(np.arange(1, len(corpus.references) + 1))
     idf = logs[-1] - logs[np.maximum(images, 1) - 1]  # (distinct,)
-    weight = grams.count * idf[grams.gram]  # (R,)
+    weight = grams.counts * idf[grams.gram]  # (R,)
     ours = np.repeat(np.where(has_hypothesis, weight[grams.first], 0), grams.rows)  # (R,) the hypothesis's weight
     norm = np.sqrt(np.bincount(grams.caption, weight**2, captions))  # (C,)
     norm *= norm[corpus.hypothesis[corpus.image]]
@@ -408,7 +410,7 @@ def _diversity(hypotheses: Sequence[Caption]) -> dict[str, float]:
 
 
 def _distinct_n(grams: _Grams) -> float:
-    return grams.distinct / max(1, int(grams.count.sum()))
+    return grams.distinct / max(1, int(grams.counts.sum()))
 
 
 def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
@@ -418,8 +420,8 @@ def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
 
     Example: "dog" occurs 3, 2 and 1 times in three captions. Their matches are 2, 2 and 1.
     """
-    by_count = np.lexsort((grams.count, grams.gram))
-    gram, count = grams.gram[by_count], grams.count[by_count]
+    by_count = np.lexsort((grams.counts, grams.gram))
+    gram, count = grams.gram[by_count], grams.counts[by_count]
     is_largest = np.diff(gram, append=-1) != 0
     second = np.where(np.diff(gram, prepend=-1) == 0, np.roll(count, 1), 0)
     return np.bincount(grams.caption[by_count], np.where(is_largest, second, count), len(corpus.size))
