@@ -77,9 +77,8 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
         paths = [example.path for example in examples]
         workers = choose_workers(-1, device)
         for images, errors in read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames):
-            for error in errors:
-                if error is not None:
-                    raise unreadable_image(error)
+            if bad := next(filter(None, errors), None):
+                raise unreadable_image(bad)
             yield model.features(images.to(device))
 
     @torch.inference_mode()
@@ -87,7 +86,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
         model.load_weights(average([states[i] for i in members]))
         if frozen and not features:
             features.extend(encode())
-        found = [captions for batch in (features if frozen else encode()) for captions in model.search(batch, search)]
+        found = [captions for batch in features or encode() for captions in model.search(batch, search)]
         words = [metrics.ptb_tokenize(captions[0].text if captions else "") for captions in found]
         return 100 * float(metrics.cider_d(references, words).mean())
 

@@ -38,11 +38,6 @@ class AttentionDecoder(nn.Module):
 
     Axes: I images, P cells, F feature size, N captions (or beams), T words, E embedding size, H hidden size,
     D attention size (of the space in which states and cells are compared), V vocabulary, R beams of an image.
-
-    Args:
-        config: attention, sizes, dropout rates, tie_embeddings.
-        vocabulary_size: V.
-        feature_size: F.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:

@@ -119,11 +119,7 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
 
 @lru_cache(maxsize=8)
 def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
-    """C of the feature map for images of these sizes, computed without weights.
-
-    Raises:
-        UserError: the network does not take images of such a size.
-    """
+    """C of the feature map, computed without weights; UserError if the network does not take images of these sizes."""
     network, found = _shapes(name, sizes), 0
     for size, option in zip(sizes, ("image_size", "second_size"), strict=False):
         try:

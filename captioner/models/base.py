@@ -52,14 +52,8 @@ class Caption:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the probability of each word (and of END)."""
-        return {
-            "caption": self.text,
-            "log_prob": self.log_prob,
-            "score": self.score,
-            "perplexity": self.perplexity,
-            "ended": self.ended,
-            "probabilities": [math.exp(term) for term in self.word_log_probs],
-        }
+        numbers = {"log_prob": self.log_prob, "score": self.score, "perplexity": self.perplexity, "ended": self.ended}
+        return {"caption": self.text, **numbers, "probabilities": [math.exp(term) for term in self.word_log_probs]}
 
 
 class CaptionModel(nn.Module):
@@ -123,8 +117,7 @@ class CaptionModel(nn.Module):
             attention: fill in :attr:`Caption.attention`.
 
         Raises:
-            UserError: the words in `config` are not in the vocabulary or contradict each other, or the model has no
-                attention.
+            UserError: words in `config` are unknown or contradict each other, or the model has no attention.
         """
         if attention and not self.has_attention:
             raise UserError(NO_ATTENTION)
@@ -143,15 +136,11 @@ class CaptionModel(nn.Module):
             ]
             for parts in zip(*(part.tolist() for part in found), strict=True)
         ]
-        return self._with_attention(images, captions) if attention else captions
-
-    def _with_attention(self, images: Tensor, captions: list[list[Caption]]) -> list[list[Caption]]:
-        rows = [row for row, found in enumerate(captions) for _ in found]
-        maps = iter(self.attention_maps(images[rows], [caption.text for found in captions for caption in found]))
-        return [
-            [replace(caption, attention=next(maps)[: len(caption.word_log_probs)]) for caption in found]
-            for found in captions
-        ]
+        if attention:
+            rows = [row for row, each in enumerate(captions) for _ in each]
+            maps = iter(self.attention_maps(images[rows], [caption.text for each in captions for caption in each]))
+            captions = [[replace(c, attention=next(maps)[: len(c.word_log_probs)]) for c in each] for each in captions]
+        return captions
 
     def caption_files(
         self,

@@ -129,12 +129,9 @@ class Ensemble(CaptionModel):
     """Several models as one: the probability of a word is the mean of theirs.
 
     Args:
-        members: models with the same vocabulary and image size. Those with the same frozen encoder share one, and its
-            features are computed once.
+        members: models with the same vocabulary, image size and number of frames (else a UserError). Those with the
+            same frozen encoder share one, and its features are computed once.
         names: of the members, for messages.
-
-    Raises:
-        UserError: the members have different vocabularies, image sizes or numbers of frames.
     """
 
     def __init__(self, members: Sequence[Captioner], names: Sequence[str]) -> None:
@@ -174,11 +171,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: 
 
 
 def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Compare the tensors of a checkpoint with those of the model in its header, before memory is taken for that model.
-
-    Raises:
-        UserError: names, shapes or types differ; the message names the first.
-    """
+    """Raise UserError unless the tensors of a checkpoint are those of the model in its header (never allocated)."""
     config, vocabulary = checkpoint.parse_header(path, header)
     try:
         with torch.device("meta"):  # a header may ask for any amount of memory

@@ -31,10 +31,8 @@ HUB_FILES = ("model.safetensors", "captioner.safetensors")
 FOLDER_FILES = (*HUB_FILES, "lm.safetensors", "best.ckpt")
 NO_WEIGHTS = "it is not a file of weights, or has code in it, which is not run"
 # What torch.load and its unpickler raise for damaged bytes.
-TORCH_ERRORS = (
-    *(zipfile.BadZipFile, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
+TORCH_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError)
+TORCH_ERRORS += (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 
 
 def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
@@ -59,7 +57,6 @@ def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
 
 
 def _download(address: str) -> str:
-    """The local folder of a model of the Hugging Face hub."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -112,12 +109,7 @@ def file_digest(file: Path) -> str:
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a .safetensors file, on the CPU.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged.
-    """
+    """Metadata and tensors of a .safetensors file, on the CPU; OSError if it cannot be read, ValueError if damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -133,9 +125,8 @@ def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
     torch.save never compresses, so that an uncompressed file cannot unfold to more than its size.
 
     Args:
-        file: a zip archive.
+        file: a zip archive; with `legacy` also torch's older format.
         mmap: map the tensors into memory instead of reading them.
-        legacy: accept torch's older format, too, which is not a zip archive.
 
     Raises:
         OSError: the file cannot be read.
@@ -158,11 +149,7 @@ def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
 
 
 def validate_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file, each of them a dense array of finite numbers with memory of its own.
-
-    Raises:
-        ValueError: one is not; the message names it.
-    """
+    """The tensors of a file; ValueError unless each is a dense array of finite numbers with memory of its own."""
     for name, value in tensors.items():
         if (
             not isinstance(value, Tensor)
@@ -182,11 +169,7 @@ def make_header(config: ModelConfig, vocabulary: Vocabulary, **more: Any) -> dic
 
 
 def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[ModelConfig, Vocabulary]:
-    """Architecture and vocabulary of a checkpoint from its header, every value of which is validated.
-
-    Raises:
-        UserError: a value is missing, of a wrong type or out of range.
-    """
+    """Architecture and vocabulary in the header of a checkpoint; UserError if a value is missing or invalid."""
     try:
         version, options, words, level = (header.get(key) for key in ("format", "model", "vocabulary", "level"))
         level = "word" if level is None else level  # older checkpoints have none
@@ -222,11 +205,7 @@ def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
 def save_slim(
     path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool = True
 ) -> None:
-    """Write a .safetensors file, whole or not at all; with `half` in fp16, except tensors that overflow in it.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a .safetensors file, whole or not at all; with `half` in fp16, except tensors that overflow in it."""
     from safetensors.torch import save
 
     tensors = {}

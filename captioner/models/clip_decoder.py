@@ -21,10 +21,6 @@ class ClipEncoder(nn.Module):
     side by side. (The mean over a frame hardly separates left from right: ResNets are trained on mirrored images.)
 
     Axes: I clips, S frames, M frames that are present, P cells, F feature size, E embedding size, H hidden size.
-
-    Args:
-        config: grid, cell, layers, embedding_size, hidden_size, dropout rates.
-        feature_size: F.
     """
 
     def __init__(self, config: ModelConfig, feature_size: int) -> None:
@@ -53,11 +49,6 @@ class ClipDecoder(Decoder):
 
     Its methods take features of frames (I, S, F) or (I, S, P, F) in place of those of images (I, F). v has no dropout;
     it is scaled like that of an image, because unscaled it is too small against the words for learning to start.
-
-    Args:
-        config: as for both.
-        vocabulary_size: V.
-        feature_size: F.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:

@@ -22,11 +22,8 @@ STATE_PARTS = {"rnn": 1, "gru": 1, "lstm": 2}  # h; h and c
 def init_forget_bias(bias: Tensor, hidden_size: int) -> None:
     """Set the bias of an LSTM's forget gate to 1, so that its cell keeps its content at first, and the others to 0.
 
-    Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures.
-
-    Args:
-        bias: (4H or more,) of the input, forget, cell and output gate in this order.
-        hidden_size: H.
+    Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures. `bias` is (4H or more,): of the
+    input, forget, cell and output gate in this order.
     """
     nn.init.zeros_(bias)
     nn.init.ones_(bias[hidden_size : 2 * hidden_size])
@@ -43,10 +40,6 @@ class RecurrentLayers(nn.Module):
 
     Wu et al. 2016, Google's Neural Machine Translation System, section 3.1. Without them a GRU or LSTM of three layers
     learned no more than the word frequencies in ten epochs of Flickr8k.
-
-    Args:
-        config: cell, layers (L), hidden_size (H), dropout between the layers.
-        input_size: of the first layer.
     """
 
     def __init__(self, config: ModelConfig, input_size: int) -> None:
@@ -102,12 +95,7 @@ class Decoder(nn.Module):
     v is scaled to the length FEATURE_NORM, so that it has the same weight against the words for every backbone.
 
     Axes: I images, N captions (or beams), T words, F feature size, E embedding size, H hidden size, L layers,
-    V vocabulary.
-
-    Args:
-        config: cell, layers, image_as, sizes, dropout rates, tie_embeddings.
-        vocabulary_size: V.
-        feature_size: F.
+    V vocabulary, A images still searched, R beams of each.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:

@@ -65,11 +65,7 @@ def build_resnet(name: str) -> ResNet:
 
 
 def weights_file(name: str) -> Path:
-    """The file of the ImageNet weights of `name`; torchvision's are downloaded to torch's cache if missing.
-
-    Raises:
-        UserError: they are missing and cannot be downloaded; the message names the file and where to put it.
-    """
+    """The file of the ImageNet weights of `name`; torchvision's are downloaded if missing, UserError if that fails."""
     if name == "resnet50_v1":
         file = CHECKPOINTS / "resnet50_v1.safetensors"
         if not file.exists():
@@ -182,9 +178,9 @@ class Encoder(nn.Module):
             parameter.requires_grad_(self.stages_after.get(key, stages) < trained)
 
     def _load_weights(self, file: Path) -> None:
-        slim = file.suffix == ".safetensors"
         try:
-            found: dict[str, Tensor] = load_safetensors(file)[1] if slim else load_pickle(file, legacy=True)
+            safe = file.suffix == ".safetensors"
+            found: dict[str, Tensor] = load_safetensors(file)[1] if safe else load_pickle(file, legacy=True)
             if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
                 raise ValueError("it is not a state dict")
             # The files of the DenseNets are older than the names of their layers.

@@ -19,11 +19,7 @@ PREFIXES = ("decoder.embedding.", "decoder.rnn.", "decoder.output.")  # of the t
 class LanguageModel(nn.Module):
     """A :class:`captioner.models.decoder.Decoder` without an image.
 
-    Axes: N texts, T words, V vocabulary.
-
-    Args:
-        config: of which cell, layers, hidden and embedding size, dropout rates and tie_embeddings are used.
-        vocabulary: the words or characters.
+    Axes: N texts, T words or characters, V vocabulary.
     """
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:

@@ -14,11 +14,7 @@ from captioner.errors import UserError
 
 
 def check_compatible(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Check that checkpoints have the same architecture, vocabulary and encoder; dropout rates may differ.
-
-    Raises:
-        UserError: they cannot be averaged; the message names all differences.
-    """
+    """Raise UserError unless checkpoints have the same architecture (but for dropout), vocabulary and encoder."""
     first = headers[0]
     for header, name in zip(headers[1:], names[1:], strict=True):
         ours, theirs = (asdict(ModelConfig(**each["model"])) for each in (first, header))  # with newer options
@@ -38,11 +34,7 @@ def check_compatible(headers: Sequence[Mapping[str, Any]], names: Sequence[str])
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, in fp32 and independent of the order; other tensors are the first's.
-
-    Raises:
-        UserError: names or shapes of the tensors differ.
-    """
+    """The mean of each floating-point tensor, in fp32 and independent of the order; other tensors are the first's."""
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes):
         raise UserError("the checkpoints cannot be averaged: they do not have the same tensors")
