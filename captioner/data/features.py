@@ -144,7 +144,7 @@ def write_features(
             if done is None:
                 _allocate(part, index, shape)
                 done = 0
-            rows = np.load(part / "features.npy", mmap_mode="r+")
+            rows = np.lib.format.open_memmap(part / "features.npy", mode="r+")
             _fill(rows, done, part, rows_from)
             write_json(part / "index.json", {**index, "unreadable": _nan_rows(rows)})
             del rows
@@ -184,7 +184,7 @@ def _allocate(part: Path, index: dict, shape: tuple[int, ...]) -> None:
     write_json(part / "index.json", index)
 
 
-def _fill(rows: np.ndarray, done: int, part: Path, rows_from: Callable[[int], Iterable[np.ndarray]]) -> None:
+def _fill(rows: np.memmap, done: int, part: Path, rows_from: Callable[[int], Iterable[np.ndarray]]) -> None:
     """Write the rows after the first `done`, and after each block their number to ``progress``."""
     progress = part / "progress"
     with tqdm(total=len(rows), initial=done, unit="image", desc=f"features {part.stem}", disable=None) as bar:

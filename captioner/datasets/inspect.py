@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +32,8 @@ SMALL = 64  # an image with a shorter side is reported as very small
 STRETCHED = 4.0  # an image more than this many times as long as wide is reported as very long
 MIN_COUNTS = range(1, 11)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+Captions = list[list[list[str]]]  # the words of each caption of each image
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,13 @@ def inspect(
         UserError: imagehash is not installed.
     """
     tokens = [[[tokenize(caption) for caption in each.captions] for each in split.examples] for split in splits]
-    first = Counter(_flatten(tokens[0]))
-    known = {tuple(caption) for captions in tokens[0] for caption in captions}
+    first = list(chain.from_iterable(tokens[0]))
+    first_counts, first_captions = Counter(chain.from_iterable(first)), set(map(tuple, first))
     reports, findings = [], []
     for split, captions in zip(splits, tokens, strict=True):
-        reports.append(_caption_statistics(split, captions, first, known, split is splits[0]))
+        statistics = _caption_statistics(captions, first_counts, first_captions)
+        about = {"name": split.name, "first": split is splits[0], "path": split.path, "format": split.format}
+        reports.append({**about, **statistics})
         findings += _caption_findings(split, captions)
     images: list[_Image] = []
     if read_images:
@@ -161,32 +165,19 @@ def inspect(
     return {"splits": reports, "findings": sorted((f for f in findings if f.lines), key=lambda f: not f.serious)}
 
 
-def _flatten(captions: Iterable[Iterable[list[str]]]) -> Iterator[str]:
-    """The words of the captions of all images."""
-    return chain.from_iterable(chain.from_iterable(captions))
-
-
 def _caption_statistics(
-    split: InspectedSplit,
-    captions: list[list[list[str]]],
-    first: Counter[str],
-    known: set[tuple[str, ...]],
-    is_first: bool,
+    captions: Captions, first_counts: Counter[str], first_captions: set[tuple[str, ...]]
 ) -> dict[str, Any]:
-    """Statistics of a split's tokenized captions; `first`: word counts of the first split, `known`: its captions."""
+    """Statistics of the captions of a split, also compared with the words and captions of the first split."""
     each = list(chain.from_iterable(captions))
     lengths = [len(caption) for caption in each]
-    counts = Counter(_flatten(captions))
+    counts = Counter(chain.from_iterable(each))
     total = counts.total()
 
     def coverage(vocabulary: Counter[str], min_count: int) -> float:
         return sum(n for word, n in counts.items() if vocabulary[word] >= min_count) / max(1, total)
 
     return {
-        "name": split.name,
-        "first": is_first,
-        "path": split.path,
-        "format": split.format,
         "images": len(captions),
         "captions": len(each),
         "captions_per_image": _histogram(map(len, captions)),
@@ -201,12 +192,12 @@ def _caption_statistics(
                 "min_count": count,
                 "words": sum(n >= count for n in counts.values()),
                 "coverage": coverage(counts, count),
-                "coverage_by_first": coverage(first, count),
+                "coverage_by_first": coverage(first_counts, count),
             }
             for count in MIN_COUNTS
         ],
         "commonest": counts.most_common(10),
-        "captions_also_in_first": sum(tuple(caption) in known for caption in each),
+        "captions_also_in_first": sum(tuple(caption) in first_captions for caption in each),
     }
 
 
@@ -218,7 +209,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
     return {str(q): float(np.quantile(values, q, method="nearest")) for q in QUANTILES}
 
 
-def _caption_findings(split: InspectedSplit, captions: list[list[list[str]]]) -> list[Finding]:
+def _caption_findings(split: InspectedSplit, captions: Captions) -> list[Finding]:
     empty, repeated, long = [], [], []
     longest = DataConfig.max_length
     for example, words in zip(split.examples, captions, strict=True):
@@ -240,14 +231,10 @@ def read_image_facts(paths: Sequence[Any], workers: int = -1) -> list[ImageFacts
     from tqdm import tqdm
 
     _imagehash()  # a missing package is reported here and not in a worker
-    workers = choose_workers(workers, device="")  # not the CPU: no network needs the cores
-    loader = DataLoader(paths, batch_size=16, num_workers=workers, collate_fn=_facts_or_errors)  # type: ignore[arg-type]
-    found: list[ImageFacts | ImageError] = []
-    with tqdm(total=len(paths), unit=" images", disable=None) as bar:
-        for batch in loader:
-            found += batch
-            bar.update(len(batch))
-    return found
+    workers = choose_workers(workers, device="")  # not "cpu": no network needs the cores
+    loader: Any = DataLoader(paths, batch_size=16, num_workers=workers, collate_fn=_facts_or_errors)  # type: ignore[arg-type]
+    batches = tqdm(loader, unit=" images", unit_scale=16, disable=None)
+    return [facts for batch in batches for facts in batch]
 
 
 def _facts_or_errors(paths: Sequence[Any]) -> list[ImageFacts | ImageError]:
@@ -281,9 +268,8 @@ def _imagehash() -> Any:
     try:
         import imagehash
     except ImportError:
-        raise UserError(
-            "images are compared with imagehash: pip install 'captioner[inspect]', or use --no_read_images"
-        ) from None
+        hint = "pip install 'captioner[inspect]', or use --no_read_images"
+        raise UserError(f"images are compared with imagehash: {hint}") from None
     return imagehash
 
 
