@@ -438,7 +438,7 @@ def test_constraints_that_no_caption_satisfies_leave_empty_places(options):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_unlikely_words_appear_as_soon_as_the_beam_is_wider_than_they_are_many(seed):
+def test_unlikely_words_appear_if_the_beam_is_wider_than_their_number(seed):
     step, context = random_step(seed, vocabulary=30, shift={10: -8.0, 20: -8.0, END: 2.0}), images(seed, 5)
     found = search(step, context, IDS._replace(must=(10, 20)), beam=3, max_length=8)
     without = search(step, context, beam=3, max_length=8)
@@ -577,7 +577,7 @@ def test_words_are_drawn_as_often_as_they_should_be(options):
     assert np.abs(seen - expected).max() < 5 * 0.5 / draws**0.5
 
 
-def test_the_same_image_with_the_same_seed_has_the_same_caption():
+def test_the_same_image_and_seed_give_the_same_caption():
     step, context = random_step(0, vocabulary=50), images(0, 6)
     options = {"sample": True, "max_length": 8, "seed": 4}
     five = search(step, context, n_best=5, **options)
@@ -641,7 +641,7 @@ def test_an_ensemble_takes_the_mean_of_the_probabilities():
     assert torch.allclose(together.log_probs, by_hand.log_probs, atol=1e-5)
 
 
-# ---- what a device would wait for
+# ---- synchronisations with the device
 
 
 class Waits(TorchDispatchMode):
@@ -658,7 +658,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("config", "ids"), MORE_CONFIGS)
-def test_the_host_waits_once_a_step_at_most(config, ids):
+def test_the_host_waits_at_most_once_a_step(config, ids):
     steps = []
     count, context = random_step(0, shift={END: -0.5}), images(0, 7)
 

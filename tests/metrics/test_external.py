@@ -1,4 +1,4 @@
-"""METEOR, SPICE and CLIPScore: right where they can be had, one line where not, and nothing left running."""
+"""METEOR, SPICE and CLIPScore: correct if available, else one line; no process is left running."""
 
 import importlib.util
 import json
@@ -127,7 +127,7 @@ if "-version" not in sys.argv:
 """
 
 
-def test_what_meteor_is_asked(java, tmp_path):
+def test_input_of_meteor(java, tmp_path):
     java(METEOR.format(python=sys.executable, log=tmp_path / "log"))
     assert external.meteor(REFERENCES, HYPOTHESES) == 0.25
     lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
@@ -140,7 +140,7 @@ def test_what_meteor_is_asked(java, tmp_path):
     assert lines[4] == "EVAL ||| " + " ||| ".join(" ".join([f"{n}.0"] * 23) for n in (4, 3, 3))
 
 
-def test_what_spice_is_asked(java, tmp_path):
+def test_input_of_spice(java, tmp_path):
     for name in external.MODELS:
         (tmp_path / "pycocoevalcap" / "spice" / "lib" / name).touch()
     report = "***  SPICE Evaluation  ***\\n\\nAll tuples\\n  f-score:\\t0.185 (SPICE metric)\\n  precision:\\t0.2\\n"
@@ -160,7 +160,7 @@ def test_what_spice_is_asked(java, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java")
 @pytest.mark.skipif(no_coco, reason="pycocoevalcap is not installed")
-def test_meteor_is_that_of_coco_caption():
+def test_meteor_equals_coco_caption():
     from pycocoevalcap.meteor.meteor import Meteor
 
     words = ["a", "the", "dog", "man", "runs", "running", "rides", "on", "grass", "street", "red", "two", "men", "café"]

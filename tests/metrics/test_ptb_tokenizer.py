@@ -1,4 +1,4 @@
-"""The tokenizer: examples that Java confirmed, properties, and Java itself where it is to be had (slow)."""
+"""The tokenizer: recorded output of the Java program, properties, and the program itself where available (slow)."""
 
 import json
 import random
@@ -134,7 +134,7 @@ quick = settings(max_examples=150, deadline=None, database=None)
 
 @quick
 @given(any_text)
-def test_whatever_the_text_words_are_lower_case_and_nothing_breaks_them(text):
+def test_words_are_lower_case_without_white_space_for_any_text(text):
     for word in ptb_tokenize(text):
         assert word
         assert word == word.lower()
@@ -161,12 +161,12 @@ def test_all_at_once_is_one_by_one_with_what_follows(texts):
 @given(
     st.lists(st.sampled_from(["a", "Dog", "x.", "no.", "2", "1/2", "b.c.", "<b", ">", "(555)", ":)", "The", "'", "."]))
 )
-def test_the_memory_of_chunks_changes_nothing(chunks):
+def test_the_cache_of_chunks_changes_nothing(chunks):
     text = " ".join(chunks)
     assert ptb_tokenize(text) == ptb_tokenize(f"{text} \N{NO-BREAK SPACE}")  # not ASCII: read as a whole
 
 
-def test_long_captions_take_no_long_time():
+def test_long_captions_are_fast():
     for part in ("a ", "a.", "a-", "'", "<a ", "1/", "1 ", "-", "a@", "&amp;", "é", ". ", "www.", "(-"):
         assert isinstance(ptb_tokenize(part * 1000), list)
 

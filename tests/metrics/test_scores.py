@@ -113,7 +113,7 @@ CORPORA: dict[str, Callable[[], tuple[list[list[list[str]]], list[list[str]]]]] 
 
 @pytest.fixture(params=["generated with short captions", "Flickr8k", "Flickr8k with short captions", "extreme"])
 def corpus(request):
-    """A thousand images of real and of generated captions, and some that nobody would write."""
+    """A thousand images of real and of generated captions, and extreme ones."""
     return CORPORA[request.param]()
 
 
@@ -405,7 +405,7 @@ def test_cider_by_hand():
     assert cider_d([[full[0]], [full[1]]], full) == pytest.approx([10.0, 10.0])
 
 
-def test_repeating_what_is_worth_much_pays_in_plain_cider_only():
+def test_repeating_a_rare_word_raises_plain_cider_only():
     references = [[words("a dog runs")], [words("a cat sits")]]
     repeated = [words("dog dog dog"), words("cat")]
     # orders: only single words match; "a" is worth nothing
@@ -479,7 +479,7 @@ def test_score_reports_a_hundred_times_coco_caption():
     assert "| tokenizer:ptb | refs:2 | images:2 |" in even
 
 
-def test_score_takes_what_is_known_of_the_images_and_asks_nltk_only_if_told():
+def test_score_reuses_per_image_and_runs_nltk_only_on_request():
     references, hypotheses = (side[:20] for side in generated(short=False))
     known = per_image(references, hypotheses)
     plain = score(references, hypotheses, "x")
@@ -503,13 +503,13 @@ def test_score_takes_what_is_known_of_the_images_and_asks_nltk_only_if_told():
         (["a dog"], [["a"]], "image 0: a caption must be a sequence of words"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(metric, references, hypotheses, message):
+def test_invalid_input_is_an_error(metric, references, hypotheses, message):
     with pytest.raises(ValueError, match=message):
         metric(references, hypotheses)
 
 
 @pytest.mark.parametrize("metric", [distinct, lambda h: distinct_n(h, 1), self_bleu, lambda h: seen_share(h, [])])
-def test_what_has_no_diversity_is_refused(metric):
+def test_invalid_captions_alone_are_an_error(metric):
     with pytest.raises(ValueError, match="no captions"):
         metric([])
     with pytest.raises(ValueError, match="image 1: a caption must be a sequence of words"):

@@ -1,4 +1,4 @@
-"""Scores by image id, as people read them."""
+"""Scores by image id: computed, compared, printed and written."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def test_the_order_of_the_images_does_not_count():
     assert {k: a[k] for k in ("CIDEr", "BLEU-4")} == pytest.approx({k: b[k] for k in ("CIDEr", "BLEU-4")})
 
 
-def test_shuffled_captions_tell_captions_of_the_image_from_captions_of_any_image():
+def test_shuffling_lowers_only_captions_that_depend_on_their_image():
     references = {i: [f"w{i} x{i} y{i} z{i}"] for i in range(20)}
     true = score_captions(references, {i: f"w{i} x{i} y{i} z{i}" for i in range(20)})
     assert true["CIDEr"] > 900
@@ -72,7 +72,7 @@ def test_shuffled_captions_tell_captions_of_the_image_from_captions_of_any_image
         ({"3": "a", "x": "b"}, ["2 without a caption (e.g. [7, 5])", "1 without references (e.g. ['x'])"]),
     ],
 )
-def test_other_images_are_refused_by_name_or_left_out(captions, says, capsys):
+def test_other_images_are_an_error_or_left_out(captions, says, capsys):
     with pytest.raises(UserError) as caught:
         score_captions(REFERENCES, captions, where="mine.json")
     assert is_one_line(str(caught.value), "mine.json: ", *says, "--partial")
@@ -94,7 +94,7 @@ def test_many_other_images_are_counted_and_some_are_named():
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_no_image_in_common_is_always_refused(partial):
+def test_no_image_in_common_is_always_an_error(partial):
     with pytest.raises(UserError) as caught:
         score_captions(REFERENCES, {"a.jpg": "a", "b.jpg": "b"}, ScoreOptions(partial=partial), where="mine.json")
     assert is_one_line(str(caught.value), "none of its 2 images (['a.jpg', 'b.jpg']", "of the annotations ([7, 3, 5]")
@@ -112,7 +112,7 @@ def test_one_image():
     assert score_captions({1: ["a dog"]}, {1: "a dog"})["images"] == 1
 
 
-# ---- what is asked for
+# ---- options
 
 
 def test_compared(tmp_path, capsys):

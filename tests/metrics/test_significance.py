@@ -1,4 +1,4 @@
-"""Intervals and p-values: what they promise in simulations whose truth is known, then brute force, then the edges."""
+"""Intervals and p-values: simulations with a known true score, then brute force, then edge cases."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def rows(images: PerImage, which) -> PerImage:
     return PerImage(*(values[which] for values in images))
 
 
-# Promises
+# Simulations
 
 
 def test_nineteen_intervals_of_twenty_hold_the_truth():
@@ -101,7 +101,7 @@ def test_the_interval_is_that_of_all_draws():
         assert (abs([found[name][side] for name in NAMES] - quantile) < 0.05 * (exact[1] - exact[0])).all()
 
 
-# Edges
+# Edge cases
 
 
 def test_the_other_way_round():
@@ -168,7 +168,7 @@ def test_captions_scored_and_compared():
     assert json.loads(json.dumps([ranges, found])) == [ranges, found]
 
 
-def test_systems_on_other_images_are_refused():
+def test_systems_on_other_images_are_an_error():
     random = np.random.default_rng(14)
     with pytest.raises(ValueError, match="3 and 4 images"):
         compare(drawn(random, 3), drawn(random, 4))
