@@ -47,7 +47,7 @@ class CaptionJob:
 
     def settings(self) -> dict[str, Any]:
         """What captions depend on besides the images: digests of the checkpoints, and the search options."""
-        digests = [file_digest(resolve_checkpoint(path)) for path in self.checkpoints or [None]]
+        digests = [file_digest(resolve_checkpoint(path)) for path in self.checkpoints or (None,)]
         return {"checkpoint": " + ".join(digests), **asdict(self.search)}
 
     def load_model(self) -> CaptionModel:

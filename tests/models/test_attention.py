@@ -1,4 +1,4 @@
-"""The decoder that looks at a grid: each kind by its papers' formulas, and teacher forcing the same as stepping."""
+"""The decoder with attention over a grid: each kind by the formulas of its paper; teacher forcing equals stepping."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_stepping_equals_teacher_forcing(kind, v):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_beams_of_a_image_stand_side_by_side(kind, v):
+def test_beams_of_an_image_stand_side_by_side(kind, v):
     """Two rows an image, then reordered among them: the same as each row with its image alone."""
     decoder = make(kind)
     state, context = decoder.start(v[:2])
@@ -73,7 +73,7 @@ def by_hand(decoder: AttentionDecoder, v: torch.Tensor, caption: list[int]) -> t
     a = linear(v, w["cells.weight"], w["cells.bias"]).relu()
     image = linear(v.mean(0), w["project.weight"], w["project.bias"])
 
-    def look(h, a):
+    def attend(h, a):
         keys, query = linear(a, w["keys.weight"], w["keys.bias"]), linear(h, w["query.weight"])
         alpha = linear(torch.tanh(keys + query), w["score.weight"])[:, 0].softmax(0)
         return alpha @ a, alpha
@@ -87,7 +87,7 @@ def by_hand(decoder: AttentionDecoder, v: torch.Tensor, caption: list[int]) -> t
     for word in (START, *caption):
         gates = linear(w["embedding.weight"][word] + image, w["input.weight"], w["input.bias"])
         if decoder.kind == "soft":
-            z, alpha = look(h, a)
+            z, alpha = attend(h, a)
             z = linear(h, w["gate.weight"], w["gate.bias"]).sigmoid() * z
             h, c = lstm(gates + linear(torch.cat([z, h]), w["recurrent.weight"]), c)
             out = h + linear(z, w["seen.weight"], w["seen.bias"])
@@ -95,11 +95,11 @@ def by_hand(decoder: AttentionDecoder, v: torch.Tensor, caption: list[int]) -> t
             gates = gates + linear(h, w["recurrent.weight"])
             h, c = lstm(gates[: 4 * H], c)
             s = linear(gates[4 * H :].sigmoid() * c.tanh(), w["sentinel.weight"], w["sentinel.bias"]).relu()
-            z, alpha = look(h, torch.cat([a, s[None]]))
+            z, alpha = attend(h, torch.cat([a, s[None]]))
             out = h + linear(z, w["seen.weight"], w["seen.bias"])
         else:
             h1, c1 = lstm(gates + linear(torch.cat([h1, h]), w["recurrent.weight"]), c1)
-            z, alpha = look(h1, a)
+            z, alpha = attend(h1, a)
             h, c = lstm(linear(torch.cat([z, h1, h]), w["language.weight"], w["language.bias"]), c)
             out = h
         logits.append(linear(out, w["output.weight"], w["output.bias"]))
@@ -131,7 +131,7 @@ def test_logits_of_real_words_only_and_the_same_without_padding(kind, v):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_of_a_image_share_it(kind, v):
+def test_captions_of_an_image_share_it(kind, v):
     words, gradients = padded(CAPTIONS), []
     shared = (v[:2], torch.tensor([0, 0, 1, 0, 1]))
     for features, image_of in (shared, (shared[0][shared[1]], torch.arange(5))):
@@ -153,7 +153,7 @@ def test_gradient_reaches_everything_but_padding(kind, v):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_it_is_the_cells_that_count_and_not_their_order(kind, v):
+def test_attention_is_invariant_to_the_order_of_the_cells(kind, v):
     """Attention is over a set; the maps move with the cells; the length of the features does not count."""
     decoder, words, order = make(kind), padded(CAPTIONS), torch.randperm(CELLS, generator=torch.manual_seed(3))
     expected = teacher_forced(decoder, v, words)
@@ -169,7 +169,7 @@ def test_it_is_the_cells_that_count_and_not_their_order(kind, v):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_maps(kind, v):
+def test_attention_weights(kind, v):
     """Weights of every word, END's too, that add up to 1; nothing at padding."""
     words = padded(CAPTIONS)
     maps = make(kind).attention_weights(v, words)
@@ -203,7 +203,7 @@ def test_images_are_shown_without_some_of_their_cells_in_training(v):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_lstm_begins_by_remembering(kind):
+def test_the_forget_bias_is_1_at_first(kind):
     decoder = make(kind)
     layers = [decoder.input] + ([decoder.language] if kind == "updown" else [])
     for layer in layers:

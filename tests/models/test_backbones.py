@@ -85,7 +85,7 @@ def test_features_are_those_of_torchvision(name, downloaded):
 
 
 @torch.no_grad()
-def test_a_grid_and_two_looks(downloaded):
+def test_a_grid_at_two_resolutions(downloaded):
     downloaded("mobilenet_v3_small")
     config = ModelConfig("mobilenet_v3_small", 96, 64, grid=2, attention="soft")
     encoder = Encoder(config)
@@ -295,7 +295,7 @@ def test_channels_are_counted_without_the_weights_of_timm(timm):
 
 
 def test_a_network_that_computes_when_it_is_made_loads_from_a_checkpoint(downloaded, tmp_path):
-    """Its shapes are looked at without memory; those of a RegNet cannot be."""
+    """Shapes are computed on the meta device; a RegNet cannot be built there."""
     downloaded("regnet_y_400mf")
     config = ModelConfig("regnet_y_400mf", 64, 0, 1, hidden_size=8, embedding_size=8)
     model = Captioner(config, Vocabulary(["a", "dog"]), Encoder(config), weights_digest(config.encoder)).eval()

@@ -92,7 +92,7 @@ def test_a_sampled_caption_depends_on_its_image_and_the_seed_alone(captioner, im
     assert len({tuple(each) for each in others}) == 5
 
 
-def test_rules_reach_the_search(captioner, images):
+def test_constraints_reach_the_search(captioner, images):
     texts = captioner.caption(images, prefix="A red", must="circle blue", must_not="green ein", beam=6)
     for text in texts:
         words = text.split()
@@ -130,7 +130,7 @@ def test_words_that_the_model_does_not_have_are_avoided_easily(captioner, images
     assert len(ids.must) == 1
 
 
-def test_a_image_without_a_caption_is_said(captioner, images):
+def test_an_image_without_a_caption_is_an_error(captioner, images):
     impossible = {"no_repeat_ngram": 1, "min_length": len(WORDS) + 1}
     with pytest.raises(UserError, match="image 0: no caption satisfies all constraints"):
         captioner.caption(images, **impossible)
@@ -139,7 +139,7 @@ def test_a_image_without_a_caption_is_said(captioner, images):
         assert is_one_line(str(found), str(path), "no caption satisfies all constraints")
 
 
-# ---- where it looked
+# ---- attention maps
 
 
 def recorded(model, monkeypatch) -> list:
@@ -156,8 +156,8 @@ def recorded(model, monkeypatch) -> list:
 
 
 @pytest.fixture(scope="module", params=["soft", "adaptive", "updown"])
-def looking(request, weights):
-    """A model with each kind of attention, that has opinions. Read only."""
+def attentive(request, weights):
+    """A model with each kind of attention, whose weights are far from uniform. Read only."""
     model = make_captioner(attention=request.param, grid=2, image_size=64)  # 2 × 2 is what a ResNet makes of it
     with torch.no_grad():
         model.decoder.score.weight *= 20
@@ -170,18 +170,18 @@ def grids(weights) -> torch.Tensor:
     return weights[:, :4].reshape(-1, 2, 2)
 
 
-def test_the_maps_are_those_of_the_search(looking, images, monkeypatch):
-    weights = recorded(looking, monkeypatch)
+def test_the_maps_are_those_of_the_search(attentive, images, monkeypatch):
+    weights = recorded(attentive, monkeypatch)
     for path in images:
         weights.clear()
-        caption = looking.caption(path, beam=1, attention=True)
-        stepped = torch.cat(weights[: len(caption.word_log_probs)])  # the look follows
+        caption = attentive.caption(path, beam=1, attention=True)
+        stepped = torch.cat(weights[: len(caption.word_log_probs)])  # without those of the maps
         assert torch.allclose(caption.attention, grids(stepped), atol=1e-6)
 
 
 @torch.no_grad()
-def test_the_maps_are_those_of_stepping_with_the_same_words(looking, images, monkeypatch):
-    model = looking
+def test_the_maps_are_those_of_stepping_with_the_same_words(attentive, images, monkeypatch):
+    model = attentive
     every = model.caption(images, beam=4, n_best=4, max_length=6, attention=True)
     assert {caption.ended for found in every for caption in found} == {True, False}
     weights = recorded(model, monkeypatch)
@@ -201,31 +201,31 @@ def test_the_maps_are_those_of_stepping_with_the_same_words(looking, images, mon
             else:
                 assert stepped.shape[1] == 4
     maps = torch.cat([caption.attention for found in every for caption in found])
-    assert maps.flatten(1).std(1).max() > 0.05  # it does look somewhere
+    assert maps.flatten(1).std(1).max() > 0.05  # not uniform
 
 
-def test_attention_changes_no_caption(looking, images, tmp_path):
-    plain = looking.caption(images, n_best=2)
-    assert looking.caption(images, n_best=2, attention=True) == plain
+def test_attention_changes_no_caption(attentive, images, tmp_path):
+    plain = attentive.caption(images, n_best=2)
+    assert attentive.caption(images, n_best=2, attention=True) == plain
     assert all(caption.attention is None for found in plain for caption in found)
-    assert [one.text for one in looking.caption(images, attention=True)] == looking.caption(images)
+    assert [one.text for one in attentive.caption(images, attention=True)] == attentive.caption(images)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    found = list(looking.caption_files([bad, *images], SearchConfig(n_best=2), 6, attention=True))
+    found = list(attentive.caption_files([bad, *images], SearchConfig(n_best=2), 6, attention=True))
     assert found[1:] == plain
     assert all(caption.attention is not None for each in found[1:] for caption in each)
     sampled = {"sample": True, "seed": 3}  # the seed goes by the image, not by its features
-    assert looking.caption(images[0], attention=True, **sampled).text == looking.caption(images[0], **sampled)
+    assert attentive.caption(images[0], attention=True, **sampled).text == attentive.caption(images[0], **sampled)
 
 
-def test_look_at_any_words(looking, images):
+def test_the_maps_of_given_captions(attentive, images):
     x = load_batch(images[:3], 64)[0]
     texts = ["a red square", "", "ein Mädchen"]
-    maps = looking.attention_maps(x, texts)
+    maps = attentive.attention_maps(x, texts)
     assert [tuple(each.shape) for each in maps] == [(4, 2, 2), (1, 2, 2), (3, 2, 2)]
     for i, (each, text) in enumerate(zip(maps, texts, strict=True)):
-        assert torch.allclose(each, looking.attention_maps(looking.features(x)[i : i + 1], [text])[0], atol=1e-6)
-    assert looking.attention_maps(x[:0], []) == []
+        assert torch.allclose(each, attentive.attention_maps(attentive.features(x)[i : i + 1], [text])[0], atol=1e-6)
+    assert attentive.attention_maps(x[:0], []) == []
 
 
 def test_without_attention_there_are_no_maps(captioner, images):

@@ -28,7 +28,7 @@ def test_save_and_load(tmp_path, images, trained, options, half):
     first, file = make_captioner(trained, **options), tmp_path / "model.safetensors"
     if trained:
         with torch.no_grad():
-            first.encoder.resnet.layer4[0].conv1.weight += 0.01  # the encoder travels along
+            first.encoder.resnet.layer4[0].conv1.weight += 0.01  # a trained encoder is saved
     first.save(file, half=half)
     again = Captioner.load(file)
     assert again.config == first.config

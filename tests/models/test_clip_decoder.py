@@ -129,10 +129,12 @@ def test_frames_and_attention_are_refused_together():
 
 def right(captions: dict[str, str], images: list[dict], truth: dict[int, str]) -> tuple[float, float]:
     """Shares of the clips whose direction, and whose colour, the caption tells."""
-    told = [re.findall(r"\w+", captions[image["file_name"]]) for image in images]
+    found_words = [re.findall(r"\w+", captions[image["file_name"]]) for image in images]
     wanted = [re.fullmatch(r"the (\w+) \w+ moves (\w+)", truth[image["id"]]).groups() for image in images]
-    directions = [{"left", "right", "up", "down"} & set(words) == {w[1]} for words, w in zip(told, wanted, strict=True)]
-    colors = [w[0] in words for words, w in zip(told, wanted, strict=True)]
+    directions = [
+        {"left", "right", "up", "down"} & set(words) == {w[1]} for words, w in zip(found_words, wanted, strict=True)
+    ]
+    colors = [w[0] in words for words, w in zip(found_words, wanted, strict=True)]
     return sum(directions) / len(images), sum(colors) / len(images)
 
 

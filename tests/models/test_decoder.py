@@ -125,7 +125,7 @@ def test_an_lstm_s_initial_state_has_h_and_c_of_every_layer(v):
     assert not nothing.any()
 
 
-def test_every_gate_sees_the_image_at_every_step(v):
+def test_the_image_enters_every_gate_at_every_step(v):
     """With W_ih = W_xh P, moving the embedding by P v is the same as the image, whatever the cell."""
     for cell in ("gru", "lstm"):
         decoder, words = make(cell), padded(CAPTIONS[:1])
@@ -147,7 +147,7 @@ def test_logits_of_real_words_only_and_the_same_without_padding(v):
 
 
 @pytest.mark.parametrize("image_as", IMAGE_AS)
-def test_captions_of_a_image_share_it(image_as, v):
+def test_captions_of_an_image_share_it(image_as, v):
     """Five captions of one image are the same as the image five times, and so are the gradients."""
     words, gradients = padded(CAPTIONS), []
     for features, image_of in ((v[:1], torch.zeros(5, dtype=torch.long)), (v[:1].expand(5, -1), torch.arange(5))):

@@ -1,4 +1,4 @@
-"""The ResNet without its head: frozen where it should be, and the weights it says it has."""
+"""The ResNet without its head: frozen stages, and the identity of its weights."""
 
 from urllib.error import URLError
 
@@ -45,16 +45,16 @@ def test_equals_torchvision_without_its_head(weights):
 
 
 @torch.no_grad()
-def test_a_second_look_at_a_smaller_image():
-    """Looks one after the other: the first is that of an encoder with one look, the second that of a smaller one."""
+def test_a_second_resolution():
+    """The two features are concatenated: that of an encoder of one resolution, and that of one of the smaller image."""
     two, one = make(image_size=64, second_size=32), make(image_size=64)
     assert feature_size(ModelConfig("resnet18", second_size=32)) == two.feature_shape[-1] == 1024
     plain = torch.full((2, 3, 64, 64), 50, dtype=torch.uint8)
     plain[1] = 200
     assert two(images(3, 64)).shape == (3, 1024)
     assert torch.equal(two.state_dict()["resnet.conv1.weight"], one.state_dict()["resnet.conv1.weight"])
-    for look, small in zip(two(plain).split(512, dim=1), (plain, plain[:, :, :32, :32]), strict=True):
-        assert torch.allclose(look, one(small), atol=1e-5)  # a plain image stays plain when it is made smaller
+    for half, small in zip(two(plain).split(512, dim=1), (plain, plain[:, :, :32, :32]), strict=True):
+        assert torch.allclose(half, one(small), atol=1e-5)  # a plain image stays plain at any size
     assert not torch.allclose(one(plain), one(plain[:, :, :32, :32]), atol=1e-3)
 
 
@@ -130,7 +130,7 @@ def test_batchnorm_stays_as_it_is(trained):
 
 
 def test_without_weights_nothing_is_read(monkeypatch):
-    monkeypatch.setattr(encoder, "weights_file", lambda name: pytest.fail("the weights were asked for"))
+    monkeypatch.setattr(encoder, "weights_file", lambda name: pytest.fail("the weights were read"))
     empty = {key.removeprefix("resnet.") for key in make(trained=1, weights=False).state_dict()}
     assert empty == set(resnet18().state_dict()) - {"fc.weight", "fc.bias"}
 

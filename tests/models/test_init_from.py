@@ -92,7 +92,7 @@ def test_a_part_that_does_not_fit_stays_as_it_was(tmp_path, options, left):
         assert kept == (part in left.split("(")[0]), name
 
 
-def test_an_encoder_that_nobody_needs_is_left(tmp_path):
+def test_an_unused_encoder_is_left(tmp_path):
     said = init_from(make_captioner(), saved(other(trained=1), tmp_path))
     assert said.endswith("; left encoder"), said
 

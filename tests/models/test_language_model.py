@@ -80,7 +80,7 @@ def test_a_short_text_has_fewer_streams():
     assert Streams(some(4), 64, 35).inputs.shape == (1, 3)
 
 
-def test_nothing_is_asked_at_start_and_at_what_is_unknown():
+def test_start_and_unknown_words_are_no_targets():
     ids = torch.tensor([START, 4, UNK, END, START, UNK, 5, END])
     assert Streams(ids, 1, 10).targets.tolist() == [[4, PAD, END, PAD, PAD, 5, END]]
     assert Streams(ids, 1, 10).inputs.tolist() == [[START, 4, UNK, END, START, UNK, 5]]
@@ -144,8 +144,8 @@ def test_the_state_is_carried_and_the_gradient_is_not(cell, steps):
     cut = Streams(ids, 2, steps)
     losses, chunked = read(model, cut)
     # forward: the same nats
-    asked = [int((cut[k][1] != PAD).sum()) for k in range(len(cut))]
-    mean = sum(loss * number for loss, number in zip(losses, asked, strict=True)) / sum(asked)
+    counts = [int((cut[k][1] != PAD).sum()) for k in range(len(cut))]
+    mean = sum(loss * number for loss, number in zip(losses, counts, strict=True)) / sum(counts)
     assert mean == pytest.approx(whole[0], abs=1e-6)
     for one, other in zip(task.state, chunked.state, strict=True):
         assert torch.allclose(one, other, atol=1e-6)

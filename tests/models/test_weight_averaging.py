@@ -31,12 +31,12 @@ def test_the_mean_of_two_whatever_their_order(members, tmp_path, cli, images):
         code, said, err = cli("average", *order, "--output", tmp_path / f"{name}.safetensors")
         assert (code, err) == (0, "")
         assert "the average of 2 checkpoints" in said
-    header, soup = read_checkpoint(tmp_path / "ab.safetensors")
+    header, mean = read_checkpoint(tmp_path / "ab.safetensors")
     (_, first), (_, second) = read_checkpoint(a), read_checkpoint(b)
-    assert set(soup) == set(first)
-    for name, value in soup.items():
+    assert set(mean) == set(first)
+    for name, value in mean.items():
         assert torch.equal(value, ((first[name].double() + second[name].double()) / 2).float().half()), name
-    assert all(torch.equal(value, soup[n]) for n, value in read_checkpoint(tmp_path / "ba.safetensors")[1].items())
+    assert all(torch.equal(value, mean[n]) for n, value in read_checkpoint(tmp_path / "ba.safetensors")[1].items())
     code, said, _ = cli("predict", *images, "--checkpoint", tmp_path / "ab.safetensors")
     assert code == 0
     assert len(said.splitlines()) == len(images)
@@ -54,18 +54,18 @@ def test_the_order_never_matters():
 
 def test_the_average_of_one_model_with_itself(members, tmp_path, cli):
     assert cli("average", members[0], members[0], "--output", tmp_path / "same.safetensors")[0] == 0
-    _, soup = read_checkpoint(tmp_path / "same.safetensors")
-    assert all(torch.equal(soup[name], value.half()) for name, value in read_checkpoint(members[0])[1].items())
+    _, mean = read_checkpoint(tmp_path / "same.safetensors")
+    assert all(torch.equal(mean[name], value.half()) for name, value in read_checkpoint(members[0])[1].items())
 
 
 def test_members_that_do_not_fit(members, tmp_path, cli):
     other = tmp_path / "other.safetensors"
 
     def refused(*parts):
-        code, _, err = cli("average", members[0], other, "--output", tmp_path / "soup.safetensors")
+        code, _, err = cli("average", members[0], other, "--output", tmp_path / "mean.safetensors")
         assert code == 2
         assert is_one_line(err, str(other), *parts), err
-        assert not (tmp_path / "soup.safetensors").exists()
+        assert not (tmp_path / "mean.safetensors").exists()
 
     make_captioner(hidden_size=8, cell="gru").save(other)
     refused("model.hidden_size is 16 and 8", "model.cell is lstm and gru")
@@ -87,30 +87,30 @@ def test_members_that_do_not_fit(members, tmp_path, cli):
     [
         ((), "two checkpoints or more"),
         (("1", "--images", "folder"), "--annotations"),
-        (("1", "--output", "soup.ckpt"), ".safetensors"),
+        (("1", "--output", "mean.ckpt"), ".safetensors"),
     ],
 )
 def test_options_that_make_no_sense(cli, more, says):
-    code, _, err = cli("average", "--output", "soup.safetensors", "0", *more)
+    code, _, err = cli("average", "--output", "mean.safetensors", "0", *more)
     assert code == 2
     assert is_one_line(err, says)
 
 
 def test_greedy_keeps_what_does_not_harm():
     worth = {(2,): 5, (0,): 4, (1,): 3, (2, 0): 4, (2, 1): 5, (2, 1, 0): 9}
-    asked = []
+    scored_sets = []
 
     def score(some):
-        asked.append(tuple(some))
+        scored_sets.append(tuple(some))
         return worth[tuple(some)]
 
     assert greedy_selection(3, score) == ([2, 1], 5)
-    assert asked == [(0,), (1,), (2,), (2, 0), (2, 1)]
+    assert scored_sets == [(0,), (1,), (2,), (2, 0), (2, 1)]
 
 
-def test_a_greedy_soup_is_not_worse_than_its_members(members, tiny, tmp_path, cli):
+def test_a_greedy_selection_is_not_worse_than_its_members(members, tiny, tmp_path, cli):
     data = ("--annotations", tiny.annotations("val"), "--images", tiny.images("val"))
-    code, said, err = cli("average", *members, "--output", tmp_path / "soup.safetensors", *data)
+    code, said, err = cli("average", *members, "--output", tmp_path / "mean.safetensors", *data)
     assert (code, err) == (0, "")
     reached = float(said.split()[1])
 
@@ -120,7 +120,7 @@ def test_a_greedy_soup_is_not_worse_than_its_members(members, tiny, tmp_path, cl
         return float(next(line.split()[1] for line in out.splitlines() if line.startswith("CIDEr ")))
 
     assert reached >= max(scored(file) for file in members) - 0.01
-    assert scored(tmp_path / "soup.safetensors") == pytest.approx(reached, abs=0.5)  # stored in fp16
+    assert scored(tmp_path / "mean.safetensors") == pytest.approx(reached, abs=0.5)  # stored in fp16
 
 
 def test_the_best_epochs_are_kept(tiny, tmp_path, cli):
@@ -133,9 +133,9 @@ def test_the_best_epochs_are_kept(tiny, tmp_path, cli):
     assert all(file.name.startswith("epoch-") and "-cider-" in file.name for file in kept)
     _, best = read_checkpoint(out / "best.ckpt")
     assert any(all(torch.equal(read_checkpoint(file)[1][n], best[n]) for n in best) for file in kept)
-    code, _, err = cli("average", *kept, "--output", tmp_path / "soup.safetensors")
+    code, _, err = cli("average", *kept, "--output", tmp_path / "mean.safetensors")
     assert (code, err) == (0, "")
-    assert Captioner.load(tmp_path / "soup.safetensors").config == Captioner.load(kept[0]).config
+    assert Captioner.load(tmp_path / "mean.safetensors").config == Captioner.load(kept[0]).config
     assert train(tiny, out, *options, "--resume") == 0
     assert sorted((out / "kept").iterdir()) == kept
 
@@ -148,11 +148,11 @@ def test_a_trained_encoder_is_averaged_too(tmp_path, cli):
             model.encoder.resnet.layer4[0].conv1.weight += change
         files.append(tmp_path / f"{change}.safetensors")
         model.save(files[-1], half=False)
-    assert cli("average", *files, "--output", tmp_path / "soup.safetensors")[0] == 0
-    soup, first = (Captioner.load(file).encoder.resnet for file in (tmp_path / "soup.safetensors", files[0]))
-    assert torch.allclose(soup.layer4[0].conv1.weight, first.layer4[0].conv1.weight + 0.25, atol=1e-3)
-    assert torch.allclose(soup.layer1[0].conv1.weight, first.layer1[0].conv1.weight, atol=1e-3)
-    assert soup.bn1.num_batches_tracked == first.bn1.num_batches_tracked
+    assert cli("average", *files, "--output", tmp_path / "mean.safetensors")[0] == 0
+    mean, first = (Captioner.load(file).encoder.resnet for file in (tmp_path / "mean.safetensors", files[0]))
+    assert torch.allclose(mean.layer4[0].conv1.weight, first.layer4[0].conv1.weight + 0.25, atol=1e-3)
+    assert torch.allclose(mean.layer1[0].conv1.weight, first.layer1[0].conv1.weight, atol=1e-3)
+    assert mean.bn1.num_batches_tracked == first.bn1.num_batches_tracked
 
 
 def test_average_refuses_other_tensors():
