@@ -16,6 +16,7 @@ from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding import constraints
 from captioner.decoding.search import Beams, Hypotheses, Ids, constrained, ensemble, sample
 from captioner.decoding.search import search as search_for
+from captioner.deploy.onnx_runner import beam as numpy_beam
 from captioner.models.decoder import Decoder
 
 BANNED = (PAD, START, UNK)
@@ -609,6 +610,37 @@ def test_the_number_drawn_stays_below_one():
     scores, _, words = sample(beams, log_probs, 2, largest, SearchConfig(sample=True))
     assert (words == 46).all()
     assert scores.isfinite().all()
+
+
+# ---- the beam of exported models
+
+
+@quick
+@given(
+    seed=st.integers(0, 999),
+    beam=st.integers(1, 12),
+    n_best=st.integers(1, 12),
+    max_length=st.integers(1, 8),
+    min_length=st.integers(0, 4),
+    length_norm=st.sampled_from(["gnmt", "average"]),
+    length_penalty=st.sampled_from([0.0, 0.7, 1.5]),
+    end=st.sampled_from([-2.0, 0.0, 1.0]),
+)
+def test_the_numpy_beam_of_exported_models_gives_the_same_captions(seed, end, **options):
+    options |= {"n_best": min(options["n_best"], options["beam"])}
+    options |= {"min_length": min(options["min_length"], options["max_length"])}
+    step, context = random_step(seed, vocabulary=12, shift={END: end}), images(seed, 3)
+    found = search(step, context, **options)
+    for i, v in enumerate(context):
+
+        def numpy_step(words, state, v=v):
+            log_probs, state = step(torch.from_numpy(words), tuple(map(torch.from_numpy, state)), (v[None],))
+            return log_probs.numpy(), tuple(part.numpy() for part in state)
+
+        expected = numpy_beam(numpy_step, (np.zeros((1, len(v)), np.float32),), options)
+        assert captions(found, i) == [tuple(one.words) for one in expected]
+        assert [one.ended for one in expected] == found.ended[i, : len(expected)].tolist()
+        assert [one.score for one in expected] == pytest.approx(found.scores[i, : len(expected)].tolist(), abs=1e-4)
 
 
 # ---- ensembles
