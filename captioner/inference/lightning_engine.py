@@ -10,49 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import BasePredictionWriter
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from captioner.data.dataset import clips_per_batch, load_batch
-from captioner.data.images import ImageError
-from captioner.inference.jobs import CaptionJob, caption_record, engine_error
-from captioner.inference.parts import PartFolder, Record
+from captioner.inference.jobs import CaptionJob, engine_error
+from captioner.inference.parts import PartFolder
 from captioner.models.base import CaptionModel
 
 # Here, because the processes that Lightning starts import this module, too
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning")
 
-Batch = tuple[int, list[Any], Tensor, list[ImageError | None]]  # number of a chunk, some of its images, as load_batch
-
-
-class _ChunkBatches(Dataset):
-    """The batches of some chunks, in order; a batch never crosses the end of a chunk."""
-
-    def __init__(self, parts: PartFolder, numbers: Sequence[int], batch: int, size: int, frames: int) -> None:
-        self.size, self.frames = size, frames
-        chunks = ((number, parts.chunk(number)) for number in numbers)
-        self.batches = [
-            (number, list(chunk[first : first + batch]))
-            for number, chunk in chunks
-            for first in range(0, len(chunk), batch)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, i: int) -> Batch:
-        number, items = self.batches[i]
-        return number, items, *load_batch(items, self.size, self.frames)
-
 
 class Predictor(pl.LightningModule):
-    """Batches of images → number of their chunk, and a record of each image.
+    """Captions in one step of each process the chunks ``numbers[rank::processes]``, as the local engine does.
 
-    Every process loads the model itself and takes the chunks ``numbers[rank::processes]``. There is no distributed
-    sampler, which would repeat images to give every process as many.
+    Lightning starts the processes and gives each its device. The chunks are not dealt out by its distributed sampler,
+    which would repeat some to give every process as many.
     """
 
     def __init__(self, job: CaptionJob, parts: PartFolder, numbers: Sequence[int]) -> None:
@@ -73,38 +46,14 @@ class Predictor(pl.LightningModule):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def predict_dataloader(self) -> DataLoader:
-        """This process's batches."""
+        """One batch, for the one step of this process."""
+        return DataLoader([0])
+
+    def predict_step(self, *_: Any) -> None:
+        """Caption and write the chunks of this process."""
         mine = self.numbers[self.trainer.global_rank :: self.trainer.world_size]
-        size, frames = self.model.image_size, self.model.frames
-        batches = _ChunkBatches(self.parts, mine, clips_per_batch(self.job.batch_size, frames), size, frames)
-        return DataLoader(batches, batch_size=None, num_workers=self.job.workers)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch as it is: its images are moved together when they are captioned."""
-        return batch
-
-    def predict_step(self, batch: Batch, *_: Any) -> tuple[int, list[Record]]:
-        """Caption a batch."""
-        number, items, images, errors = batch
-        results = self.model.caption_batch(images, errors, items, self.job.search)
-        n_best = self.job.search.n_best
-        return number, [caption_record(item, result, n_best) for item, result in zip(items, results, strict=True)]
-
-
-class PartWriter(BasePredictionWriter):
-    """Writes the part of a chunk once all its images have their records."""
-
-    def __init__(self, parts: PartFolder) -> None:
-        super().__init__("batch")
-        self.parts, self.records = parts, list[Record]()
-
-    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Any, *_: Any) -> None:
-        """Called in each process with the result of `predict_step`."""
-        number, records = prediction
-        self.records += records
-        if len(self.records) == len(self.parts.chunk(number)):
-            self.parts.write(number, self.records)
-            self.records = []
+        for _ in self.parts.write_each(mine, lambda items: self.job.caption(self.model, items)):
+            pass
 
 
 def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
@@ -119,7 +68,6 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
         accelerator="gpu" if job.device.startswith("cuda") else "cpu",
         devices=job.devices,
         strategy="ddp_spawn",  # starts from this process, not from the command line, which may read standard input
-        callbacks=[PartWriter(parts)],
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
