@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from playwright.sync_api import sync_playwright
 
+from captioner.data.annotations import Example
 from captioner.metrics.scoring import Comparison, score_images
 from captioner.models.base import Caption
 from captioner.reports.evaluation import EvaluationPage
@@ -57,7 +58,8 @@ def write(path: Path, photos: list[str], count: int, two: bool) -> None:
             found, other = ([caption(7) for _ in range(3)] for _ in range(2))
             references[i] = [" ".join(random.choices(WORDS, k=10)) for _ in range(5)]
             captions[i], second[i] = found[0].text, other[0].text
-            page.add(i, photos[i % len(photos)], f"{i:06}.jpg", references[i], found, other if two else None)
+            example = Example(i, Path(photos[i % len(photos)]), tuple(references[i]), f"{i:06}.jpg")
+            page.add(example, found, other if two else None)
         page.finish(score_images(references, captions, comparison=Comparison("theirs", second) if two else None))
 
 

@@ -79,7 +79,7 @@ def run(options: Any) -> None:
                 seconds[image] = second[0][0].text
             if page is not None:
                 other = second[0] if second else comparison.captions.get(image)
-                page.add(image, example.path, names[image], references[image], first, other)
+                page.add(example, first, other)
         if skipped:
             print(f"{len(skipped)} images skipped, e.g. {skipped[0]}", file=sys.stderr)
         if options.output is not None:

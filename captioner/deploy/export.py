@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from captioner import __version__
 from captioner.config import SearchConfig
 from captioner.errors import UserError, one_line
-from captioner.files import atomic_folder
+from captioner.files import atomic_folder, write_json
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
 
@@ -74,23 +73,15 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
     words = torch.full((2,), 1)
     rows = torch.export.Dim("rows", min=1, max=65536)
     with atomic_folder(folder) as part:
-        _write_graph(
-            part / f"encoder.{ENDINGS[to]}",
-            EncoderGraph(model),
-            {"images": images},
-            [*states, *contexts],
-            ({0: rows},),
-        )
-        _write_graph(
-            part / f"step.{ENDINGS[to]}",
-            StepGraph(model, len(state)),
-            dict(zip(["words", *states, *contexts], (words, *state, *context), strict=True)),
-            ["log_probs", *(f"{name}_after" for name in states)],
-            ({0: rows}, tuple({0: rows} for _ in (*state, *context))),
-        )
+        encoder, step = (part / f"{name}.{ENDINGS[to]}" for name in ("encoder", "step"))
+        _write_graph(encoder, EncoderGraph(model), {"images": images}, [*states, *contexts], ({0: rows},))
+        inputs = dict(zip(["words", *states, *contexts], (words, *state, *context), strict=True))
+        outputs = ["log_probs", *(f"{name}_after" for name in states)]
+        shapes = ({0: rows}, tuple({0: rows} for _ in (*state, *context)))
+        _write_graph(step, StepGraph(model, len(state)), inputs, outputs, shapes)
         if int8:
             _quantize(part / "step.onnx")
-        config = {
+        config: dict[str, Any] = {
             "format": FORMAT,
             "captioner": __version__,
             "image_size": model.image_size,
@@ -100,7 +91,7 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
             "context": len(contexts),
             "search": asdict(SearchConfig()),
         }
-        _write_config(part, config)
+        write_json(part / "config.json", config)
 
 
 def _write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], shapes: Any) -> None:
@@ -118,16 +109,8 @@ def _write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], outpu
             import onnxscript  # noqa: F401
         except ImportError:
             raise UserError("--to onnx needs onnxscript: pip install 'captioner[export]'") from None
-        torch.onnx.export(
-            program,
-            values,
-            file,
-            input_names=list(inputs),
-            output_names=outputs,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        names: Any = {"input_names": list(inputs), "output_names": outputs}
+        torch.onnx.export(program, values, file, **names, dynamo=True, external_data=False, verbose=False)
 
 
 def _quantize(file: Path) -> None:
@@ -141,10 +124,6 @@ def _quantize(file: Path) -> None:
     del model.graph.value_info[:]  # onnxruntime 1.23 keeps the old shapes of matrices that it transposes
     # Unsigned: sums of products of signed weights overflow 16 bits on CPUs without VNNI, which changes the captions
     quantize_dynamic(model, file, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"])
-
-
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
@@ -163,7 +142,7 @@ def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
     with atomic_folder(folder) as part:
         save_slim(part / "model.safetensors", header, _lossless_state(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
-        _write_config(part, config)
+        write_json(part / "config.json", config)
         (part / "README.md").write_text(model_card(model, title, data), encoding="utf-8")
 
 

@@ -122,17 +122,12 @@ class CaptionService:
         await asyncio.to_thread(self.batcher.close)
 
     async def respond(self, request: Request) -> dict[str, Any]:
-        """The answer to a request to /caption.
-
-        Raises:
-            HTTPException: 503 queue full, 504 too slow, and those of :func:`read_sources` and of images without a
-                caption.
-        """
+        """The answer to a request to /caption; HTTPException for one of the statuses of RESPONSES."""
         try:
             return await asyncio.wait_for(self._caption_request(request), self.config.timeout)
         except asyncio.TimeoutError:
-            message = f"not done in {self.config.timeout:g} s; send fewer images or try later"
-            raise HTTPException(504, message) from None
+            seconds = f"{self.config.timeout:g} s"
+            raise HTTPException(504, f"not done in {seconds}; send fewer images or try later") from None
         except queue.Full:
             raise HTTPException(503, f"{self.config.queue} images are waiting already; try again", BUSY) from None
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from captioner import metrics
+from captioner.data.annotations import Example
 from captioner.data.clips import thumbnail
 from captioner.errors import UserError, printable
 from captioner.metrics.scoring import RESAMPLES, ScoringResult, image_scores
@@ -53,30 +54,22 @@ class EvaluationPage(Page):
         self.images: list[dict[str, Any]] = []
         self.summary = ""
 
-    def add(
-        self,
-        image: Any,
-        path: Any,
-        name: str,
-        references: Sequence[str],
-        captions: Sequence[Caption],
-        other: Sequence[Caption] | str | None = None,
-    ) -> None:
-        """Add an image (its id) with its captions, best first, and those of the other system, or its only one."""
+    def add(self, example: Example, captions: Sequence[Caption], other: Sequence[Caption] | str | None = None) -> None:
+        """Add an image with its captions, best first, and those of the other system, or its only one."""
         systems = [captions, *([] if other is None else [other])]
         try:
-            shown = image_html(thumbnail(path, self.size[0]), *self.size, captions[0].text)
+            shown = image_html(thumbnail(example.path, self.size[0]), *self.size, captions[0].text)
         except UserError as error:  # it was readable when it was captioned
             shown = f'<p class="faint">{escape(str(error))}</p>'
-        card = evaluation_card(shown, name, systems, self.names)  # escaped, so there is no </script> in it
+        card = evaluation_card(shown, example.name, systems, self.names)  # escaped, so there is no </script> in it
         self.write(f'<script type="text/html" class="image">{card}</script>\n')
-        self.places[image] = len(self.images)
+        self.places[example.image_id] = len(self.images)
         texts = [each if isinstance(each, str) else each[0].text for each in systems]
         self.images.append(
             {
-                "name": printable(name),
+                "name": printable(example.name),
                 "captions": [printable(text) for text in texts],
-                "references": [printable(reference) for reference in references],
+                "references": [printable(reference) for reference in example.captions],
                 "perplexity": round(captions[0].perplexity, 3),
             }
         )

@@ -11,6 +11,7 @@ import pytest
 from helpers import captions_of, is_one_line, make_captioner, write_set
 from html_page import Page, caption
 
+from captioner.data.annotations import Example
 from captioner.errors import UserError
 from captioner.metrics.scoring import Comparison, ScoreOptions, score_images
 from captioner.reports.evaluation import LARGE, MAX_BARS, MAX_LARGE, SMALL, EvaluationPage, histogram
@@ -38,7 +39,8 @@ def write(tmp_path, images, names=("mine",), references="a red square", text="a 
     with EvaluationPage(file, "about <b>", len(images), True, names) as page:
         for i, path in enumerate(images):
             second = None if comparison is None else [caption("a green square")] if i else "a green square"
-            page.add(i, path, f"{i} {HOSTILE}", wanted[i], [caption(captions[i], 3), caption("a dog")], second)
+            example = Example(i, path, tuple(wanted[i]), f"{i} {HOSTILE}")
+            page.add(example, [caption(captions[i], 3), caption("a dog")], second)
         assert not file.exists()
         scored = score_images(wanted, captions, replace(ScoreOptions(), **more), comparison=comparison)
         page.finish(scored)
@@ -109,8 +111,8 @@ def test_two_systems(tmp_path, images):
 def test_images_without_a_score_or_a_file(tmp_path, images):
     file = tmp_path / "report.html"
     with EvaluationPage(file, "", 2, False, ["mine", "theirs"]) as page:
-        page.add(7, images[0], "a", ["a dog"], [caption("a dog")], "a")
-        page.add("x", tmp_path / "gone.png", "b", ["a cat"], [caption("a cat")], "a")
+        page.add(Example(7, images[0], ("a dog",), "a"), [caption("a dog")], "a")
+        page.add(Example("x", tmp_path / "gone.png", ("a cat",), "b"), [caption("a cat")], "a")
         page.finish(score_images({"x": ["a cat"]}, {"x": "a cat"}, comparison=Comparison("theirs", {"x": "a"})))
     text = file.read_text(encoding="utf-8")
     assert ["scores" in each for each in data_of(text)] == [False, True]
@@ -125,7 +127,7 @@ def test_many_images_are_small(tmp_path):
     Image.new("RGB", (640, 320)).save(tmp_path / "wide.png")
     for count, (side, _) in ((MAX_LARGE, LARGE), (MAX_LARGE + 1, SMALL)):
         with EvaluationPage(tmp_path / "page.html", "", count, False, ["mine"]) as page:
-            page.add(1, tmp_path / "wide.png", "a", ["a"], [caption("a")])
+            page.add(Example(1, tmp_path / "wide.png", ("a",), "a"), [caption("a")])
             page.finish(score_images({1: ["a"]}, {1: "a"}))
         text = (tmp_path / "page.html").read_text()
         assert cards_of(Page(text), text)[0].images()[0].size == (side, side // 2)
@@ -307,7 +309,7 @@ def report(tmp_path_factory, weights):
         for n in range(60):
             path = coco.images("val") / f"{n:03}.png"
             found = [caption(captions[100 + n], 3), caption("a dog")]
-            page.add(100 + n, path, f"{n:03} {HOSTILE}", [HOSTILE, *captions_of(n, 2)], found, second[100 + n])
+            page.add(Example(100 + n, path, (HOSTILE, *captions_of(n, 2)), f"{n:03} {HOSTILE}"), found, second[100 + n])
         references = {100 + n: captions_of(n, 2) for n in range(60)}
         scored = score_images(references, captions, comparison=Comparison("theirs", second))
         page.finish(scored)
