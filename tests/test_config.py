@@ -155,6 +155,32 @@ def test_attention_and_its_grid_belong_together():
         assert ModelConfig(grid=7, attention=kind).attention == kind
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_file_of_configs_is_valid(cli, file):
+    command = "pretrain" if file.stem == "language_model" else "train"
+    assert cli(command, "--config", file, "--print_config")[::2] == (0, "")
+
+
+def test_the_defaults_that_configs_name_are_the_defaults():
+    plain = yaml.safe_load((ROOT / "configs" / "flickr8k.yaml").read_text())
+    assert plain["search"].pop("length_penalty") == 1.0
+    for group, config in (
+        ("data", DataConfig),
+        ("model", ModelConfig),
+        ("train", TrainConfig),
+        ("search", SearchConfig),
+    ):
+        assert asdict(config()).items() >= plain[group].items()
+
+
+def test_self_critical_training_is_a_second_file(cli):
+    """It has no architecture, and keeps that of the file before it."""
+    files = [ROOT / "configs" / f"{name}.yaml" for name in ("attention", "scst")]
+    code, out, _ = cli("train", "--config", files[0], "--config", files[1], "--print_config")
+    made = yaml.safe_load(out)
+    assert (code, made["model"]["attention"], made["train"]["objective"]) == (0, "soft", "scst")
+
+
 ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
 
 
