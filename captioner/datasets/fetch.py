@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -47,7 +49,6 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file name of the zip."""
         return self.url.rsplit("/", 1)[1]
 
 
@@ -67,54 +68,75 @@ class DataSet:
 
 
 def fetch(
-    name: str,
-    out: Path,
-    mirror: Sequence[str] = (),
+    name: Literal["coco2014", "coco2017", "karpathy", "flickr8k"],
+    output: Path | None = None,
+    mirror: list[str] | None = None,
     download_images: bool = True,
     keep_archives: bool = False,
     check_sums: bool = True,
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
-) -> str:
-    """Fetch one of SETS into a folder. What is complete there is left as it is; partial downloads are continued.
+) -> None:
+    """Fetch one of SETS, and print its licence and the command that trains on it.
 
-    The arguments are the options of ``captioner data fetch``.
+    What is complete in the folder is left as it is; partial downloads are continued.
 
-    Returns:
-        The ``captioner train`` command for the set.
-
-    Raises:
-        UserError: a file cannot be downloaded, is damaged or does not fit on the disk, or another process fetches into
-            the folder.
+    Args:
+        name: which data set; karpathy is COCO 2014 in the splits that papers use
+        output: folder of the data set (default: data/NAME); karpathy and coco2014 may share one
+        mirror: addresses of folders with the zips, tried in turn instead of the original hosts
+        download_images: download the images, not only the captions
+        keep_archives: keep the zips after unpacking
+        check_sums: refuse a zip whose size or SHA-256 is not the known one
+        timeout: seconds without a byte after which a connection counts as cut
+        retries: attempts at a file in a row that bring no progress
     """
-    from filelock import FileLock, Timeout
-
-    for url in mirror:
+    if not 0 < timeout <= 86_400:
+        raise UserError(f"--timeout is {timeout}: expected seconds, more than 0, up to 86400")
+    if not 0 <= retries <= 1000:
+        raise UserError(f"--retries is {retries}: expected 0 to 1000")
+    for url in mirror or ():
         if not is_http(url):
             raise UserError(f"--mirror is {url!r}: expected the address of a folder, such as https://host/coco")
-    known = SETS[name]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".fetch.lock", timeout=0):
-            wanted = [archive for archive in known.archives if download_images or not archive.images]
-            missing = [archive for archive in wanted if not _is_unpacked(archive, out)]
-            _check_space_for(missing, out, keep_archives)
-            for archive in missing:
-                urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror] or [archive.url]
-                _fetch_archive(archive, out, urls, check_sums, timeout, retries)
-                if not keep_archives:
-                    (out / archive.name).unlink()
-            _write_splits(name, out)
-    except Timeout:
-        raise UserError(
-            f"{out}: another process is fetching into it; wait for it, or choose another --output"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --output") from None
+    known, out = SETS[name], output or Path("data", name)
+    print(f"{name}: {known.licence}", file=sys.stderr)
+    with _locked(out):
+        wanted = [archive for archive in known.archives if download_images or not archive.images]
+        missing = [archive for archive in wanted if not _is_unpacked(archive, out)]
+        _check_space_for(missing, out, keep_archives)
+        for archive in missing:
+            urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror or ()] or [archive.url]
+            _fetch_archive(archive, out, urls, check_sums, timeout, retries)
+            if not keep_archives:
+                (out / archive.name).unlink()
+        _write_splits(name, out)
+    if not download_images:
+        print(f"{out}: the captions; for the images: captioner data fetch {name} --output {out}")
+        return
     words = ["captioner", "train"]
     for split, (captions, images) in (("train", known.train), ("val", known.val)):
         words += [f"--data.{split}", str(out / captions), f"--data.{split}_images", str(out / images)]
-    return shlex.join([*words, "--output", f"runs/{name}"])
+    print(shlex.join([*words, "--output", f"runs/{name}"]))
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Create a folder and keep other processes from fetching into it; errors of writing into it become one line."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".fetch.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{out}: another process is fetching into it; wait, or choose another --output") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --output") from None
+
+
+def _file_list(archive: Archive, out: Path) -> Path:
+    """The sizes by name of the files of an archive, written when all are unpacked."""
+    return out / f".{archive.name}.json"
 
 
 def _is_unpacked(archive: Archive, out: Path) -> bool:
@@ -126,11 +148,6 @@ def _is_unpacked(archive: Archive, out: Path) -> bool:
     again = f"{absent:,} of its files are missing or changed; fetching it again"
     print(f"{archive.name}: {again if absent else f'already unpacked in {out}'}", file=sys.stderr)
     return not absent
-
-
-def _file_list(archive: Archive, out: Path) -> Path:
-    """The sizes by name of the files of an archive, written when all are unpacked."""
-    return out / f".{archive.name}.json"
 
 
 def _check_space_for(archives: Sequence[Archive], out: Path, keep_archives: bool) -> None:
@@ -147,26 +164,26 @@ def _fetch_archive(
     path = out / archive.name
     sha256 = SHA256.get(archive.name) if check_sums else None
     size = archive.size if sha256 else None
-    downloaded = not path.exists()
-    if downloaded:
+    by_hand = path.exists()
+    if by_hand:
+        print(f"{path}: already there", file=sys.stderr)
+        try:
+            verify(path, size, sha256)
+        except UserError as error:
+            raise UserError(f"{error}; remove it and fetch again") from None
+    else:
         try:
             download(urls, path, size, sha256, timeout, retries)
         except KeyboardInterrupt:
             kept = f"{partial_size(path):,} bytes are kept, and the same command continues from there"
             print(f"{path.name}: {kept}", file=sys.stderr)
             raise
-    else:
-        print(f"{path}: already there", file=sys.stderr)
-        try:
-            verify(path, size, sha256)
-        except UserError as error:
-            raise UserError(f"{error}; remove it and fetch again") from None
     try:
         files = unpack(path, out, archive.contains)
     except BrokenZip as error:
-        if downloaded:
+        if not by_hand:
             path.unlink()
-        raise UserError(f"{error}; {'it was removed: ' if downloaded else 'remove it and '}fetch again") from None
+        raise UserError(f"{error}; {'remove it and' if by_hand else 'it was removed:'} fetch again") from None
     write_json(_file_list(archive, out), files)
 
 
@@ -177,10 +194,7 @@ class BrokenZip(Exception):
 def unpack(path: Path, out: Path, contains: str = "") -> dict[str, int]:
     """Unpack a zip: to a temporary folder, where every checksum is tested, then file by file to `out`.
 
-    Args:
-        path: the zip.
-        out: the folder; folders in it are merged, files replaced.
-        contains: the beginning or end of some member's name.
+    Folders in `out` are merged, files replaced. `contains` is the beginning or end of some member's name.
 
     Returns:
         The size in bytes of every file, by its path below `out`.
@@ -200,9 +214,11 @@ def unpack(path: Path, out: Path, contains: str = "") -> dict[str, int]:
             temporary.mkdir()
             for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
                 zipped.extract(member, temporary)
-        _move(temporary, out)
+        shutil.copytree(temporary, out, dirs_exist_ok=True, copy_function=os.replace)
     except (UserError, BrokenZip):
         raise
+    except shutil.Error as error:  # of copytree: a list of (source, target, reason)
+        raise UserError(f"{path}: cannot be unpacked: {error.args[0][0][2]}") from None
     except OSError as error:
         if error.errno is None or error.strerror == "Invalid argument":  # a position outside of the file
             raise BrokenZip(f"{path}: damaged: {error}") from None
@@ -229,21 +245,10 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], contains: str
         raise BrokenZip(f"{path}: would unpack to {total:,} bytes, {total // size:,} times its size")
 
 
-def _move(source: Path, target: Path) -> None:
-    """Move the content of a folder into another on the same disk; folders are merged, files replaced."""
-    for entry in list(os.scandir(source)):
-        place = target / entry.name
-        if entry.is_dir() and place.is_dir():
-            _move(Path(entry.path), place)
-        else:
-            os.replace(entry.path, place)
-
-
 def _write_splits(name: str, out: Path) -> None:
     """Write the splits of a set as COCO captions, if it has its own layout."""
-    write = SETS[name].write_splits
     try:
-        if write is not None:
+        if (write := SETS[name].write_splits) is not None:
             write(out)
     except (UserError, OSError, LookupError, TypeError, ValueError) as error:
         reason = error if isinstance(error, UserError) else repr(error)
@@ -297,13 +302,15 @@ _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent"
 _FLICKR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 
 
-def _coco_annotations(year: int, size: int) -> Archive:
-    url = f"{_COCO}/annotations/annotations_trainval{year}.zip"
-    return Archive(url, size, 1_000_000_000, f"annotations/captions_train{year}.json")
-
-
 def _coco_images(folder: str, size: int, unpacked: int) -> Archive:
     return Archive(f"{_COCO}/zips/{folder}.zip", size, unpacked, f"{folder}/", images=True)
+
+
+def _coco(year: int, size: int, images: tuple[Archive, ...]) -> DataSet:
+    """COCO's own splits; `size` is that of the zip of the annotations."""
+    train, val = f"annotations/captions_train{year}.json", f"annotations/captions_val{year}.json"
+    annotations = Archive(f"{_COCO}/annotations/annotations_trainval{year}.zip", size, 1_000_000_000, train)
+    return DataSet((annotations, *images), COCO, (train, f"train{year}"), (val, f"val{year}"))
 
 
 _IMAGES2014 = (
@@ -315,18 +322,8 @@ _IMAGES2017 = (
     _coco_images("train2017", 19_336_861_798, 19_400_000_000),
 )
 SETS = {
-    "coco2014": DataSet(
-        (_coco_annotations(2014, 252_872_794), *_IMAGES2014),
-        COCO,
-        ("annotations/captions_train2014.json", "train2014"),
-        ("annotations/captions_val2014.json", "val2014"),
-    ),
-    "coco2017": DataSet(
-        (_coco_annotations(2017, 252_907_541), *_IMAGES2017),
-        COCO,
-        ("annotations/captions_train2017.json", "train2017"),
-        ("annotations/captions_val2017.json", "val2017"),
-    ),
+    "coco2014": _coco(2014, 252_872_794, _IMAGES2014),
+    "coco2017": _coco(2017, 252_907_541, _IMAGES2017),
     "karpathy": DataSet(
         (Archive(f"{_KARPATHY}/caption_datasets.zip", 36_745_453, 250_000_000, "dataset_coco.json"), *_IMAGES2014),
         f"Karpathy's splits of COCO 2014: {COCO}",
