@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.data.entries import Entries, Entry, Problem
-from captioner.data.formats import detect_format, read_entries
+from captioner.data.formats import Entries, Entry, Problem, detect_format, read_entries
 from captioner.data.shards import Member
 from captioner.errors import UserError
 from captioner.files import escapes_folder, read_text

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import csv
 import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.data import shards
 from captioner.data.addresses import is_address
-from captioner.data.entries import (
-    CAPTION_KEYS,
-    ID_KEYS,
-    SPLIT_NAMES,
-    Entries,
-    Entry,
-    Problem,
-    first_key,
-    in_split,
-    split_names,
-)
-from captioner.data.images import SUFFIXES, VIDEOS
-from captioner.data.tables import TABLE_SUFFIXES, Row, captions_in_cell, find_delimiter, group_rows, read_table
+from captioner.data.images import SUFFIXES, VIDEOS, find_images
+from captioner.data.parquet import read_rows
 from captioner.errors import UserError
-from captioner.files import ID, IDS, json_type, read_json, read_text, require_fields
+from captioner.files import ID, IDS, json_type, parse_json, read_json, read_text, require_fields
 
+# Keys of JSON objects and names of columns; where several are present, the first counts.
+ID_KEYS = ("image_id", "cocoid", "img_id", "imgid")
+FILE_KEYS = ("file_name", "filename", "image_path", "image_name", "filepath", "image", "img", "file", "path")
+CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw")
+
+SPLIT_NAMES = (("train", "restval"), ("val", "validation", "valid", "dev"), ("test",))  # each group is one split
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the table of an imagefolder
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
+DELIMITERS = "\t,;|"  # of a CSV
 TOKEN_LINE = re.compile(r"(\S.*)#\d+\t(.*)")  # name.jpg#0<TAB>caption
 
 
@@ -41,12 +41,43 @@ class Format(NamedTuple):
     data: Any = None
 
 
-def detect_format(path: str | os.PathLike) -> Format:
-    """The layout of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder or webdataset.
+@dataclass(frozen=True)
+class Entry:
+    """An image as an annotations file lists it; it may not exist.
 
-    Raises:
-        UserError: none of them.
+    image_id: the file's own, or the number of the image in the file, from 0.
+    where: file and line, for messages.
+    names: the paths it may have below the folder of the images, the likeliest first.
+    captions: as in the file, some maybe blank.
+    image: the image itself where the layout contains it; None in a sample of a shard without an image.
     """
+
+    image_id: ID
+    where: str
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    image: shards.Member | None = None
+
+
+class Problem(NamedTuple):
+    """A mistake in the data: its kind, for counting, and a message of one line."""
+
+    kind: str
+    message: str
+
+
+class Entries(NamedTuple):
+    """The entries of a file in its order, and the problems of what is not among them."""
+
+    entries: list[Entry]
+    problems: list[Problem]
+
+
+# ---- which layout
+
+
+def detect_format(path: str | os.PathLike) -> Format:
+    """The layout of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder or webdataset."""
     text = os.fspath(path)
     if os.path.isfile(text) and text.lower().endswith(".json"):
         data = read_json(Path(text))
@@ -60,7 +91,7 @@ def detect_format(path: str | os.PathLike) -> Format:
     if text.lower().endswith(TABLE_SUFFIXES):
         return Format("table")
     first = next(line for line in read_text(Path(text), "text").split("\n") if line.strip())
-    if TOKEN_LINE.fullmatch(first) or find_delimiter(first) is not None:
+    if TOKEN_LINE.fullmatch(first) or _find_delimiter(first) is not None:
         return Format("flickr")
     raise UserError(
         f"{text}: unknown layout of captions: the first line is neither name.jpg#0<TAB>caption nor names of columns, "
@@ -106,6 +137,9 @@ def _own_format(folder: Path) -> str | None:
     return "webdataset" if any(name.endswith(".tar") for name in os.listdir(folder)) else None
 
 
+# ---- which split
+
+
 def _split_folders(folder: Path) -> list[Path]:
     return [folder / name for group in SPLIT_NAMES for name in group if (folder / name).is_dir()]
 
@@ -115,11 +149,27 @@ def _folder_of_split(folder: Path, split: str) -> Path:
     folders = _split_folders(folder)
     if not folders or _own_format(folder) is not None:
         return folder
-    mine = [folder / name for name in split_names(split) if (folder / name).is_dir()]
-    if not mine:
-        there = ", ".join(each.name for each in folders)
-        raise UserError(f"{folder}: no folder of the split {split!r}; there is {there}")
-    return mine[0]
+    for name in _split_names(split):
+        if folder / name in folders:
+            return folder / name
+    there = ", ".join(each.name for each in folders)
+    raise UserError(f"{folder}: no folder of the split {split!r}; there is {there}")
+
+
+def _split_names(split: str) -> tuple[str, ...]:
+    """All names of a split, the given one first: "val" → ("val", "validation", "valid", "dev")."""
+    return (split, *(name for group in SPLIT_NAMES if split in group for name in group if name != split))
+
+
+def _in_split(path: Path, split: str, splits: Sequence[Any]) -> list[bool]:
+    """Whether each image belongs to the split; `splits` are those of the images. UserError if none does."""
+    names = _split_names(split)
+    mine = [one in names for one in splits]
+    if not any(mine):
+        there = ", ".join(sorted({str(one) for one in splits}))
+        option = "--split, --data.train_split or --data.val_split"
+        raise UserError(f"{path}: nothing of the split {split!r}; there is {there}: choose one by {option}")
+    return mine
 
 
 # ---- the readers
@@ -140,9 +190,6 @@ def read_entries(
 
     Returns:
         The entries, and the folder that their names are relative to; None where the images are in shards.
-
-    Raises:
-        UserError: the file is not in this layout, or has nothing of the split.
     """
     file = Path(path)
     if layout.name == "webdataset":
@@ -163,7 +210,10 @@ def read_entries(
         case "pairs":
             return read_pairs(file, folder), folder
         case "imagefolder":
-            file = _metadata_file(file)
+            tables = [file / name for name in METADATA if (file / name).is_file()]
+            if len(tables) != 1:
+                raise UserError(f"{file}: expected one of {', '.join(METADATA)}, found {len(tables)} of them")
+            file = tables[0]
     return read_table(file, split, columns), folder
 
 
@@ -184,10 +234,8 @@ def read_coco(path: Path, data: Any) -> Entries:
 def parse_coco(path: Path, data: Any, fields: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[ID, list[str]]]:
     """The `images` of a captions file, and captions by image id, both in the order of the file.
 
-    fields: the fields of each image that are required, with their types.
-
-    Raises:
-        UserError: no COCO captions, or an id of two images or of two annotations.
+    `fields` are the required fields of an image, with their types. UserError: these are no COCO captions, or an id
+    belongs to two images or to two annotations.
     """
     from pycocotools.coco import COCO
 
@@ -202,13 +250,10 @@ def parse_coco(path: Path, data: Any, fields: dict[str, Any]) -> tuple[list[dict
         if not _is_annotation(entry):
             require_fields(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
     numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
+    _check_unique(path, "image id", [image["id"] for image in data["images"]])
+    _check_unique(path, "annotation id", numbers)
     if len(numbers) < len(annotations):  # COCO needs them
         annotations = [{**entry, "id": position} for position, entry in enumerate(annotations)]
-
-    if (twice := _repeated(image["id"] for image in data["images"])) is not None:
-        raise UserError(f"{path}: image id {twice!r} comes twice, so its captions are ambiguous; remove one")
-    if (twice := _repeated(numbers)) is not None:
-        raise UserError(f"{path}: annotation id {twice!r} comes twice; remove one or give it another id")
 
     coco = COCO()
     coco.dataset = {"images": data["images"], "annotations": annotations}
@@ -225,10 +270,12 @@ def _is_annotation(entry: Any) -> bool:
     return number is None or type(number) in IDS
 
 
-def _repeated(ids: Iterable[ID]) -> ID | None:
-    """The first id that comes a second time."""
+def _check_unique(path: Path | str, kind: str, ids: Sequence[ID]) -> None:
     seen: set[ID] = set()
-    return next((one for one in ids if one in seen or seen.add(one)), None)  # type: ignore[func-returns-value]
+    for one in ids:
+        if one in seen:
+            raise UserError(f"{path}: {kind} {one!r} comes twice; remove one or give it another id")
+        seen.add(one)
 
 
 def read_karpathy(path: Path, data: Any, split: str) -> Entries:
@@ -252,9 +299,8 @@ def read_karpathy(path: Path, data: Any, split: str) -> Entries:
             names.insert(0, f"{image['filepath']}/{image['filename']}")
         captions = tuple(_sentence(f"{path}: {where}", sentence) for sentence in sentences)
         entries.append(Entry(image_id, f"{path}: image id {image_id!r}", tuple(names), captions))
-    if (twice := _repeated(entry.image_id for entry in entries)) is not None:
-        raise UserError(f"{path}: image id {twice!r} comes twice, so its captions are ambiguous; remove one")
-    mine = in_split(path, split, [image["split"] for image in data["images"]])
+    _check_unique(path, "image id", [entry.image_id for entry in entries])
+    mine = _in_split(path, split, [image["split"] for image in data["images"]])
     return Entries(list(itertools.compress(entries, mine)), [])
 
 
@@ -279,51 +325,30 @@ def read_flickr(path: Path, split: str = "train", columns: str | None = None) ->
         elif line.strip():
             problem = f"{path}: line {number} is not name.jpg#0<TAB>caption but {line[:60]!r}"
             problems.append(Problem("line in another form", problem))
-    return Entries(group_rows(rows), problems)
-
-
-def _metadata_file(folder: Path) -> Path:
-    """The table of an imagefolder."""
-    found = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(found) != 1:
-        names = " and ".join(file.name for file in found) or "none"
-        raise UserError(f"{folder}: expected one of {', '.join(METADATA)}, found {names}")
-    return found[0]
+    return Entries(_group_rows(rows), problems)
 
 
 def read_pairs(folder: Path, images: Path) -> Entries:
     """For each image name.jpg in `images`, at any depth, name.txt in `folder` with a caption per line."""
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; check the path")
-    names_of: dict[str, list[str]] = {}  # by the path without suffix
-    for name in _image_names(images):
-        names_of.setdefault(os.path.splitext(name)[0], []).append(name)
-    text_of: dict[str, Path] = {}
+    text_of: dict[Path, Path] = {}  # by the path without suffix
     for text in sorted(folder.rglob("*.txt")):
         relative = text.relative_to(folder)
         if text.is_file() and not any(part.startswith(".") for part in relative.parts):
-            text_of[relative.with_suffix("").as_posix()] = text
-    entries: list[Entry] = []
-    for stem, names in sorted(names_of.items()):
-        where = str(images / names[0])
-        if len(names) > 1:
-            other = os.path.basename(names[1])
-            raise UserError(f"{where}: {other!r} has the same name; a caption belongs to one image")
+            text_of[relative.with_suffix("")] = text
+    entries: dict[Path, Entry] = {}
+    for image in find_images([str(images)]):
+        name = Path(image).relative_to(images)
+        stem = name.with_suffix("")
+        if stem in entries:
+            raise UserError(f"{image}: {entries[stem].names[0]!r} has the same name; a caption belongs to one image")
         captions = _lines(text_of.pop(stem).read_bytes()) if stem in text_of else ()
-        entries.append(Entry(len(entries), where, (names[0],), captions))
+        entries[stem] = Entry(len(entries), str(image), (name.as_posix(),), captions)
     problems = [
         Problem("missing image file", f"{text}: no image of this name in {images}") for text in text_of.values()
     ]
-    return Entries(entries, problems)
-
-
-def _image_names(folder: Path) -> Iterator[str]:
-    """Images below a folder, as paths in it, with /; hidden ones are skipped."""
-    for top, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(top, name).relative_to(folder).as_posix()
+    return Entries(list(entries.values()), problems)
 
 
 def _lines(text: bytes) -> tuple[str, ...]:
@@ -334,10 +359,9 @@ def _lines(text: bytes) -> tuple[str, ...]:
 def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Entries:
     """The samples of shards: an image, and captions in a .txt, one per line, or else in a .json, under a CAPTION_KEYS.
 
-    With `albums` the image may also be a video.
+    With `albums` the image may also be a video. The id is the `image_id` in the .json, or else the sample's number.
     """
     entries: list[Entry] = []
-    seen: set[ID] = set()
     suffixes = SUFFIXES + (VIDEOS if albums else ())
     for shard in shards.expand(path):
         for sample in shards.samples(shard):
@@ -347,37 +371,211 @@ def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Entries:
                 raise UserError(f"{where} has {len(images)} images ({images[1].name!r} …); keep one")
             image = images[0] if images else None
             name = f"{os.path.basename(shard)}/{image.file if image else sample.key}"
-            image_id = _sample_id(sample.texts, len(entries))
-            if image_id in seen:
-                raise UserError(f"{where}: image id {image_id!r} comes twice; give each sample its own id")
-            seen.add(image_id)
-            entries.append(Entry(image_id, where, (name,), _sample_captions(where, sample.texts), image))
+            image_id, captions = _parse_sample(where, sample.texts)
+            entries.append(Entry(len(entries) if image_id is None else image_id, where, (name,), captions, image))
+    _check_unique(os.fspath(path), "image id", [entry.image_id for entry in entries])
     return Entries(entries, [])
 
 
-def _sample_id(texts: dict[str, bytes], number: int) -> ID:
-    """The `image_id` in a sample's .json, as data convert writes it, or else its number."""
+def _parse_sample(where: str, texts: dict[str, bytes]) -> tuple[ID | None, tuple[str, ...]]:
+    """The id in a sample's .json, if there is one, and the sample's captions."""
+    image_id = None
+    captions = tuple(line for ending, data in texts.items() if ending.endswith("txt") for line in _lines(data))
     for ending, data in texts.items():
-        if ending.endswith("json"):
-            with contextlib.suppress(ValueError, RecursionError):  # an error only if the captions are in it
-                found = json.loads(data)
-                image_id = found.get("image_id") if isinstance(found, dict) else None
-                if isinstance(image_id, IDS) and not isinstance(image_id, bool):
-                    return image_id
-    return number
+        if not ending.endswith("json"):
+            continue
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            if captions:  # they are in a .txt
+                continue
+            raise UserError(f"{where}: its .{ending} is broken JSON: {str(error).splitlines()[0]}") from None
+        if not isinstance(found, dict):
+            continue
+        number = found.get("image_id")
+        if image_id is None and isinstance(number, IDS) and not isinstance(number, bool):
+            image_id = number
+        key = first_key(CAPTION_KEYS, found)
+        if key is not None and not captions:
+            captions = captions_in_cell(f"{where}: {key!r}", found[key])
+    return image_id, captions
 
 
-def _sample_captions(where: str, texts: dict[str, bytes]) -> tuple[str, ...]:
-    lines = [line for ending, data in texts.items() if ending.endswith("txt") for line in _lines(data)]
-    if lines:
-        return tuple(lines)
-    for ending, data in texts.items():
-        if ending.endswith("json"):
-            try:
-                found = json.loads(data)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: its .{ending} is broken JSON: {str(error).splitlines()[0]}") from None
-            key = first_key(CAPTION_KEYS, found) if isinstance(found, dict) else None
-            if key is not None:
-                return captions_in_cell(f"{where}: {key!r}", found[key])
-    return ()
+# ---- tables: CSV, TSV, JSON Lines, a JSON list of objects, Parquet
+
+
+class Row(NamedTuple):
+    """A row of a table: where it is, the image's id if it has one, its file name, and captions."""
+
+    where: str
+    image_id: ID | None
+    name: str
+    captions: tuple[str, ...]
+
+
+# The names of the columns; where each row is and its cells by column; the rows that do not fit.
+_Table = tuple[Sequence[str], list[tuple[str, dict[str, Any]]], list[Problem]]
+
+
+def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
+    """Read a table whose rows have a file name and a caption or a list of captions; the rows of an image become one.
+
+    Args:
+        path: the file. The first line of a CSV has the column names, and its cells are separated by , ; | or tabs.
+        split: of a table with a column `split`, only the images of this one.
+        columns: "IMAGE,CAPTION", the columns of file names and captions; None: the first of FILE_KEYS and of
+            CAPTION_KEYS. A column of ID_KEYS has the ids, if there is one.
+    """
+    chosen = None if columns is None else tuple(name.strip() for name in columns.split(","))
+    if chosen is not None and (len(chosen) != 2 or not all(chosen)):
+        raise UserError(
+            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns"
+        )
+    header, table, problems = _load(path, chosen)
+    found = _columns(header, chosen)
+    if found is None:
+        what = f"names {chosen[0]!r} and {chosen[1]!r}" if chosen else "file names and captions with the usual names"
+        there = ", ".join(map(repr, header))
+        raise UserError(f"{path}: no columns of {what} among {there}; name the two by --columns or --data.columns")
+    number = first_key([key for key in ID_KEYS if key not in found], header)
+    rows = [_row(where, cells, *found, number) for where, cells in table]
+    entries = _group_rows(rows)
+    if "split" in header and rows:
+        mine = _in_split(path, split, [cells.get("split") for _, cells in table])
+        kept = {row.name for row in itertools.compress(rows, mine)}
+        for row, is_mine in zip(rows, mine, strict=True):
+            if not is_mine and row.name in kept:
+                raise UserError(f"{row.where}: {row.name!r} is in two splits; keep an image in one")
+        entries = [entry for entry in entries if entry.names[0] in kept]
+    return Entries(entries, problems)
+
+
+def _load(path: Path, columns: Sequence[str] | None) -> _Table:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        header, rows = read_rows(str(path))
+        return header, [(f"{path}: row {n}", row) for n, row in enumerate(rows)], []
+    if suffix == ".json":
+        table = [(f"{path}: entry {n}", row) for n, row in enumerate(read_json(path))]
+    elif suffix in (".jsonl", ".ndjson"):
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        table = [(f"{path}: line {n}", parse_json(path, line, n)) for n, line in lines if line.strip()]
+    else:
+        return _load_csv(path, columns)
+    for where, row in table:
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: is {json_type(row)}, expected an object with a file name and a caption")
+    return list(dict.fromkeys(key for _, row in table for key in row)), table, []
+
+
+def _load_csv(path: Path, columns: Sequence[str] | None) -> _Table:
+    text = read_text(path, "text")
+    first = text.split("\n", 1)[0]
+    delimiter = _find_delimiter(first, columns) or max(DELIMITERS, key=first.count)
+    try:
+        (_, header), *lines = _csv_rows(path, text, delimiter, csv.QUOTE_MINIMAL)
+    except UserError:
+        if delimiter != "\t":
+            raise
+        (_, header), *lines = _csv_rows(path, text, delimiter, csv.QUOTE_NONE)  # many TSVs do not quote quotation marks
+    rows, problems = [], []
+    for line, cells in lines:
+        if len(cells) > len(header) and header[-1] in CAPTION_KEYS:  # a caption with commas, not quoted, as Kaggle's
+            cells[len(header) - 1 :] = [f"{delimiter} ".join(cells[len(header) - 1 :])]
+        if len(cells) == len(header):
+            rows.append((f"{path}: line {line}", dict(zip(header, cells, strict=True))))
+        else:
+            count = f"{len(cells)} cells, the first line has {len(header)}"
+            problems.append(Problem("row with too few or too many cells", f"{path}: line {line} has {count}"))
+    return header, rows, problems
+
+
+def _csv_rows(path: Path, text: str, delimiter: str, quoting: Any) -> list[tuple[int, list[str]]]:
+    """The stripped cells of each row that is not empty, with the number of its (last) line."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
+    try:
+        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        hint = "a cell that begins with a quotation mark ends with one, and those inside are doubled"
+        raise UserError(f"{path}: line {reader.line_num}: {error}; {hint}") from None
+
+
+def _find_delimiter(header: str, columns: Sequence[str] | None = None) -> str | None:
+    """The delimiter with which the first line of a CSV names a column of file names and one of captions."""
+    for delimiter in DELIMITERS:
+        names: list[str] = []
+        with contextlib.suppress(csv.Error):  # Python before 3.11 refuses NUL
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        if _columns([name.strip() for name in names], columns):
+            return delimiter
+    return None
+
+
+def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, str] | None:
+    """The columns of file names and captions, if both are there."""
+    names, captions = ([chosen[0]], [chosen[1]]) if chosen else (FILE_KEYS, CAPTION_KEYS)
+    image = first_key(names, header)
+    caption = first_key([name for name in captions if name != image], header)
+    return None if image is None or caption is None else (image, caption)
+
+
+def _row(where: str, cells: dict[str, Any], image: str, caption: str, number: str | None) -> Row:
+    name, image_id = cells.get(image), cells.get(number) if number else None
+    if not isinstance(name, str):
+        hint = " (images inside a table are not read: write them to files)" if isinstance(name, dict) else ""
+        raise UserError(f"{where}: {image!r} is {json_type(name)}, expected a file name{hint}")
+    if image_id is not None and (not isinstance(image_id, IDS) or isinstance(image_id, bool)):
+        raise UserError(f"{where}: {number!r} is {json_type(image_id)}, expected a whole number or a string")
+    return Row(where, image_id, name.strip(), captions_in_cell(f"{where}: {caption!r}", cells.get(caption)))
+
+
+def _group_rows(rows: Iterable[Row]) -> list[Entry]:
+    """One entry per image, with the captions of all of its rows, in the order of the first rows.
+
+    Rows with one id, or without ids one file name, are one image.
+    """
+    images: dict[ID, list[Row]] = {}
+    for row in rows:
+        group = images.setdefault(row.name if row.image_id is None else row.image_id, [])
+        if group and group[0].name != row.name:
+            both = f"{group[0].name!r} and {row.name!r}"
+            raise UserError(f"{row.where}: image id {row.image_id!r} has two files, {both}; give each its own id")
+        group.append(row)
+    entries = []
+    for number, group in enumerate(images.values()):
+        where, image_id, name, _ = group[0]
+        captions = tuple(caption for row in group for caption in row.captions)
+        entries.append(Entry(number if image_id is None else image_id, where, (name,), captions))
+    return entries
+
+
+# ---- keys and values
+
+
+def first_key(keys: Iterable[str], present: Container[str]) -> str | None:
+    """The first of the keys that is present."""
+    return next((key for key in keys if key in present), None)
+
+
+def captions_in_cell(where: str, cell: Any) -> tuple[str, ...]:
+    """The captions in a cell: as :func:`caption_list` takes them, a list written as a string, or none."""
+    if isinstance(cell, str) and cell.startswith("[") and cell.endswith("]"):
+        for parse in (json.loads, ast.literal_eval):  # pandas writes Python's lists
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = parse(cell)
+                if isinstance(found, list) and all(isinstance(one, str) for one in found):
+                    return tuple(found)
+    return () if cell is None or cell == [] else tuple(caption_list(where, cell))
+
+
+def caption_list(where: str, value: Any) -> list[str]:
+    """One caption or a list of them, each a string or an object with a `caption`; messages begin with `where`."""
+    values = value if isinstance(value, list) else [value]
+    texts: list[Any] = [one.get("caption") if isinstance(one, dict) else one for one in values]
+    if not texts:
+        raise UserError(f"{where} is an empty list, expected a caption")
+    for text in texts:
+        if not isinstance(text, str):
+            verb = "has" if isinstance(value, list) else "is"
+            raise UserError(f"{where} {verb} {json_type(text)}, expected a string or a list of strings")
+    return texts

@@ -10,8 +10,17 @@ from typing import Any, NamedTuple
 
 from captioner.data.addresses import is_address
 from captioner.data.annotations import clean_caption, select_listed
-from captioner.data.entries import FILE_KEYS, ID_KEYS, caption_list, first_key
-from captioner.data.formats import Format, detect_format, is_karpathy, parse_coco, read_entries
+from captioner.data.formats import (
+    FILE_KEYS,
+    ID_KEYS,
+    Format,
+    caption_list,
+    detect_format,
+    first_key,
+    is_karpathy,
+    parse_coco,
+    read_entries,
+)
 from captioner.data.shards import are_shards
 from captioner.errors import UserError
 from captioner.files import ID, IDS, json_type, parse_json, read_text, require_fields
