@@ -1,8 +1,8 @@
-"""Score captions that are there already, anybody's: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
+"""Score captions of any system: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them.
 
 Example: captioner score --annotations captions_val2017.json --results results.json --json metrics.json
 
-The results are COCO results, {"id": "caption"}, JSON Lines or one of the like; images go by id or by file name.
+The results are COCO results, {"id": "caption"} or JSON Lines; images are named by id or by file name.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ def run(options: Any) -> None:
     )
     results = read_results(Path(options.results))
     if wanted.clip_score is not None:
-        known = {image: names.get(image, image) for image in references}
-        named = {
-            image: name for image, name in known.items() if isinstance(name, str) and not escapes_folder(normpath(name))
-        }
-        images = {image: Path(options.images, name) for image, name in named.items()}
+        for image in references:
+            name = names.get(image, image)
+            if isinstance(name, str) and not escapes_folder(normpath(name)):
+                images[image] = Path(options.images, name)
     result = score_images(references, results, wanted, names, images, options.results)
     show_scores(result.scores, wanted.json)

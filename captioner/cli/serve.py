@@ -1,4 +1,4 @@
-"""Caption images over HTTP: POST /caption with files or base64, JSON comes back; docs/serving.md.
+"""Caption images over HTTP: POST files or base64 to /caption, the answer is JSON; see docs/serving.md.
 
 Example: captioner serve --port 8000 --beam 3, then: curl -F files=@dog.jpg http://127.0.0.1:8000/caption
 """
@@ -45,11 +45,9 @@ def run(options: Any) -> None:
         listener.bind((options.host, options.port))
         listener.listen(128)
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"{options.host}:{options.port} cannot be listened to ({error}): choose another --port"
-        ) from None
-    patience = int(config.timeout) + 1
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience))
+        raise UserError(f"{options.host}:{options.port} is not available ({error}): choose another --port") from None
+    seconds = int(config.timeout) + 1
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=seconds))
     print(f"http://{options.host}:{listener.getsockname()[1]}/caption is ready", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn passes on after it has ended in good order
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after its shutdown
     server.run([listener])

@@ -92,7 +92,7 @@ def search_config(values: Mapping[str, Any]) -> SearchConfig:
         low, high, _ = RANGES.get(field.name, (value, value, 0))
         if not low <= value <= high:
             raise UserError(f"{field.name} is {value}: expected {low:g} to {high:g} on this page")
-        options[field.name] = type(field.default)(value)  # a browser sends 3.0 for 3
+        options[field.name] = type(getattr(SearchConfig, field.name))(value)  # a browser sends 3.0 for 3
     return SearchConfig(**options)
 
 
@@ -140,7 +140,7 @@ def _score_table(captions: Sequence[Caption]) -> str:
         "Caption": "the words",
         "Log-prob.": "natural logarithm of the probability of the words",
         "Score": "log-probability divided by the length penalty, by which captions are ranked",
-        "Perplexity": "exp(-log-probability / number of words)",
+        "Perplexity": "exp(−log-probability per word)",
     }
     heads = "".join(f'<th scope="col" title="{title}">{name}</th>' for name, title in titles.items())
     top = f'<table aria-label="Captions and their scores"><thead><tr>{heads}</tr></thead>'

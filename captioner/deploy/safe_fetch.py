@@ -1,4 +1,4 @@
-"""Images from addresses that strangers name: only from public hosts, whatever the names and redirects say."""
+"""Fetch images from addresses that strangers name, from public hosts only, whatever names resolve or redirect to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -14,16 +13,16 @@ import httpcore
 
 REDIRECTS = 3
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# What older Pythons call global: protocol assignments, where clouds have their metadata; site-local addresses.
+# Global to older Pythons: protocol assignments, where clouds have their metadata; site-local addresses.
 PRIVATE = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("fec0::/10"))
 
 
 class Refused(Exception):
-    """An address that is not fetched, or did not give an image; one line."""
+    """An address that is not allowed or gave no content; one line."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 address inside of it, belongs to the open internet."""
+    """Whether an IP address, and an IPv4 address embedded in it, belongs to the public internet."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
@@ -36,71 +35,80 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in PRIVATE))
 
 
-class _Guarded(httpcore.AsyncNetworkBackend):
-    """Connects to the very address that was judged: a name that answers differently the second time gains nothing."""
+class _PublicOnly(httpcore.AsyncNetworkBackend):
+    """Resolves a name once and connects to an address that was checked, so a second, different answer is never used."""
 
     def __init__(self) -> None:
-        self.plain = httpcore.AnyIOBackend()
+        self.network = httpcore.AnyIOBackend()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+    async def connect_tcp(  # type: ignore[override]
+        self, host: str, port: int, **options: Any
     ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise Refused(f"{host}: no such host") from None
         addresses = [str(entry[4][0]) for entry in found]
         if not addresses or not all(map(is_public, addresses)):
             raise Refused(f"{host}: is not a public host")
-        return await self.plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        return await self.network.connect_tcp(addresses[0], port, **options)
 
 
-async def fetch(url: str, most: int, timeout: float) -> bytes:
+async def fetch(url: str, max_bytes: int, timeout: float) -> bytes:
     """The content of an http or https address.
 
     Args:
-        url: of a public host, on its usual port; it may redirect, up to REDIRECTS times, to another such.
-        most: bytes.
-        timeout: seconds of silence.
+        url: of a public host, on port 80 or 443; it may redirect up to REDIRECTS times, to another such address.
+        max_bytes: of the content.
+        timeout: seconds without any data.
 
     Raises:
-        Refused: any other address, or what did not come.
+        Refused: any other address, or no content.
     """
-    limits = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+    shown = url[:200]
     try:
-        async with httpcore.AsyncConnectionPool(ssl.create_default_context(), network_backend=_Guarded()) as pool:
+        async with httpcore.AsyncConnectionPool(ssl.create_default_context(), network_backend=_PublicOnly()) as pool:
             for _ in range(REDIRECTS + 1):
-                parts = urlsplit(url)
-                if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-                    raise Refused(f"{url[:200]}: expected http:// or https:// and a host")
-                if parts.port not in (None, 80, 443):
-                    raise Refused(f"{url[:200]}: only the ports 80 and 443 are allowed")
-                async with pool.stream("GET", url, extensions={"timeout": limits}) as response:
-                    headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-                    if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
-                        url = urljoin(url, headers[b"location"])
-                        continue
-                    if response.status != 200:
-                        raise Refused(f"{url[:200]}: the host says {response.status}")
-                    data = bytearray()
-                    async for chunk in response.aiter_stream():
-                        data += chunk
-                        if len(data) > most:
-                            raise Refused(f"{url[:200]}: more than {most:,} bytes")
-                    return bytes(data)
-        raise Refused(f"{url[:200]}: more than {REDIRECTS} redirects")
+                _check_address(url)
+                redirect, content = await _request(pool, url, max_bytes, timeout)
+                if redirect is None:
+                    return content
+                url = redirect
+                shown = url[:200]
+        raise Refused(f"{shown}: more than {REDIRECTS} redirects")
     except (
         httpcore.NetworkError,
         httpcore.TimeoutException,
         httpcore.ProtocolError,
         httpcore.UnsupportedProtocol,
     ) as error:
-        raise Refused(f"{url[:200]}: cannot be fetched ({type(error).__name__})") from None
-    except (ValueError, TypeError):  # an address that is none: letters as a port, brackets that do not close, no ASCII
-        raise Refused(f"{url[:200]}: is not an address") from None
+        raise Refused(f"{shown}: cannot be fetched ({type(error).__name__})") from None
+    except (ValueError, TypeError):  # letters as a port, brackets that do not close, characters outside ASCII
+        raise Refused(f"{shown}: is not an address") from None
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise Refused(f"{url[:200]}: expected http:// or https:// and a host")
+    if parts.port not in (None, 80, 443):
+        raise Refused(f"{url[:200]}: only the ports 80 and 443 are allowed")
+
+
+async def _request(
+    pool: httpcore.AsyncConnectionPool, url: str, max_bytes: int, timeout: float
+) -> tuple[str | None, bytes]:
+    """The address that a response redirects to, or None and its content."""
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+    async with pool.stream("GET", url, extensions={"timeout": timeouts}) as response:
+        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+        if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
+            return urljoin(url, headers[b"location"]), b""
+        if response.status != 200:
+            raise Refused(f"{url[:200]}: the host answers with status {response.status}")
+        data = bytearray()
+        async for chunk in response.aiter_stream():
+            data += chunk
+            if len(data) > max_bytes:
+                raise Refused(f"{url[:200]}: more than {max_bytes:,} bytes")
+        return None, bytes(data)

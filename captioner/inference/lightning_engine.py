@@ -47,13 +47,12 @@ class Predictor(pl.LightningModule):
 
     def predict_dataloader(self) -> DataLoader:
         """One batch, for the one step of this process."""
-        return DataLoader([0])
+        return DataLoader([0])  # type: ignore[arg-type]
 
     def predict_step(self, *_: Any) -> None:
         """Caption and write the chunks of this process."""
         mine = self.numbers[self.trainer.global_rank :: self.trainer.world_size]
-        for _ in self.parts.write_each(mine, lambda items: self.job.caption(self.model, items)):
-            pass
+        list(self.parts.write_each(mine, lambda items: self.job.caption(self.model, items)))
 
 
 def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:

@@ -24,7 +24,7 @@ pytest.importorskip("fastapi", reason="pip install 'captioner[serve]'")
 from starlette.testclient import TestClient
 
 from captioner.config import SearchConfig, ServeConfig
-from captioner.deploy import safe_fetch as fetching
+from captioner.deploy import safe_fetch
 from captioner.deploy.server import make_app
 
 
@@ -228,7 +228,7 @@ def test_metrics(client, files):
     ],
 )
 def test_public_addresses(address, public):
-    assert fetching.is_public(address) == public
+    assert safe_fetch.is_public(address) == public
 
 
 def test_names_that_no_answer_can_hold(client, files):
@@ -302,20 +302,20 @@ def host(monkeypatch, files):
     port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    real = fetching.is_public
-    monkeypatch.setattr(fetching, "is_public", lambda address: address == "192.0.2.1" or real(address))
-    plain_connect = fetching.httpcore.AnyIOBackend.connect_tcp
+    real = safe_fetch.is_public
+    monkeypatch.setattr(safe_fetch, "is_public", lambda address: address == "192.0.2.1" or real(address))
+    plain_connect = safe_fetch.httpcore.AnyIOBackend.connect_tcp
 
     async def getaddrinfo(self, name, *arguments, **options):
         address = "192.0.2.1" if name == "images.example.org" else "127.0.0.1"
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80))]
 
-    async def connect(self, name, wanted, *more):
-        assert name == "192.0.2.1", "connects to what was judged, and only to that"
-        return await plain_connect(self, "127.0.0.1", port, *more)
+    async def connect(self, name, wanted, **options):
+        assert name == "192.0.2.1", "connects to the address that was checked, and only to that"
+        return await plain_connect(self, "127.0.0.1", port, **options)
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(fetching.httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(safe_fetch.httpcore.AnyIOBackend, "connect_tcp", connect)
     yield seen
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
@@ -336,7 +336,7 @@ def test_images_from_addresses(captioner, host, files):
             ("/in", "is not a public host"),
             ("/loop", "more than 3 redirects"),
             ("/endless", "more than 50,000 bytes"),
-            ("/none", "the host says 404"),
+            ("/none", "the host answers with status 404"),
         ):
             answer = ask(path)
             assert answer.status_code == 422
@@ -356,7 +356,7 @@ def test_what_cannot_be_served_is_one_line(cli, tmp_path, weights):
     code, _, err = cli("serve", "--checkpoint", checkpoint, "--port", taken.getsockname()[1])
     taken.close()
     assert code == 2
-    assert is_one_line(err, "cannot be listened to", "--port")
+    assert is_one_line(err, "is not available", "--port")
     code, _, err = cli("serve", "--max_batch", 0)
     assert code == 2
     assert is_one_line(err, "max_batch", "1 or more")
