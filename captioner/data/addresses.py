@@ -21,22 +21,15 @@ ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
 class StoredImage(os.PathLike[str]):
     """An image that is not a file of its own; :func:`captioner.data.images.open_image` takes it as a path.
 
-    Its path is its name in messages and results; no such file exists.
+    Its string is its name in messages and results; no such file exists.
     """
-
-    @abstractmethod
-    def __str__(self) -> str: ...
 
     def __fspath__(self) -> str:
         return str(self)
 
     @abstractmethod
     def open(self) -> BinaryIO:
-        """Its bytes, in memory.
-
-        Raises:
-            UserError: they cannot be read.
-        """
+        """Its bytes, in memory; UserError if they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,6 @@ class RemoteImage(StoredImage):
         return self.address
 
     def open(self) -> BinaryIO:
-        """Download it; see :meth:`StoredImage.open`."""
         return io.BytesIO(read_bytes(self.address))
 
 
@@ -67,12 +59,7 @@ def is_http(address: str) -> bool:
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it. fsspec keeps one file system per process.
-
-    Raises:
-        UserError: a package for this kind of address is missing.
-        ValueError: the kind of address is unknown.
-    """
+    """fsspec's file system of an address, and the path in it; ValueError if it does not know this kind of address."""
     from fsspec.core import url_to_fs  # installed with torch
 
     try:
@@ -85,15 +72,11 @@ def file_system(address: str) -> tuple[Any, str]:
 
 
 def read_bytes(address: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes at an address, or those from `start` up to `end`; fewer where there are fewer.
-
-    Raises:
-        UserError: they cannot be read, or the server sends only whole files.
-    """
+    """The bytes at an address, or those from `start` up to `end`; fewer where there are fewer."""
     with read_errors(address):
         files, path = file_system(address)
         data = files.cat_file(path, start=start, end=end)
-    if start is not None and end is not None and len(data) > end - start:
+    if end is not None and len(data) > end - (start or 0):
         raise UserError(_only_whole_files(address))
     return data
 

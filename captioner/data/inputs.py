@@ -23,9 +23,6 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
             addresses; Parquet files, where each row is an image; ``@list.txt``, a file with one of these per line.
         clips: whether a folder is an album, as in find_images. Clips must be files of this machine.
         column: of Parquet files: paths or addresses of images, or their bytes.
-
-    Raises:
-        UserError: there is no image, or a list, Parquet file or address cannot be opened.
     """
     found: dict[Path | StoredImage, None] = {}
     for name in names:

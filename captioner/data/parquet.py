@@ -36,7 +36,7 @@ class ParquetImage(StoredImage):
         return f"{self.file}#{self.number}"
 
     def open(self) -> BinaryIO:
-        """Its bytes; fast only when rows are opened in their order. See :meth:`StoredImage.open`."""
+        """Its bytes; fast only when rows are opened in their order."""
         where = self.file, self.column, self.group
         try:
             reader = _group_reader(*where)
@@ -50,11 +50,7 @@ class ParquetImage(StoredImage):
 
 
 def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of all columns, and the rows without columns of bytes.
-
-    Raises:
-        UserError: pyarrow is missing, or the file cannot be read.
-    """
+    """The names of all columns, and the rows without columns of bytes."""
     with read_errors(path):
         file = _open_parquet(path)
         from pyarrow.types import is_binary
@@ -65,11 +61,7 @@ def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
-    """The images of a column of paths, addresses or bytes, in the order of the rows.
-
-    Raises:
-        UserError: pyarrow is missing, the file cannot be read, or it has no such column of images.
-    """
+    """The images of a column of paths, addresses or bytes, in the order of the rows."""
     with read_errors(path):
         file = _open_parquet(path)
         from pyarrow import types

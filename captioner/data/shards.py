@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from captioner.data.addresses import StoredImage, is_address, open_address, read_bytes, read_errors
 from captioner.errors import UserError
@@ -49,11 +49,7 @@ class Member(StoredImage):
         return self.file.rsplit("/", 1)[-1]
 
     def open(self) -> BinaryIO:
-        """Its bytes, in memory.
-
-        Raises:
-            UserError: the shard cannot be read, or has changed since it was indexed.
-        """
+        """Its bytes, in memory; UserError also if the shard has changed since it was indexed."""
         if is_address(self.shard):
             data = read_bytes(self.shard, self.offset, self.offset + self.size)
         else:
@@ -65,8 +61,7 @@ class Member(StoredImage):
         return io.BytesIO(data)
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Consecutive files of a shard with the same name up to the first dot.
 
     key: that name.
@@ -85,11 +80,7 @@ def are_shards(path: str | os.PathLike) -> bool:
 
 
 def expand(path: str | os.PathLike) -> list[str]:
-    """The shards that a path, an address, a pattern with braces (train-{000..009}.tar) or a folder names, in order.
-
-    Raises:
-        UserError: a folder without a .tar, or no such file.
-    """
+    """The shards that a path, an address, a pattern with braces (train-{000..009}.tar) or a folder names, in order."""
     text = os.fspath(path)
     if is_address(text):
         return _braces(text)
@@ -121,13 +112,7 @@ def _braces(pattern: str) -> list[str]:
 def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Sample]:
     """The samples of a shard in its order, in one pass; a remote shard is downloaded once, in blocks.
 
-    Args:
-        shard: path or address of a tar.
-        texts: files with these endings are read; of the others only the place is kept.
-
-    Raises:
-        UserError: not a tar, a damaged or compressed one, a file that comes twice in a sample, or a server that sends
-            only whole files.
+    Only files with the endings `texts` are read; of the others the place is kept.
     """
     key, files, read = "", dict[str, Member](), dict[str, bytes]()
     for member, data in _members(shard, tuple(f".{text}" for text in texts)):
@@ -151,7 +136,7 @@ def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Samp
 def _members(shard: str, texts: tuple[str, ...]) -> Iterator[tuple[Member, bytes | None]]:
     """The regular files of a tar, with the bytes of those whose names end in `texts`."""
     member = None
-    with read_errors(shard), _open_shard(shard) as file, _open_tar(shard, file) as tar:
+    with read_errors(shard), _open_tar(shard) as (file, tar):
         for info in tar:
             if info.isreg():
                 member = _member(shard, info)
@@ -166,21 +151,17 @@ def _members(shard: str, texts: tuple[str, ...]) -> Iterator[tuple[Member, bytes
         read_bytes(shard, member.offset, member.offset + 1)  # an error if the server would send the whole shard
 
 
-def _open_shard(shard: str) -> Any:
-    if is_address(shard):
-        return open_address(shard, block_size=BLOCK, cache_type="readahead")
-    return open_regular(shard)
-
-
 @contextlib.contextmanager
-def _open_tar(shard: str, file: Any) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            yield tar
-    except tarfile.ReadError as error:
-        if shard.lower().endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")):
-            raise UserError(f"{shard}: is compressed and can only be read as a whole: unpack it to .tar") from None
-        raise UserError(f"{shard}: is not a whole tar ({error}): fetch it again") from None
+def _open_tar(shard: str) -> Iterator[tuple[Any, tarfile.TarFile]]:
+    remote = {"block_size": BLOCK, "cache_type": "readahead"}
+    with open_address(shard, **remote) if is_address(shard) else open_regular(shard) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                yield file, tar
+        except tarfile.ReadError as error:
+            if shard.lower().endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")):
+                raise UserError(f"{shard}: is compressed and can only be read as a whole: unpack it to .tar") from None
+            raise UserError(f"{shard}: is not a whole tar ({error}): fetch it again") from None
 
 
 def _member(shard: str, info: tarfile.TarInfo) -> Member:

@@ -16,33 +16,23 @@ from captioner.files import atomic_folder, escapes_folder, write_json
 
 
 def to_coco(examples: Sequence[Example], out: Path, root: Path, image_files: str = "refer") -> Path:
-    """Write ``captions.json``, and ``images/`` with ``copy`` and ``link``, into the new folder `out`.
+    """Write ``captions.json``, and ``images/`` with ``copy`` and ``link``, into the new folder `out`, or nothing.
 
     The ids are those of the examples; captions are numbered from 1. Width and height are those in the image's header.
-
-    Args:
-        examples: what to write.
-        out: the folder, made whole or not at all.
-        root: the folder that the names of the examples are relative to.
-        image_files: "refer": leave the images where they are; "copy"; "link": make symbolic links to them.
+    `image_files`: "refer" to the images where they are, in the folder `root`, "copy" them, or make symbolic "link"s.
 
     Returns:
         The folder that the new file names are relative to.
-
-    Raises:
-        UserError: `out` exists or cannot be written, an image cannot be opened, or one that is referred to is not in
-            `root`.
     """
     with atomic_folder(out) as part:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for example, name in zip(examples, _file_names(examples), strict=True):
             width, height = _size(example.path)
-            if image_files == "refer":
-                if isinstance(example.path, StoredImage) or Path(root, name) != example.path:
-                    raise UserError(f"{example.path}: is not a file in {root}; use --image_files copy")
-            else:
+            if image_files != "refer":
                 _add_image(example.path, part / "images" / name, image_files)
+            elif Path(root, name) != example.path:
+                raise UserError(f"{example.path}: is not a file in {root}; use --image_files copy")
             images.append({"id": example.image_id, "file_name": name, "width": width, "height": height})
             for caption in example.captions:
                 annotations.append({"id": len(annotations) + 1, "image_id": example.image_id, "caption": caption})
@@ -63,21 +53,10 @@ def _add_image(source: Path | StoredImage, target: Path, image_files: str) -> No
 
 
 def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000) -> int:
-    """Write ``000000.tar``, ``000001.tar`` … into the new folder `out`. The same examples give the same bytes.
+    """Write ``000000.tar`` … of `shard_size` images each into the new folder `out`, or nothing; return their number.
 
     For each image there are NAME.jpg (with the suffix of its file), byte for byte, and NAME.json with `captions`,
-    `image_id` and `file_name`.
-
-    Args:
-        examples: what to write, in this order.
-        out: the folder, made whole or not at all.
-        shard_size: images in a shard.
-
-    Returns:
-        The number of shards.
-
-    Raises:
-        UserError: webdataset is missing, `out` exists or cannot be written, or an image cannot be opened.
+    `image_id` and `file_name`. The same examples give the same bytes.
     """
     try:
         from webdataset import ShardWriter
@@ -125,11 +104,7 @@ def _size(image: Path | StoredImage) -> tuple[int, int]:
 
 
 def _file_names(examples: Sequence[Example]) -> list[str]:
-    """A unique file name for each example, with /: the one in its folder or shard, which another shard may have, too.
-
-    Raises:
-        UserError: a name leaves the folder that is written.
-    """
+    """A unique file name for each example, with /: the one in its folder or shard; two shards may have the same."""
     names, taken = [], set[str]()
     for example in examples:
         name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
