@@ -20,6 +20,7 @@ OVERVIEW = "\n".join(
         *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
         "",
         "captioner COMMAND --help explains the main options of a command, --help all explains all.",
+        "A boolean is --name or --no_name; --n-best is the same option as --n_best.",
     ]
 )
 

@@ -128,7 +128,7 @@ def test_limits_of_sampling(name, bad, good):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "parts"),
     [
         *(
             ({name: value}, f"{name} is {value!r}: expected .* unless sample is true")
@@ -137,8 +137,8 @@ def test_limits_of_sampling(name, bad, good):
         ({"diversity": 2.0}, "diversity is 2.0: expected 0.5 unless groups is 2 or more"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(options, says):
-    with pytest.raises(UserError, match=says):
+def test_options_that_would_do_nothing_are_refused(options, parts):
+    with pytest.raises(UserError, match=parts):
         SearchConfig(**options)
 
 
@@ -186,7 +186,7 @@ ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.stem)
 def test_each_row_of_the_recurrence_table_is_a_config(cli, row):
-    """What the file says is what is trained; its name says it, too."""
+    """What the file parts is what is trained; its name parts it, too."""
     options = ["--config", row.with_name("base.yaml"), "--config", row, "--print_config"]
     code, out, err = cli("train", *options)
     assert (code, err) == (0, "")

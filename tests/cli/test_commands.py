@@ -37,7 +37,7 @@ def predict(cli, run):
 
 @pytest.fixture(scope="module")
 def captions(run, tiny):
-    """What the model says of each validation image, by name."""
+    """The model's caption of each validation image, by name."""
     paths = sorted(tiny.images("val").iterdir())
     return dict(zip([p.name for p in paths], Captioner.load(run / "best.ckpt").caption(paths), strict=True))
 
@@ -132,7 +132,7 @@ def test_standard_input_and_patterns(predict, photos, monkeypatch):
     assert predict(photos / "012.png", photos / "013.png", photos / "012.png") == (0, expected, "")  # each once
 
 
-def test_unreadable_images_are_said_and_the_others_captioned(predict, photos):
+def test_unreadable_images_are_named_and_the_others_captioned(predict, photos):
     _, expected, _ = predict(photos)
     (photos / "0-bad.png").write_bytes(b"no image")
     code, out, err = predict(photos, photos / "missing.png", "--batch_size", 2)
@@ -181,7 +181,7 @@ def test_several_checkpoints_are_an_ensemble(cli, predict, photos, run):
 
 
 def test_script_and_module_without_lightning(photos, run):
-    """``python predict.py`` as people call it; Lightning is never imported."""
+    """``python predict.py`` works, and does not import Lightning."""
     code = (
         "import sys, runpy\nsys.argv[0] = 'predict.py'\n"
         "try: runpy.run_path('predict.py', run_name='__main__')\n"
@@ -238,8 +238,8 @@ def test_evaluate(evaluate, tiny, tmp_path, captions):
     results = coco.loadRes(str(tmp_path / "results.json"))
     assert sorted(results.getImgIds()) == sorted(coco.getImgIds())
     names = {image["id"]: image["file_name"] for image in coco.dataset["images"]}
-    said = json.loads((tmp_path / "results.json").read_text())
-    assert {names[row["image_id"]]: row["caption"] for row in said} == captions
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {names[row["image_id"]]: row["caption"] for row in rows} == captions
 
 
 def test_score_of_the_results_of_evaluate(evaluate, cli, tiny, tmp_path):
@@ -290,7 +290,7 @@ def test_score_of_perfect_captions(cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "parts"),
     [
         (lambda rows: rows[1:], ["1 without a caption (e.g. [112])"]),
         (lambda rows: [*rows, {"image_id": 5, "caption": "a"}], ["1 without references (e.g. [5])"]),
@@ -299,10 +299,10 @@ def test_score_of_perfect_captions(cli, tiny, tmp_path):
     ],
     ids=["missing", "extra", "twice", "no list"],
 )
-def test_score_of_other_images(cli, tiny, tmp_path, change, says):
+def test_score_of_other_images(cli, tiny, tmp_path, change, parts):
     code, out, err = cli(*results(tiny, tmp_path, change))
     assert (code, out) == (2, "")
-    assert is_one_line(err, *says), err
+    assert is_one_line(err, *parts), err
 
 
 # ---- shapes

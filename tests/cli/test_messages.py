@@ -1,4 +1,4 @@
-"""What the command line says to mistakes: one line, what is wrong, where, what to do; exit code 2; nothing is made."""
+"""Every mistake is one line: what is wrong, where, what to do; the exit code is 2, and nothing is written."""
 
 import json
 import os
@@ -13,11 +13,11 @@ TRAIN = (
 )
 VAL = "--annotations ANNOTATIONS --images IMAGES --checkpoint RUN"
 
-# The command, what the line has to say. ANNOTATIONS, IMAGES, RUN (a checkpoint) and BAD/… stand for files.
+# A command and parts of its message. ANNOTATIONS, IMAGES, RUN (a checkpoint) and BAD/… are replaced by paths.
 MISTAKES = [
     ("caption", ["no command 'caption'", "predict"]),
     ("data", ["no command 'data'", "data fetch"]),
-    # what is typed
+    # wrong options
     ("predict", ["IMAGE needed", "--help"]),
     ("predict a.png --bean 3", ["there is no option --bean: did you mean --beam?"]),
     ("predict a.png --beam three", ["--beam is three: expected a whole number"]),
@@ -59,7 +59,7 @@ MISTAKES = [
     ("data fetch coco2017 --retries -1", ["--retries is -1: expected 0 to 1000"]),
     ("data convert x --to coco --output out --shard_size 0", ["--shard_size is 0: expected 1 or more"]),
     ("completion ksh", ["shell is ksh: expected one of bash, zsh, fish"]),
-    # what is not there
+    # missing files
     ("predict nowhere/*.png", ["nowhere/*.png"]),
     ("predict @list.txt", ["@list.txt", "check the path"]),
     ("predict a.png --checkpoint missing.ckpt", ["no checkpoint missing.ckpt", "captioner train"]),
@@ -72,7 +72,7 @@ MISTAKES = [
     ("plot missing", ["missing has no logs", "--output of a run"]),
     ("data inspect missing", ["missing: no such file; check the path"]),
     ("data convert missing --to coco --output out", ["missing: no such file; check the path"]),
-    # what is wrong in a file
+    # damaged files
     ("train --config BAD/config.yaml", ["--config:", "line 2"]),
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
@@ -87,13 +87,13 @@ MISTAKES = [
     ("score --annotations ANNOTATIONS --results BAD/cut.json", ["cut.json", "JSON"]),
     ("data inspect BAD/cut.json", ["cut.json", "JSON"]),
     ("pretrain --data.text BAD/empty.txt", ["empty.txt"]),
-    # what does not go together
+    # options that contradict each other or the model
     (f"predict IMAGES {RUN} --must zyzzyva", ["must", "'zyzzyva'", "use another word"]),
     (f"predict IMAGES {RUN} --prefix zyzzyva", ["prefix", "'zyzzyva'"]),
     (f"{TRAIN} --model.attention soft --output out", ["attention", "grid"]),
     (f"evaluate {VAL} --compare a.json --compare_checkpoint RUN", ["--compare", "leave one out"]),
     ("evaluate --checkpoint RUN --annotations ANNOTATIONS --images BAD", ["112", "BAD"]),
-    # what cannot be written
+    # files that cannot be written
     (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["empty.txt", "cannot be written"]),
     (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
     (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
@@ -105,7 +105,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory):
-    """A folder of files that are not what they are named to be. Read only."""
+    """A folder of damaged files. Read only."""
     import pickle
 
     folder = tmp_path_factory.mktemp("bad")
@@ -121,8 +121,8 @@ def bad(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("command", "says"), MISTAKES, ids=[command for command, _ in MISTAKES])
-def test_mistakes_are_one_line(cli, run, tiny, bad, tmp_path, monkeypatch, command, says):
+@pytest.mark.parametrize(("command", "parts"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_mistakes_are_one_line(cli, run, tiny, bad, tmp_path, monkeypatch, command, parts):
     monkeypatch.chdir(tmp_path)
     places = {
         "ANNOTATIONS": str(tiny.annotations("val")),
@@ -141,8 +141,8 @@ def test_mistakes_are_one_line(cli, run, tiny, bad, tmp_path, monkeypatch, comma
     code, out, err = cli(*map(put, words))
     assert (code, out) == (2, "")
     name = " ".join(words[:2]) if words[0] == "data" and len(words) > 1 else words[0]
-    start = "captioner" if says[0].startswith("no command") else f"captioner {name}"
+    start = "captioner" if parts[0].startswith("no command") else f"captioner {name}"
     assert err.startswith(f"{start}: error: ")
-    assert is_one_line(err, *map(put, says)), err
-    assert not list(tmp_path.rglob("*"))  # nothing was made
+    assert is_one_line(err, *map(put, parts)), err
+    assert not list(tmp_path.rglob("*"))  # nothing was written
     assert {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == before

@@ -54,14 +54,14 @@ def test_references_as_a_mapping(score, tiny, tmp_path):
 
 def test_missing_and_extra_images(score, tmp_path):
     rows = [*FORMATS["coco.json"][2:], {"image_id": 5, "caption": "a"}]
-    says = ["mine.json", "2 without a caption (e.g. [112, 113])", "1 without references (e.g. [5])"]
+    parts = ["mine.json", "2 without a caption (e.g. [112, 113])", "1 without references (e.g. [5])"]
     code, out, err = score(rows)
     assert (code, out) == (2, "")
-    assert is_one_line(err, *says, "--partial")
+    assert is_one_line(err, *parts, "--partial")
     code, out, err = score(rows, "--partial", "--json", tmp_path / "metrics.json")
     assert code == 0
     assert "of 4 captions" in out
-    assert is_one_line(err, *says)
+    assert is_one_line(err, *parts)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["images"], metrics["missing"], metrics["extra"]) == (4, 2, 1)
     code, out, err = score([{"image_id": 5, "caption": "a"}], "--partial")
@@ -86,7 +86,7 @@ def test_compare_per_image_and_training(score, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("results", "options", "says"),
+    ("results", "options", "parts"),
     [
         ("coco.json", ["--tokenizer", "spacy"], ["tokenizer", "spacy"]),
         ("coco.json", ["--per_image", "a.txt"], ["--per_image", "a.txt"]),
@@ -102,10 +102,10 @@ def test_compare_per_image_and_training(score, tiny, tmp_path):
     ],
     ids=str,
 )
-def test_mistakes_are_one_line(score, results, options, says):
+def test_mistakes_are_one_line(score, results, options, parts):
     code, out, err = score(FORMATS.get(results, results) if isinstance(results, str) else results, *options)
     assert (code, out) == (2, "")
-    assert is_one_line(err, "captioner score: error: ", *says), err
+    assert is_one_line(err, "captioner score: error: ", *parts), err
 
 
 def test_what_cannot_be_had_is_skipped(score, tiny, tmp_path, monkeypatch):
