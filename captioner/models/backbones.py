@@ -1,4 +1,4 @@
-"""The networks of torchvision and timm by name, without their heads: an image in, a feature map out."""
+"""Pretrained networks by name, without their heads: an image in, a feature map out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captioner.config import ENCODERS
 from captioner.errors import UserError, one_line
 
 TIMM = "timm:"  # prefix of the names of timm's networks
@@ -32,7 +33,7 @@ class Preprocessing(NamedTuple):
 
 
 class TorchvisionViT(nn.Module):
-    """torchvision's ViT with a feature map of its patches: the last layer's tokens without the class token."""
+    """torchvision's ViT, whose feature map is the last layer's tokens without the class token."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class TorchvisionViT(nn.Module):
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm with a feature map: tokens in the places of their patches, channels second."""
+    """A network of timm, whose tokens become a feature map."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -66,6 +67,11 @@ class TimmBackbone(nn.Module):
         return x if x.shape[1] == model.num_features else x.permute(0, 3, 1, 2)
 
 
+def is_resnet(name: str) -> bool:
+    """Whether `name` is resnet50_v1 or one of torchvision's ResNets, ResNeXts and wide ResNets."""
+    return name in ENCODERS or name.startswith(("resnext", "wide_resnet"))
+
+
 def preprocessing(name: str) -> Preprocessing:
     """The preprocessing of the default weights of `name`."""
     if name.startswith(TIMM):
@@ -73,7 +79,7 @@ def preprocessing(name: str) -> Preprocessing:
         return Preprocessing(tuple(config.mean), tuple(config.std), config.input_size[-1])
     from torchvision.models import get_model_weights
 
-    transform = get_model_weights(name).DEFAULT.transforms()
+    transform = get_model_weights(name.removesuffix("_v1")).DEFAULT.transforms()
     mean, std = tuple(transform.mean), tuple(transform.std)
     if name in ("googlenet", "inception_v3"):  # they rescale an input normalised by ImageNet's statistics to this
         mean = std = (0.5, 0.5, 0.5)
@@ -81,15 +87,16 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) -> nn.Module:
-    """A network (B, 3, H, W) → (B, C, h, w).
+    """A network (B, 3, H, W) → (B, C, h, w). Its parameters have torchvision's names; a ResNet's are uninitialised.
 
-    torchvision's parameters keep their names. What follows the last map (pooling, the norm after it in ConvNeXt, layers
-    of the classifier) is the head and is left out.
+    What follows the last map (pooling, the norm after it in ConvNeXt, layers of the classifier) is the head and is left
+    out. ``resnet50_v1`` is the network of He et al. 2015, with the stride in the 1×1 convolution of a stage's first
+    block; torchvision's ``resnet50`` is v1.5, with the stride in the 3×3 convolution.
 
     Args:
-        name: a torchvision classification model, or timm:NAME.
+        name: resnet50_v1, a torchvision classification model, or timm:NAME.
         sizes: H = W of its images; a ViT of timm resizes its position embedding to others than it was trained at.
-        pretrained: for timm, which downloads its own weights; the caller loads those of torchvision.
+        pretrained: for timm, which downloads its own weights; the caller loads those of the others.
 
     Raises:
         UserError: timm is missing, does not have the network, or cannot get its weights.
@@ -103,10 +110,14 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
         options["init_weights"] = False  # slow, and overwritten later
     if name.startswith("vit_"):
         options["image_size"] = preprocessing(name).size
-    with torch.random.fork_rng(devices=[]):  # leave the random state to the decoder
-        network: Any = get_model(name, weights=None, **options)
+    device = torch.device("meta") if is_resnet(name) else nullcontext()  # initialisation is slow, and overwritten later
+    with torch.random.fork_rng(devices=[]), device:  # leave the random state to the decoder
+        network: Any = get_model(name.removesuffix("_v1"), weights=None, **options)
     if isinstance(network, VisionTransformer):
         return TorchvisionViT(network)
+    if name == "resnet50_v1":
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     chain = OrderedDict(
         (child_name, nn.Sequential(*child) if isinstance(child, nn.ModuleList) else child)
         for child_name, child in network.named_children()
@@ -120,7 +131,9 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
 @lru_cache(maxsize=8)
 def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
     """C of the feature map, computed without weights; UserError if the network does not take images of these sizes."""
-    network, found = _shapes(name, sizes), 0
+    if is_resnet(name):
+        return 512 if name in ("resnet18", "resnet34") else 2048
+    network, found = shapes_only(lambda: build_backbone(name, sizes)).eval(), 0
     for size, option in zip(sizes, ("image_size", "second_size"), strict=False):
         try:
             with torch.device("meta"), torch.no_grad():
@@ -137,7 +150,7 @@ def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
 @lru_cache(maxsize=8)
 def used_parameters(name: str, size: int) -> frozenset[str]:
     """The parameters that the feature map depends on: some networks of timm keep parts of their head."""
-    network = _shapes(name, (size,))
+    network = shapes_only(lambda: build_backbone(name, (size,))).eval()
     with torch.enable_grad():
         network(torch.empty(2, 3, size, size, device="meta")).sum().backward()
     return frozenset(key for key, parameter in network.named_parameters() if parameter.grad is not None)
@@ -154,20 +167,12 @@ def shapes_only(make: Callable[[], nn.Module]) -> nn.Module:
     return network.to("meta")
 
 
-def _shapes(name: str, sizes: tuple[int, ...]) -> nn.Module:
-    return shapes_only(lambda: build_backbone(name, sizes)).eval()
-
-
 def parameter_stages(network: nn.Module, among: Container[str] | None = None) -> tuple[dict[str, int], int]:
     """The stage of each parameter by its name, from 0, and the number of stages.
 
     A stage is a child of the network, or of a child in CONTAINERS. One of vectors alone (a norm) belongs to the stage
     before it, and what lies outside the children (a class token) to the first. A ResNet has five: conv1 with bn1,
-    layer1 … layer4.
-
-    Args:
-        network: as from :func:`build_backbone`, or a ResNet.
-        among: names of the parameters to consider; None: all.
+    layer1 … layer4. With `among` only the parameters of these names are considered.
     """
     stages, stage_of = 0, dict[str, int]()
     for path, child in _stage_modules(network):
@@ -223,7 +228,5 @@ def _build_timm(name: str, sizes: tuple[int, ...], pretrained: bool) -> nn.Modul
         except Exception as error:  # of timm, huggingface_hub and the network library below it
             if not pretrained:
                 raise
-            raise UserError(
-                f"the weights of {name} could not be downloaded ({one_line(error)}): download them elsewhere and copy "
-                "the cache of huggingface_hub (HF_HOME) to this machine"
-            ) from error
+            advice = "download them elsewhere and copy the cache of huggingface_hub (HF_HOME) to this machine"
+            raise UserError(f"the weights of {name} could not be downloaded ({one_line(error)}): {advice}") from error

@@ -19,7 +19,7 @@ from captioner.models.backbones import shapes_only
 from captioner.models.base import CaptionModel
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, feature_size, weights_digest
+from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
 
 class Captioner(CaptionModel):
@@ -40,7 +40,7 @@ class Captioner(CaptionModel):
         self.image_size, self.frames, self.has_attention = config.image_size, config.frames, config.attention != "none"
         self.encoder = encoder
         kind = ClipDecoder if config.frames else AttentionDecoder if self.has_attention else Decoder
-        self.decoder = kind(config, len(vocabulary), feature_size(config))
+        self.decoder = kind(config, len(vocabulary), feature_shape(config)[-1])
 
     # ---- captions
 

@@ -7,61 +7,30 @@ from functools import lru_cache
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from captioner.config import ENCODERS, ModelConfig
+from captioner.config import ModelConfig
 from captioner.errors import UserError, one_line
 from captioner.models import backbones
 from captioner.models.checkpoint import CHECKPOINTS, file_digest, load_pickle, load_safetensors
 
-if TYPE_CHECKING:
-    from torchvision.models import ResNet
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+def feature_shape(config: ModelConfig) -> tuple[int, ...]:
+    """The shape of an image's features: (F,), or (P, F) with P = grid × grid cells, row by row.
 
-
-def feature_size(config: ModelConfig) -> int:
-    """F: the channels of the last map, such as 2048 for ResNet-50 (512 for ResNet-18 and -34), for each resolution."""
+    F is the number of channels of the last map, such as 2048 for ResNet-50, for each resolution.
+    """
     sizes = _sizes(config)
-    if is_resnet(config.encoder):
-        return len(sizes) * (512 if config.encoder in ("resnet18", "resnet34") else 2048)
-    return len(sizes) * backbones.feature_channels(config.encoder, sizes)
+    size = len(sizes) * backbones.feature_channels(config.encoder, sizes)
+    return (config.grid**2, size) if config.grid else (size,)
 
 
 def _sizes(config: ModelConfig) -> tuple[int, ...]:
     return (config.image_size, config.second_size) if config.second_size else (config.image_size,)
-
-
-def feature_shape(config: ModelConfig) -> tuple[int, ...]:
-    """The shape of an image's features: (F,), or (P, F) with P = grid × grid cells, row by row."""
-    return (config.grid**2, feature_size(config)) if config.grid else (feature_size(config),)
-
-
-def is_resnet(name: str) -> bool:
-    """Whether `name` is resnet50_v1 or one of torchvision's ResNets, ResNeXts and wide ResNets."""
-    return name in ENCODERS or name.startswith(("resnext", "wide_resnet"))
-
-
-def build_resnet(name: str) -> ResNet:
-    """An uninitialised ResNet `name` without a head.
-
-    ``resnet50_v1`` is the network of He et al. 2015, with the stride in the 1×1 convolution of a stage's first block;
-    torchvision's ``resnet50`` is v1.5, with the stride in the 3×3 convolution.
-    """
-    from torchvision.models import get_model
-
-    with torch.device("meta"):
-        resnet = get_model(name.removesuffix("_v1"), weights=None)
-    if name.endswith("_v1"):
-        for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    resnet.fc = nn.Identity()
-    return resnet
 
 
 def weights_file(name: str) -> Path:
@@ -80,9 +49,8 @@ def weights_file(name: str) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1], progress=True)
         except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of the file is wrong
-            raise UserError(
-                f"the weights of {name} could not be downloaded ({error}): fetch {url} elsewhere and put it at {file}"
-            ) from error
+            advice = f"fetch {url} elsewhere and put it at {file}"
+            raise UserError(f"the weights of {name} could not be downloaded ({error}): {advice}") from error
     return file
 
 
@@ -101,10 +69,7 @@ def weights_digest(name: str) -> str:
 
 
 def _fold_batchnorm(module: nn.Module) -> None:
-    """Fold each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU.
-
-    For ResNets alone, whose modules stand in the order of the forward pass.
-    """
+    """Fold each BatchNorm of a ResNet into the convolution before it: the same function, a fifth faster on a CPU."""
     for parent in list(module.modules()):
         children = list(parent.named_children())
         for (name, convolution), (next_name, norm) in pairwise(children):
@@ -114,7 +79,7 @@ def _fold_batchnorm(module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """ResNet, or another network, without its head: B images → B features of size F, or of P cells each.
+    """A network of :mod:`captioner.models.backbones`: B images → B features of size F, or of P cells each.
 
     With a `second_size` the image is encoded at two resolutions, and the two features, each of unit length, are
     concatenated, so that a thing is seen at two scales. With a `grid` the last maps are averaged over its cells instead
@@ -124,8 +89,7 @@ class Encoder(nn.Module):
     caption batches are too small and too few to estimate better ones.
 
     Args:
-        config: encoder, image_size, second_size, grid, trainable_layers (how many stages are trained, counted from the
-            last; see :func:`captioner.models.backbones.parameter_stages`).
+        config: encoder, image_size, second_size, grid and trainable_layers count.
         weights: False leaves the parameters uninitialised, for a checkpoint that brings its own.
 
     Attributes:
@@ -141,26 +105,18 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, weights: bool = True) -> None:
         super().__init__()
-        name = config.encoder
+        name, resnet = config.encoder, backbones.is_resnet(config.encoder)
         self.second_size, self.feature_shape = config.second_size, feature_shape(config)
         self.cells = config.grid or 1  # per side
-        self.resnet: Any  # in checkpoints every network has this name
-        mean: tuple[float, ...]
-        std: tuple[float, ...]
-        if is_resnet(name):
-            mean, std = MEAN, STD
-            self.resnet = build_resnet(name)
-            self.resnet.avgpool = nn.AdaptiveAvgPool2d(self.cells)
-        else:
-            mean, std, _ = backbones.preprocessing(name)
-            self.resnet = backbones.build_backbone(name, _sizes(config), weights)
+        mean, std, _ = backbones.preprocessing(name)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        self.resnet = backbones.build_backbone(name, _sizes(config), weights)  # in checkpoints all have this name
         if weights and not name.startswith(backbones.TIMM):
             self._load_weights(weights_file(name))
-        elif is_resnet(name):
+        elif resnet:
             self.resnet.to_empty(device="cpu")
-        if config.trainable_layers == 0 and is_resnet(name):
+        if config.trainable_layers == 0 and resnet:
             _fold_batchnorm(self.resnet.eval())
         self.resnet.to(memory_format=torch.channels_last)
         self._freeze(config)
@@ -169,7 +125,7 @@ class Encoder(nn.Module):
     def _freeze(self, config: ModelConfig) -> None:
         """Let only the parameters of the last `trainable_layers` stages require gradients."""
         name, trained = config.encoder, config.trainable_layers
-        among = None if is_resnet(name) or not trained else backbones.used_parameters(name, config.image_size)
+        among = None if backbones.is_resnet(name) or not trained else backbones.used_parameters(name, config.image_size)
         stage_of, stages = backbones.parameter_stages(self.resnet, among)
         if trained > stages:
             raise UserError(f"model.trainable_layers is {trained}: expected 0 to {stages}, the stages of {name}")
@@ -179,8 +135,7 @@ class Encoder(nn.Module):
 
     def _load_weights(self, file: Path) -> None:
         try:
-            safe = file.suffix == ".safetensors"
-            found: dict[str, Tensor] = load_safetensors(file)[1] if safe else load_pickle(file, legacy=True)
+            found = load_safetensors(file)[1] if file.suffix == ".safetensors" else load_pickle(file, legacy=True)
             if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
                 raise ValueError("it is not a state dict")
             # The files of the DenseNets are older than the names of their layers.
@@ -188,14 +143,13 @@ class Encoder(nn.Module):
             state = {}
             for key, value in self.resnet.state_dict().items():  # without the head
                 if key in found:
-                    state[key] = found[key].float() if found[key].is_floating_point() else found[key]
+                    state[key] = found[key].to(value.dtype)
                 elif key.endswith("num_batches_tracked"):
                     state[key] = torch.zeros((), dtype=value.dtype)
             self.resnet.load_state_dict(state, assign=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{file} does not hold the weights of that network ({one_line(error)}): fetch it again"
-            ) from None
+            reason = one_line(error)
+            raise UserError(f"{file} does not hold the weights of that network ({reason}): fetch it again") from None
 
     def train(self, mode: bool = True) -> Encoder:
         """Stay in evaluation mode, so that BatchNorm is frozen."""
@@ -221,9 +175,8 @@ class Encoder(nn.Module):
             resolutions.append(F.interpolate(x, size, mode="bilinear", antialias=True))
         features = []
         for x in resolutions:
-            maps = self.resnet(x.contiguous(memory_format=torch.channels_last))
-            if maps.dim() == 4:  # (B, C, h, w); a ResNet has its own pooling
-                maps = F.adaptive_avg_pool2d(maps, self.cells).flatten(1)  # (B, C · P), channel by channel
-            cells = maps.unflatten(1, (-1, *self.feature_shape[:-1], 1)).flatten(2).transpose(1, 2)  # (B, P, C)
+            maps = self.resnet(x.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
+            pooled = F.adaptive_avg_pool2d(maps, self.cells).contiguous()  # (B, C, grid, grid)
+            cells = pooled.flatten(2).transpose(1, 2)  # (B, P, C)
             features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
         return torch.cat(features, dim=2).view(images.shape[0], *self.feature_shape)

@@ -13,7 +13,7 @@ from torchvision.models import resnet18, resnet50
 from captioner.config import ModelConfig
 from captioner.errors import UserError
 from captioner.models import encoder
-from captioner.models.encoder import Encoder, feature_size, weights_digest, weights_file
+from captioner.models.encoder import Encoder, feature_shape, weights_digest, weights_file
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -40,7 +40,7 @@ def test_equals_torchvision_without_its_head(weights):
     plain.fc = nn.Identity()
     with torch.no_grad():
         ours = make()(images(3))
-    assert ours.shape == (3, feature_size(ModelConfig("resnet18", second_size=0))) == (3, 512)
+    assert ours.shape == (3, *feature_shape(ModelConfig("resnet18", second_size=0))) == (3, 512)
     assert torch.allclose(ours, by_hand(plain, images(3)), atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_equals_torchvision_without_its_head(weights):
 def test_a_second_resolution():
     """The two features are concatenated: that of an encoder of one resolution, and that of one of the smaller image."""
     two, one = make(image_size=64, second_size=32), make(image_size=64)
-    assert feature_size(ModelConfig("resnet18", second_size=32)) == two.feature_shape[-1] == 1024
+    assert feature_shape(ModelConfig("resnet18", second_size=32)) == two.feature_shape == (1024,)
     plain = torch.full((2, 3, 64, 64), 50, dtype=torch.uint8)
     plain[1] = 200
     assert two(images(3, 64)).shape == (3, 1024)
@@ -98,7 +98,7 @@ def test_the_resnet50_of_the_repository_is_v1():
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     with torch.no_grad():
         ours = model(images(2, 64))
-    assert ours.shape == (2, feature_size(ModelConfig("resnet50_v1", second_size=0))) == (2, 2048)
+    assert ours.shape == (2, *feature_shape(ModelConfig("resnet50_v1", second_size=0))) == (2, 2048)
     assert torch.allclose(ours, by_hand(plain, images(2, 64)), atol=1e-5)
     assert (ours[0] - ours[1]).abs().max() > 1e-3
     for stage in (plain.layer2, plain.layer3, plain.layer4):
