@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -59,6 +59,14 @@ class TokenizedCaptions(NamedTuple):
     lengths: np.ndarray
 
 
+class _Index(dict[str, int]):
+    """Numbers its keys in the order in which they are first looked up."""
+
+    def __missing__(self, key: str) -> int:
+        self[key] = number = len(self)
+        return number
+
+
 def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCaptions:
     """Split many captions, each as LEVELS[level] does.
 
@@ -68,19 +76,23 @@ def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCapti
     TokenizedCaptions(words=['a', 'dog', 'runs'], flat=array([0, 1, 0, 1, 2], dtype=int32), lengths=array([2, 3]))
     """
     split = str.split if level == "word" else list
-    words: dict[str, int] = {}
+    pieces, words, counts = _Index(), _Index(), array("q")
 
-    class Pieces(dict[str, list[int]]):
-        def __missing__(self, piece: str) -> list[int]:
-            self[piece] = ids = [words.setdefault(word, len(words)) for word in LEVELS[level](piece)]
-            return ids
+    def split_and_count() -> Iterator[list[str]]:
+        for caption in captions:
+            found = split(caption)
+            counts.append(len(found))
+            yield found
 
-    ids_of, flat, lengths = Pieces(), array("i"), array("q")
-    for caption in captions:
-        start = len(flat)
-        flat.extend(chain.from_iterable(map(ids_of.__getitem__, split(caption))))
-        lengths.append(len(flat) - start)
-    return TokenizedCaptions(list(words), np.array(flat, np.int32), np.array(lengths, np.int64))
+    # In the example the pieces are "A" "dog." "a" "dog" "runs": piece_of 0 1 2 3 4, counts 2 3, ids [0] [1] [0] [1] [2]
+    piece_of = np.fromiter(map(pieces.__getitem__, chain.from_iterable(split_and_count())), np.int32)
+    ids = [[words[word] for word in LEVELS[level](piece)] for piece in pieces]
+    table, sizes = np.fromiter(chain.from_iterable(ids), np.int32), np.fromiter(map(len, ids), np.int64)
+    ends = np.cumsum(sizes[piece_of])  # of each piece in `flat`
+    place = np.repeat(np.cumsum(sizes)[piece_of] - ends, sizes[piece_of])  # from an index in `flat` to one in `table`
+    place += np.arange(len(place))
+    lengths = np.diff(np.append(0, ends)[np.append(0, np.cumsum(counts))])
+    return TokenizedCaptions(list(words), table[place], lengths)
 
 
 class Vocabulary:
