@@ -8,6 +8,7 @@ returns what papers print (times 100). docs/metrics.md compares the definitions 
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -46,9 +47,27 @@ class PerImage(NamedTuple):
         return corpus_scores(self.table().sum(axis=0), len(self.cider))
 
 
-def per_image(references: References, hypotheses: Sequence[Caption]) -> PerImage:
-    """BLEU's counts, ROUGE-L and CIDEr-D of each image, from one pass over the words."""
-    corpus = _Corpus(hypotheses, references)
+class DocumentFrequencies:
+    """In how many images an n-gram (n = 1..4) is in any reference: what CIDEr's idf is computed from.
+
+    Attributes:
+        images: number of images.
+        counts: {n-gram: number of images}.
+    """
+
+    def __init__(self, references: References) -> None:
+        self.images = len(references)
+        self.counts: Counter[tuple[Hashable, ...]] = Counter()
+        for refs in references:
+            orders = ((words, n) for words in refs for n in range(1, ORDER + 1))
+            self.counts.update({tuple(words[i : i + n]) for words, n in orders for i in range(len(words) - n + 1)})
+
+
+def per_image(
+    references: References, hypotheses: Sequence[Caption], frequencies: DocumentFrequencies | None = None
+) -> PerImage:
+    """BLEU's counts, ROUGE-L and CIDEr-D (see :func:`cider_d`) of each image, from one pass over the words."""
+    corpus = _Corpus(hypotheses, references, frequencies)
     matches, cosines = [], np.zeros(len(corpus.size))
     for grams in corpus.grams(ORDER):
         matches.append(_matches(corpus, grams))
@@ -123,7 +142,9 @@ def rouge_l(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
     return _rouge_l(_Corpus(hypotheses, references))
 
 
-def cider_d(references: References, hypotheses: Sequence[Caption]) -> np.ndarray:
+def cider_d(
+    references: References, hypotheses: Sequence[Caption], frequencies: DocumentFrequencies | None = None
+) -> np.ndarray:
     """CIDEr-D of each image (Vedantam et al. 2015, section 5), (N,) in 0..10; the corpus score is the mean.
 
     With h and r the counts of each n-gram times its idf = ln N − ln max(1, images with it in any reference), and Δ the
@@ -132,9 +153,9 @@ def cider_d(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
         CIDEr-D = 10 · mean over n = 1..4 and references of  Σ min(h, r)·r / (‖h‖·‖r‖) · exp(−Δ² / 2σ²),  σ = 6
 
     This is what coco-caption prints as CIDEr. The idf depends on ``references``, so scores on different sets of images
-    are not comparable; N = 1 gives 0.
+    are not comparable; N = 1 gives 0. With `frequencies` N and idf are those of other images.
     """
-    corpus = _Corpus(hypotheses, references)
+    corpus = _Corpus(hypotheses, references, frequencies)
     cosines = np.sum([_cosines(corpus, grams, clip=True) for grams in corpus.grams(ORDER)], axis=0)
     return _cider(corpus, cosines * _length_penalty(corpus))
 
@@ -161,7 +182,7 @@ def distinct_n(hypotheses: Sequence[Caption], n: int) -> float:
     It falls as captions are added, so only sets of similar size and length are comparable.
     """
     *_, grams = _Corpus(hypotheses).grams(n)
-    return _distinct_n(grams)
+    return len(grams.start) / max(1, int(grams.counts.sum()))
 
 
 def ending_share(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> float:
@@ -177,7 +198,16 @@ def self_bleu(hypotheses: Sequence[Caption], order: int = ORDER) -> float:
     BLEU of single captions is coco-caption's, as in :func:`bleu_from_counts`. A single caption gives 0.
     """
     corpus = _Corpus(hypotheses)
-    return _self_bleu(corpus, [_matches_of_others(corpus, grams) for grams in corpus.grams(order)])
+    if len(hypotheses) == 1:
+        return 0.0
+    matches = [_matches_of_others(corpus, grams) for grams in corpus.grams(order)]
+    # The closest length of another caption is the same length if another has it, else a neighbour in `lengths`.
+    lengths, which, captions = np.unique(corpus.size, return_inverse=True, return_counts=True)
+    far = 3 * int(lengths[-1]) + 1  # farther than any neighbour
+    shorter, longer = np.append(-far, lengths[:-1]), np.append(lengths[1:], far)
+    neighbour = np.where(lengths - shorter <= longer - lengths, shorter, longer)
+    closest = np.where(captions > 1, lengths, neighbour)[which]
+    return float(bleu_from_counts(_columns(matches, corpus.size, closest))[:, -1].mean())
 
 
 def seen_share(hypotheses: Sequence[Caption], training: Iterable[Caption]) -> float:
@@ -216,7 +246,11 @@ def score(
     refs = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
     result = {
         **dict(zip(NAMES, images.corpus_scores().tolist(), strict=True)),
-        **_diversity(hypotheses),
+        "distinct": 100 * distinct(hypotheses),
+        "distinct-1": 100 * distinct_n(hypotheses, 1),
+        "distinct-2": 100 * distinct_n(hypotheses, 2),
+        "vocabulary": len(set(chain.from_iterable(hypotheses))),
+        "self-BLEU-4": 100 * self_bleu(hypotheses),
         "mean_length": sum(map(len, hypotheses)) / len(hypotheses),
         "images": len(hypotheses),
         "signature": f"captioner {__version__} | tokenizer:{tokenizer} | refs:{refs} | images:{len(hypotheses)}"
@@ -247,20 +281,27 @@ class _Grams(NamedTuple):
     is_hypothesis: np.ndarray  # (R,) bool
     first: np.ndarray  # (G,) first row of each group
     rows: np.ndarray  # (G,) number of rows of each group
-    distinct: int  # n-grams of the whole corpus
+    start: np.ndarray  # (distinct,) place in the corpus where each n-gram occurs
+    n: int
 
 
 class _Corpus:
     """C captions in a row: of each image the hypothesis, then its references. All arrays are int64."""
 
-    def __init__(self, hypotheses: Sequence[Caption], references: References | None = None) -> None:
+    def __init__(
+        self,
+        hypotheses: Sequence[Caption],
+        references: References | None = None,
+        frequencies: DocumentFrequencies | None = None,
+    ) -> None:
         _check(hypotheses, references)
+        self.frequencies = frequencies
         refs: References = [[]] * len(hypotheses) if references is None else references
         captions = [words for hypothesis, image in zip(hypotheses, refs, strict=True) for words in (hypothesis, *image)]
-        flat = list(chain.from_iterable(captions))
-        ids = {word: i for i, word in enumerate(dict.fromkeys(flat))}
+        self.text = list(chain.from_iterable(captions))  # T words
+        ids = {word: i for i, word in enumerate(dict.fromkeys(self.text))}
         self.vocabulary = len(ids)
-        self.words = np.fromiter(map(ids.__getitem__, flat), np.int64, len(flat))  # (T,) 0..vocabulary − 1
+        self.words = np.fromiter(map(ids.__getitem__, self.text), np.int64, len(self.text))  # (T,) 0..vocabulary − 1
         self.size = np.fromiter(map(len, captions), np.int64, len(captions))  # (C,) words of each caption
         self.start = np.cumsum(self.size) - self.size  # (C,) its first word
         self.references = np.fromiter(map(len, refs), np.int64, len(refs))  # (N,) number of each image's references
@@ -291,6 +332,8 @@ class _Corpus:
             group, number = np.divmod(key, most)  # image and n-gram; 0 is the hypothesis, 1 the first reference
             image, gram_of_row = np.divmod(group, max(1, distinct))
             first = np.flatnonzero(np.diff(group, prepend=-1))
+            start = np.empty(distinct, np.int64)
+            start[gram] = place
             yield _Grams(
                 caption=self.hypothesis[image] + number,
                 gram=gram_of_row,
@@ -298,7 +341,8 @@ class _Corpus:
                 is_hypothesis=number == 0,
                 first=first,
                 rows=np.diff(first, append=len(group)),
-                distinct=distinct,
+                start=start,
+                n=n,
             )
 
 
@@ -329,12 +373,23 @@ def _columns(matches: Sequence[np.ndarray], size: np.ndarray, closest: np.ndarra
     return np.column_stack([*matches, *guesses, size, closest]).astype(np.int64)
 
 
+def _idf(corpus: _Corpus, grams: _Grams) -> np.ndarray:
+    """(distinct,) ln N − ln max(1, images with the n-gram in any reference)."""
+    frequencies = corpus.frequencies
+    if frequencies is None:
+        has_reference = grams.rows > grams.is_hypothesis[grams.first]  # (G,)
+        images = np.bincount(grams.gram[grams.first][has_reference], minlength=len(grams.start))
+    else:
+        ngrams = (tuple(corpus.text[start : start + grams.n]) for start in grams.start)
+        images = np.fromiter((frequencies.counts[ngram] for ngram in ngrams), np.int64)
+    logs = np.log(np.arange(1, (frequencies.images if frequencies else len(corpus.references)) + 1))
+    return logs[-1] - logs[np.maximum(images, 1) - 1]
+
+
 def _cosines(corpus: _Corpus, grams: _Grams, clip: bool) -> np.ndarray:
     """(C,) cosine, 0..1, of each caption and its image's hypothesis; `clip` limits the latter's weights."""
+    idf = _idf(corpus, grams)
     has_hypothesis, captions = grams.is_hypothesis[grams.first], len(corpus.size)  # (G,)
-    images = np.bincount(grams.gram[grams.first][grams.rows > has_hypothesis], minlength=grams.distinct)
-    logs = np.log(np.arange(1, len(corpus.references) + 1))
-    idf = logs[-1] - logs[np.maximum(images, 1) - 1]  # (distinct,)
     weight = grams.counts * idf[grams.gram]  # (R,)
     ours = np.repeat(np.where(has_hypothesis, weight[grams.first], 0), grams.rows)  # (R,) the hypothesis's weight
     norm = np.sqrt(np.bincount(grams.caption, weight**2, captions))  # (C,)
@@ -395,24 +450,6 @@ def _padded(corpus: _Corpus, captions: np.ndarray, filler: int) -> np.ndarray:
     return np.where(place < size, words, filler)
 
 
-def _diversity(hypotheses: Sequence[Caption]) -> dict[str, float]:
-    """The scores of :func:`score` that need no references."""
-    corpus = _Corpus(hypotheses)
-    grams = list(corpus.grams(ORDER))
-    others = [_matches_of_others(corpus, each) for each in grams]
-    return {
-        "distinct": 100 * distinct(hypotheses),
-        "distinct-1": 100 * _distinct_n(grams[0]),
-        "distinct-2": 100 * _distinct_n(grams[1]),
-        "vocabulary": corpus.vocabulary,
-        "self-BLEU-4": 100 * _self_bleu(corpus, others),
-    }
-
-
-def _distinct_n(grams: _Grams) -> float:
-    return grams.distinct / max(1, int(grams.counts.sum()))
-
-
 def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
     """(N,) n-grams of each caption, each clipped by its largest count in another one; without references.
 
@@ -425,18 +462,6 @@ def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
     is_largest = np.diff(gram, append=-1) != 0
     second = np.where(np.diff(gram, prepend=-1) == 0, np.roll(count, 1), 0)
     return np.bincount(grams.caption[by_count], np.where(is_largest, second, count), len(corpus.size))
-
-
-def _self_bleu(corpus: _Corpus, matches: Sequence[np.ndarray]) -> float:
-    if len(corpus.size) == 1:
-        return 0.0
-    # The closest length of another caption is the same length if another has it, else a neighbour in `lengths`.
-    lengths, which, captions = np.unique(corpus.size, return_inverse=True, return_counts=True)
-    far = 3 * int(lengths[-1]) + 1  # farther than any neighbour
-    shorter, longer = np.append(-far, lengths[:-1]), np.append(lengths[1:], far)
-    neighbour = np.where(lengths - shorter <= longer - lengths, shorter, longer)
-    closest = np.where(captions > 1, lengths, neighbour)[which]
-    return float(bleu_from_counts(_columns(matches, corpus.size, closest))[:, -1].mean())
 
 
 def _check(hypotheses: Sequence[Caption], references: References | None = None) -> None:
