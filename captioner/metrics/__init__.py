@@ -9,6 +9,7 @@ The public functions can be imported from here, without torch, Lightning or nltk
 from captioner.metrics.ptb_tokenizer import ptb_tokenize, ptb_tokenize_all
 from captioner.metrics.scores import (
     NAMES,
+    DocumentFrequencies,
     PerImage,
     bleu,
     bleu_counts,

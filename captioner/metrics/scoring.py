@@ -9,7 +9,8 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress, islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -80,14 +81,12 @@ class Comparison(NamedTuple):
 
 
 class ScoringResult(NamedTuple):
-    """Scores of N captions; all lists and statistics are in the order of `ids`."""
+    """Scores of one or two systems on N images, in the order of `ids`."""
 
     scores: dict[str, Any]  # of the set, see score_images
     ids: list[Any]
-    per_image: metrics.PerImage
-    other_per_image: metrics.PerImage | None  # of the other system
-    words: list[list[str]]  # tokenised captions
-    other_words: list[list[str]]  # empty without another system
+    per_image: list[metrics.PerImage]  # of each system
+    words: list[list[list[str]]]  # tokenised captions of each system
     references: list[list[list[str]]]
 
 
@@ -149,27 +148,25 @@ def score_images(
             raise UserError(f"{where} and {comparison.system} have no image in common")
 
     ids, tokenize_all = list(found), TOKENIZERS[options.tokenizer]
-    words = tokenize_all(found.values())
+    systems = [found] if comparison.system is None else [found, comparison.captions]
+    words = [tokenize_all(system[image] for image in ids) for system in systems]
     flat = iter(tokenize_all(caption for image in ids for caption in references[image]))
     refs = [list(islice(flat, len(references[image]))) for image in ids]
-    per_image = metrics.per_image(refs, words)
-    scores = metrics.score(refs, words, options.tokenizer, options.nltk, per_image)
-    scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words)).mean())
+    per_image = [metrics.per_image(refs, captions) for captions in words]
+    scores = metrics.score(refs, words[0], options.tokenizer, options.nltk, per_image[0])
+    scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0])).mean())
     scores |= left_out
     if options.intervals:
-        scores["intervals"] = metrics.intervals(per_image, RESAMPLES)
+        scores["intervals"] = metrics.intervals(per_image[0], RESAMPLES)
     if comparison.training is not None:
-        scores["seen_in_training"] = 100 * metrics.seen_share(words, tokenize_all(comparison.training))
-    other, other_words = None, list[list[str]]()
+        scores["seen_in_training"] = 100 * metrics.seen_share(words[0], tokenize_all(comparison.training))
     if comparison.system is not None:
-        other_words = tokenize_all(comparison.captions[image] for image in ids)
-        other = metrics.per_image(refs, other_words)
         named = {"first": where, "second": comparison.system, "test": TEST, **comparison.left_out}
-        scores["compare"] = named | _compare(per_image, other)
-    _add_external(scores, options, refs, words, found, paths or {})
+        scores["compare"] = named | metrics.compare(*per_image, resamples=RESAMPLES, rounds=ROUNDS)
+    _add_external(scores, options, refs, words[0], found, paths or {})
     if options.per_image is not None:
-        _write_per_image(Path(options.per_image), found, image_scores(per_image))
-    return ScoringResult(scores, ids, per_image, other, words, other_words, refs)
+        _write_per_image(Path(options.per_image), found, image_scores(per_image[0]))
+    return ScoringResult(scores, ids, per_image, words, refs)
 
 
 def image_scores(per_image: metrics.PerImage) -> list[dict[str, float]]:
@@ -251,13 +248,6 @@ def _shuffled(captions: list[Any]) -> list[Any]:
     return shuffled
 
 
-def _compare(first: metrics.PerImage, second: metrics.PerImage) -> dict[str, dict[str, float]]:
-    """Of each score both values, their difference, its interval and the p-value."""
-    tested = metrics.compare(first, second, RESAMPLES, ROUNDS)
-    values = zip(metrics.NAMES, first.corpus_scores().tolist(), second.corpus_scores().tolist(), strict=True)
-    return {name: {"first": a, "second": b, **tested[name]} for name, a, b in values}
-
-
 def _add_external(
     scores: dict[str, Any],
     options: ScoreOptions,
@@ -268,15 +258,19 @@ def _add_external(
 ) -> None:
     """Add METEOR, SPICE and CLIPScore where the options ask for them and they are available."""
 
-    def clip_score() -> float:
-        assert options.clip_score is not None
+    def clip_score(model: str) -> float:
         if without := [image for image in captions if image not in paths]:
             raise external.Unavailable(f"{len(without)} images{_example(without)} have no file name within the folder")
-        return external.clip_score([paths[image] for image in captions], list(captions.values()), options.clip_score)
+        return external.clip_score([paths[image] for image in captions], list(captions.values()), model)
 
-    wanted = (options.meteor, options.spice, options.clip_score is not None)
-    computes = (lambda: external.meteor(references, words), lambda: external.spice(references, words), clip_score)
-    for name, compute in compress(zip(EXTERNAL, computes, strict=True), wanted):
+    computes: dict[str, Callable[[], float]] = {}
+    if options.meteor:
+        computes["METEOR"] = lambda: external.meteor(references, words)
+    if options.spice:
+        computes["SPICE"] = lambda: external.spice(references, words)
+    if options.clip_score is not None:
+        computes["CLIPScore"] = partial(clip_score, options.clip_score)
+    for name, compute in computes.items():
         try:
             scores[name] = 100 * compute()
         except external.Unavailable as reason:

@@ -45,19 +45,27 @@ def compare(
     smallest possible p is 1 / (1 + rounds). It is not corrected for testing six scores.
 
     Returns:
-        {name: {"difference": …, "low": …, "high": …, "p": …}}; identical systems have difference 0 and p = 1.
+        {name: {"first": …, "second": …, "difference": …, "low": …, "high": …, "p": …}}; identical systems have
+        difference 0 and p = 1.
     """
     if len(first.cider) != len(second.cider):
         raise ValueError(f"{len(first.cider)} and {len(second.cider)} images: compare systems on the same ones")
     a, b, n = first.table(), second.table(), len(first.cider)  # (N, 12)
-    observed = first.corpus_scores() - second.corpus_scores()  # (6,)
+    scores_a, scores_b = first.corpus_scores(), second.corpus_scores()  # (6,)
+    observed = scores_a - scores_b
     sums = _bootstrap(np.hstack([a, b]), resamples, seed)  # (resamples, 24)
     differences = corpus_scores(sums[:, : a.shape[1]], n) - corpus_scores(sums[:, a.shape[1] :], n)
     # Equal differences differ in their last digits if they were summed in another order.
     extreme = np.count_nonzero(abs(_swapped(a, b, rounds, seed)) >= abs(observed) * (1 - 1e-9), axis=0)
     p = (1 + extreme) / (1 + rounds)
     return {
-        name: {"difference": float(observed[i]), **_interval(differences[:, i], level), "p": float(p[i])}
+        name: {
+            "first": float(scores_a[i]),
+            "second": float(scores_b[i]),
+            "difference": float(observed[i]),
+            **_interval(differences[:, i], level),
+            "p": float(p[i]),
+        }
         for i, name in enumerate(NAMES)
     }
 

@@ -15,7 +15,7 @@ from captioner import metrics
 from captioner.data.annotations import Example
 from captioner.data.clips import thumbnail
 from captioner.errors import UserError, printable
-from captioner.metrics.scoring import RESAMPLES, ScoringResult, image_scores
+from captioner.metrics.scoring import EXTERNAL, RESAMPLES, ScoringResult, image_scores
 from captioner.models.base import Caption
 from captioner.reports.gallery import EMPTY_WORD_MAPS, caption_html, has_maps, image_html
 from captioner.reports.page import Page, escape
@@ -25,7 +25,6 @@ MAX_LARGE = 1000  # images; where there are more, all are SMALL
 N_BEST = 3  # captions shown of an image, where the beam has found as many
 MAX_BARS = 18  # of a histogram
 MAX_WORDS = 24  # in a list of words
-EXTERNAL = ("METEOR", "SPICE", "CLIPScore")
 
 Series = Sequence[tuple[str, str]]  # of a chart: CSS class, which is a colour, and name
 
@@ -76,7 +75,7 @@ class EvaluationPage(Page):
 
     def finish(self, scored: ScoringResult) -> None:
         """Set the scores of the images that were added."""
-        systems = [image_scores(scores) for scores in (scored.per_image, scored.other_per_image) if scores is not None]
+        systems = [image_scores(scores) for scores in scored.per_image]
         for image, *each in zip(scored.ids, *systems, strict=True):
             rounded = [{name: round(value, 2) for name, value in scores.items()} for scores in each]
             self.images[self.places[image]]["scores"] = rounded
@@ -119,9 +118,8 @@ def _system_html(captions: Sequence[Caption] | str, series: tuple[str, str]) -> 
 def summary(scored: ScoringResult, names: Sequence[str]) -> str:
     """Scores, lengths and words as HTML."""
     series = _system_series(names)
-    ciders = [100 * images.cider for images in (scored.per_image, scored.other_per_image) if images is not None]
-    systems = [scored.words, *([scored.other_words] if scored.other_per_image is not None else [])]
-    texts = [*systems, [caption for captions in scored.references for caption in captions]]
+    ciders = [100 * images.cider for images in scored.per_image]
+    texts = [*scored.words, [caption for captions in scored.references for caption in captions]]
     lengths = histogram([[len(words) for words in text] for text in texts], whole=True)
     return (
         f'<section class="wide">\n<h2>Scores</h2>\n<div class="halves">{_scores(scored.scores, names)}\n'
@@ -129,7 +127,7 @@ def summary(scored: ScoringResult, names: Sequence[str]) -> str:
         f"{_facts(scored.scores)}</section>\n"
         f"<section>\n<h2>Words per caption</h2>\n"
         f"{_chart(lengths, [*series, ('references', 'references')], 'words')}</section>\n"
-        f"<section>\n<h2>Words</h2>\n{_words(scored.words, scored.references)}</section>"
+        f"<section>\n<h2>Words</h2>\n{_words(scored.words[0], scored.references)}</section>"
     )
 
 

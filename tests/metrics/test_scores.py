@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from captioner import __version__, metrics
 from captioner.metrics import ptb_tokenize, ptb_tokenizer, scores, significance
 from captioner.metrics.scores import (
+    DocumentFrequencies,
     PerImage,
     bleu,
     bleu_counts,
@@ -204,6 +205,16 @@ def test_all_at_once_is_what_each_gives(corpus):
     assert (images.cider == cider_d(*corpus)).all()
     expected = [*bleu(*corpus), rouge_l(*corpus).mean(), cider_d(*corpus).mean()]
     assert images.corpus_scores() == close(100 * np.array(expected))
+
+
+@quick
+@given(corpora)
+def test_an_image_alone_with_the_frequencies_of_all_has_the_cider_it_has_among_them(corpus):
+    frequencies, expected = DocumentFrequencies(corpus[0]), cider_d(*corpus)
+    assert (cider_d(*corpus, frequencies) == expected).all()
+    for i, (refs, words) in enumerate(zip(*corpus, strict=True)):
+        assert cider_d([refs], [words], frequencies) == close(expected[i : i + 1])
+        assert per_image([refs], [words], frequencies).cider == close(expected[i : i + 1])
 
 
 @quick
