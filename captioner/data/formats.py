@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,14 +45,14 @@ class Format(NamedTuple):
 class Entry:
     """An image as an annotations file lists it; it may not exist.
 
-    image_id: the file's own, or the number of the image in the file, from 0.
+    image_id: the file's own, or the number of the image in the file, from 0; of a row of a table, None instead.
     where: file and line, for messages.
     names: the paths it may have below the folder of the images, the likeliest first.
     captions: as in the file, some maybe blank.
     image: the image itself where the layout contains it; None in a sample of a shard without an image.
     """
 
-    image_id: ID
+    image_id: Any
     where: str
     names: tuple[str, ...]
     captions: tuple[str, ...]
@@ -86,8 +86,6 @@ def detect_format(path: str | os.PathLike) -> Format:
         return Format("webdataset")
     if os.path.isdir(text):
         return Format(_folder_format(Path(text)))
-    if not os.path.exists(text):
-        raise UserError(f"{text}: no such file; check the path")
     if text.lower().endswith(TABLE_SUFFIXES):
         return Format("table")
     first = next(line for line in read_text(Path(text), "text").split("\n") if line.strip())
@@ -182,11 +180,12 @@ def read_entries(
     split: str = "train",
     columns: str | None = None,
     albums: bool = False,
+    names_needed: bool = True,
 ) -> tuple[Entries, Path | None]:
     """Read the entries of a path in the layout that :func:`detect_format` found.
 
     The other arguments are those of :func:`captioner.data.annotations.read_examples`; `images` is the folder of the
-    file by default.
+    file by default. Unless `names_needed`, images may have no file names in COCO's layout; an entry then has no names.
 
     Returns:
         The entries, and the folder that their names are relative to; None where the images are in shards.
@@ -202,7 +201,7 @@ def read_entries(
     folder = folder if images is None else Path(images)
     match layout.name:
         case "coco":
-            return read_coco(file, layout.data), folder
+            return read_coco(file, layout.data, names_needed), folder
         case "karpathy":
             return read_karpathy(file, layout.data, split), folder
         case "flickr":
@@ -217,13 +216,21 @@ def read_entries(
     return read_table(file, split, columns), folder
 
 
-def read_coco(path: Path, data: Any) -> Entries:
-    """COCO captions (https://cocodataset.org/#format-data): `data` has the lists `images` and `annotations`."""
-    images, captions = parse_coco(path, data, {"id": IDS, "file_name": str})
+def read_coco(path: Path, data: Any, names_needed: bool = True) -> Entries:
+    """COCO captions (https://cocodataset.org/#format-data); unless `names_needed`, images may have no file names."""
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
+        found = json_type(data)
+        raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
+    fields: dict[str, Any] = {"id": IDS, "file_name": str} if names_needed else {"id": IDS}
+    for position, image in enumerate(data["images"]):
+        require_fields(path, f"image {position}", image, fields)
+    _check_unique(path, "image id", [image["id"] for image in data["images"]])
+    captions = _captions_by_image(path, data["annotations"])
     entries = []
-    for image in images:
+    for image in data["images"]:
+        names = (image["file_name"],) if isinstance(image.get("file_name"), str) else ()
         texts = captions.pop(image["id"], [])
-        entries.append(Entry(image["id"], f"{path}: image id {image['id']!r}", (image["file_name"],), tuple(texts)))
+        entries.append(Entry(image["id"], f"{path}: image id {image['id']!r}", names, tuple(texts)))
     unknown = [
         Problem("unknown image id", f"{path}: captions for image id {image_id!r}, not in its 'images'")
         for image_id in captions
@@ -231,35 +238,22 @@ def read_coco(path: Path, data: Any) -> Entries:
     return Entries(entries, unknown)
 
 
-def parse_coco(path: Path, data: Any, fields: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[ID, list[str]]]:
-    """The `images` of a captions file, and captions by image id, both in the order of the file.
-
-    `fields` are the required fields of an image, with their types. UserError: these are no COCO captions, or an id
-    belongs to two images or to two annotations.
-    """
+def _captions_by_image(path: Path, annotations: list[Any]) -> dict[ID, list[str]]:
+    """The captions of COCO's annotations by image id, in the order of the file."""
     from pycocotools.coco import COCO
 
-    for key in ("images", "annotations"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            found = json_type(data) if not isinstance(data, dict) else f"no list {key!r}"
-            raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
-    for position, image in enumerate(data["images"]):
-        require_fields(path, f"image {position}", image, fields)
-    annotations = data["annotations"]
     for position, entry in enumerate(annotations):
         if not _is_annotation(entry):
             require_fields(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
     numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
-    _check_unique(path, "image id", [image["id"] for image in data["images"]])
     _check_unique(path, "annotation id", numbers)
     if len(numbers) < len(annotations):  # COCO needs them
         annotations = [{**entry, "id": position} for position, entry in enumerate(annotations)]
-
     coco = COCO()
-    coco.dataset = {"images": data["images"], "annotations": annotations}
+    coco.dataset = {"images": [], "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
-    return data["images"], {key: [entry["caption"] for entry in group] for key, group in coco.imgToAnns.items()}
+    return {key: [entry["caption"] for entry in group] for key, group in coco.imgToAnns.items()}
 
 
 def _is_annotation(entry: Any) -> bool:
@@ -321,7 +315,7 @@ def read_flickr(path: Path, split: str = "train", columns: str | None = None) ->
     rows, problems = [], []
     for number, line in enumerate(lines, start=1):
         if match := TOKEN_LINE.fullmatch(line):
-            rows.append(Row(f"{path}: line {number}", None, match[1], (match[2],)))
+            rows.append(Entry(None, f"{path}: line {number}", (match[1],), (match[2],)))
         elif line.strip():
             problem = f"{path}: line {number} is not name.jpg#0<TAB>caption but {line[:60]!r}"
             problems.append(Problem("line in another form", problem))
@@ -404,15 +398,6 @@ def _parse_sample(where: str, texts: dict[str, bytes]) -> tuple[ID | None, tuple
 # ---- tables: CSV, TSV, JSON Lines, a JSON list of objects, Parquet
 
 
-class Row(NamedTuple):
-    """A row of a table: where it is, the image's id if it has one, its file name, and captions."""
-
-    where: str
-    image_id: ID | None
-    name: str
-    captions: tuple[str, ...]
-
-
 # The names of the columns; where each row is and its cells by column; the rows that do not fit.
 _Table = tuple[Sequence[str], list[tuple[str, dict[str, Any]]], list[Problem]]
 
@@ -442,11 +427,11 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
     entries = _group_rows(rows)
     if "split" in header and rows:
         mine = _in_split(path, split, [cells.get("split") for _, cells in table])
-        kept = {row.name for row in itertools.compress(rows, mine)}
+        kept = {row.names for row in itertools.compress(rows, mine)}
         for row, is_mine in zip(rows, mine, strict=True):
-            if not is_mine and row.name in kept:
-                raise UserError(f"{row.where}: {row.name!r} is in two splits; keep an image in one")
-        entries = [entry for entry in entries if entry.names[0] in kept]
+            if not is_mine and row.names in kept:
+                raise UserError(f"{row.where}: {row.names[0]!r} is in two splits; keep an image in one")
+        entries = [entry for entry in entries if entry.names in kept]
     return Entries(entries, problems)
 
 
@@ -519,33 +504,34 @@ def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, 
     return None if image is None or caption is None else (image, caption)
 
 
-def _row(where: str, cells: dict[str, Any], image: str, caption: str, number: str | None) -> Row:
+def _row(where: str, cells: dict[str, Any], image: str, caption: str, number: str | None) -> Entry:
     name, image_id = cells.get(image), cells.get(number) if number else None
     if not isinstance(name, str):
         hint = " (images inside a table are not read: write them to files)" if isinstance(name, dict) else ""
         raise UserError(f"{where}: {image!r} is {json_type(name)}, expected a file name{hint}")
     if image_id is not None and (not isinstance(image_id, IDS) or isinstance(image_id, bool)):
         raise UserError(f"{where}: {number!r} is {json_type(image_id)}, expected a whole number or a string")
-    return Row(where, image_id, name.strip(), captions_in_cell(f"{where}: {caption!r}", cells.get(caption)))
+    captions = captions_in_cell(f"{where}: {caption!r}", cells.get(caption))
+    return Entry(image_id, where, (name.strip(),), captions)
 
 
-def _group_rows(rows: Iterable[Row]) -> list[Entry]:
+def _group_rows(rows: Iterable[Entry]) -> list[Entry]:
     """One entry per image, with the captions of all of its rows, in the order of the first rows.
 
     Rows with one id, or without ids one file name, are one image.
     """
-    images: dict[ID, list[Row]] = {}
+    images: dict[ID, list[Entry]] = {}
     for row in rows:
-        group = images.setdefault(row.name if row.image_id is None else row.image_id, [])
-        if group and group[0].name != row.name:
-            both = f"{group[0].name!r} and {row.name!r}"
+        group = images.setdefault(row.names[0] if row.image_id is None else row.image_id, [])
+        if group and group[0].names != row.names:
+            both = f"{group[0].names[0]!r} and {row.names[0]!r}"
             raise UserError(f"{row.where}: image id {row.image_id!r} has two files, {both}; give each its own id")
         group.append(row)
     entries = []
     for number, group in enumerate(images.values()):
-        where, image_id, name, _ = group[0]
+        image_id = number if group[0].image_id is None else group[0].image_id
         captions = tuple(caption for row in group for caption in row.captions)
-        entries.append(Entry(number if image_id is None else image_id, where, (name,), captions))
+        entries.append(replace(group[0], image_id=image_id, captions=captions))
     return entries
 
 

@@ -18,7 +18,6 @@ from captioner.data.formats import (
     detect_format,
     first_key,
     is_karpathy,
-    parse_coco,
     read_entries,
 )
 from captioner.data.shards import are_shards
@@ -57,15 +56,25 @@ def read_references(
         UserError: the file is not in such a layout, or no image in it has a caption.
     """
     data = read_json_or_lines(Path(path)) if listed is None and _is_json(path) else None
-    if data is None or is_karpathy(data):
-        layout = detect_format(path) if data is None else Format("karpathy", data)
-        entries = select_listed(read_entries(os.fspath(path), layout, images, split, columns, True)[0], listed).entries
-        found = {entry.image_id: list(entry.captions) for entry in entries}
-        names = {entry.image_id: entry.names[0] for entry in entries}
+    is_coco = isinstance(data, dict) and "images" in data
+    captions: dict[ID, list[str]] = {}
+    names: dict[ID, str] = {}
+    if data is None or is_coco:
+        layout = Format("karpathy" if is_karpathy(data) else "coco", data) if is_coco else detect_format(path)
+        names_needed = listed is not None
+        found, _ = read_entries(os.fspath(path), layout, images, split, columns, True, names_needed)
+        for entry in select_listed(found, listed).entries:
+            captions[entry.image_id] = list(entry.captions)
+            if entry.names:
+                names[entry.image_id] = entry.names[0]
     else:
-        found, names = _json_references(Path(path), data)
-    cleaned = {image: [text for text in map(clean_caption, texts) if text] for image, texts in found.items()}
-    captions = {image: texts for image, texts in cleaned.items() if texts}
+        expected = "captions: expected the lists 'images' and 'annotations' of COCO, {\"id\": [\"caption\", …]}, a list"
+        for image_id, texts, name in caption_rows(Path(path), data, "reference", expected, REFERENCE_KEYS):
+            captions.setdefault(image_id, []).extend(texts)
+            if name is not None and name != image_id:
+                names[image_id] = name
+    captions = {image: [text for text in map(clean_caption, texts) if text] for image, texts in captions.items()}
+    captions = {image: texts for image, texts in captions.items() if texts}
     if not captions:
         raise UserError(f"{path}: no image in it has a caption; name a captions file")
     return References(captions, {image: name for image, name in names.items() if image in captions})
@@ -74,29 +83,10 @@ def read_references(
 def _is_json(path: str | os.PathLike) -> bool:
     """Whether a file is JSON or JSON Lines, by its suffix or else by its first character."""
     text = os.fspath(path)
-    if is_address(text) or are_shards(text) or os.path.isdir(text):
-        return False
-    if text.lower().endswith((".csv", ".tsv", ".parquet")):
+    others = is_address(text) or are_shards(text) or os.path.isdir(text)
+    if others or text.lower().endswith((".csv", ".tsv", ".parquet")):
         return False
     return ".json" in Path(text).suffix.lower() or read_text(Path(text), "text").lstrip()[0] in "[{"
-
-
-def _json_references(path: Path, data: Any) -> References:
-    """Captions, some maybe blank, and file names of COCO's layout or a similar one."""
-    found = References({}, {})
-    if isinstance(data, dict) and "images" in data:
-        images, captions = parse_coco(path, data, {"id": IDS})
-        for image in images:
-            found.captions[image["id"]] = captions.get(image["id"], [])
-            if isinstance(image.get("file_name"), str):
-                found.names[image["id"]] = image["file_name"]
-        return found
-    expected = "captions: expected the lists 'images' and 'annotations' of COCO, {\"id\": [\"caption\", …]}, a list"
-    for image_id, texts, name in caption_rows(path, data, "reference", expected, REFERENCE_KEYS):
-        found.captions.setdefault(image_id, []).extend(texts)
-        if name is not None and name != image_id:
-            found.names[image_id] = name
-    return found
 
 
 def caption_rows(
@@ -104,14 +94,9 @@ def caption_rows(
 ) -> Iterator[tuple[ID, list[str], str | None]]:
     """The image id, captions (one or more) and file name, if any, of each entry of parsed JSON.
 
-    Args:
-        path: the file, for messages.
-        data: {"id": "caption" or ["caption", …]}, a list of objects, one such object, or an object around one of these.
-        what, expected: a word for an entry and a description of the file, for messages.
-        caption_keys: groups of keys. The first group with a key in the first entry counts, for all entries.
-
-    Raises:
-        UserError: the data is not as described, or the first entry has two keys of the group.
+    `data` is {"id": "caption" or ["caption", …]}, a list of objects, one such object, or an object around one of these.
+    `what` and `expected` are a word for an entry and a description of the file, for messages. Of the groups of
+    `caption_keys` the first with a key in the first entry counts, for all entries; an entry has one key of it.
     """
     if isinstance(data, dict):
         wrapped = [key for key in LIST_KEYS if isinstance(data.get(key), list | dict)]
@@ -147,11 +132,7 @@ def caption_rows(
 
 
 def read_json_or_lines(path: Path) -> Any:
-    """The content of a JSON file, or the list of the values on the lines of JSON Lines.
-
-    Raises:
-        UserError: it cannot be read, or an object has two values for one key.
-    """
+    """The content of a JSON file, or the list of the values on the lines of JSON Lines; no key has two values."""
     text = read_text(path)
     try:
         return parse_json(path, text, pairs=_no_contradiction)

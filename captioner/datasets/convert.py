@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.data.addresses import StoredImage
 from captioner.data.annotations import Example
 from captioner.data.images import ImageError, image_errors, open_file
 from captioner.data.shards import Member
@@ -29,27 +28,21 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, image_files: str
         annotations: list[dict[str, Any]] = []
         for example, name in zip(examples, _file_names(examples), strict=True):
             width, height = _size(example.path)
+            target = part / "images" / name
             if image_files != "refer":
-                _add_image(example.path, part / "images" / name, image_files)
-            elif Path(root, name) != example.path:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            if image_files == "copy":
+                target.write_bytes(_bytes(example.path))
+            elif isinstance(example.path, Member) or (image_files == "refer" and Path(root, name) != example.path):
                 raise UserError(f"{example.path}: is not a file in {root}; use --image_files copy")
+            elif image_files == "link":
+                target.symlink_to(os.path.realpath(example.path))
             images.append({"id": example.image_id, "file_name": name, "width": width, "height": height})
             for caption in example.captions:
                 annotations.append({"id": len(annotations) + 1, "image_id": example.image_id, "caption": caption})
         coco = {"info": {"description": "captions"}, "licenses": [], "images": images, "annotations": annotations}
         write_json(part / "captions.json", coco)
     return root if image_files == "refer" else out / "images"
-
-
-def _add_image(source: Path | StoredImage, target: Path, image_files: str) -> None:
-    """Copy an image, or make a link to it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if image_files == "copy":
-        target.write_bytes(_bytes(source))
-    elif isinstance(source, StoredImage):
-        raise UserError(f"{source}: is not a file of its own; use --image_files copy")
-    else:
-        target.symlink_to(os.path.realpath(source))
 
 
 def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000) -> int:
@@ -90,12 +83,12 @@ def drop_unreadable(examples: Sequence[Example]) -> tuple[list[Example], list[st
     return good, bad
 
 
-def _bytes(image: Path | StoredImage) -> bytes:
+def _bytes(image: Path | Member) -> bytes:
     with image_errors(image), open_file(image) as file:
         return file.read()
 
 
-def _size(image: Path | StoredImage) -> tuple[int, int]:
+def _size(image: Path | Member) -> tuple[int, int]:
     """Width and height in pixels, from the header; nothing is decoded."""
     from PIL import Image
 

@@ -28,7 +28,6 @@ COCO = (
     "the annotations of COCO are CC BY 4.0; its photographs belong to users of Flickr, whose terms apply: "
     "https://cocodataset.org/#termsofuse"
 )
-FLICKR = "Flickr8k (Hodosh, Young and Hockenmaier 2013) is for non-commercial research and education only"
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,7 @@ SETS = {
             Archive(f"{_FLICKR}/Flickr8k_text.zip", 2_400_000, 10_000_000, "Flickr8k.token.txt"),
             Archive(f"{_FLICKR}/Flickr8k_Dataset.zip", 1_120_000_000, 1_120_000_000, "Flicker8k_Dataset/", images=True),
         ),
-        FLICKR,
+        "Flickr8k (Hodosh, Young and Hockenmaier 2013) is for non-commercial research and education only",
         ("captions_train.json", "Flicker8k_Dataset"),  # spelt so in the zip
         ("captions_val.json", "Flicker8k_Dataset"),
         _flickr8k,

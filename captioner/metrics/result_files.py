@@ -55,8 +55,7 @@ def match_results(
         results that fit no image.
 
     Raises:
-        UserError: a result fits several images, some results have ids and others file names, or two of one image
-            differ.
+        UserError: a result fits several images, some have ids and others file names, or two of one image differ.
     """
     images = _ImageNames(references, names or {})
     found: dict[ID, str] = {}
