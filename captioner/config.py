@@ -42,10 +42,12 @@ class _Config:
         cls._group = group
 
     def __post_init__(self) -> None:
-        """Check the fields of a Literal type, which may come from Python or from the header of a checkpoint."""
+        """Check Literals and refuse None: values also come from Python and from the headers of checkpoints."""
         for name, kind in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                self._require(getattr(self, name) in get_args(kind), name, f"one of {', '.join(get_args(kind))}")
+                self._require(value in choices, name, f"one of {', '.join(choices)}")
+            self._require(value is not None or type(None) in choices, name, "a value")
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:

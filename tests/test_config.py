@@ -100,6 +100,15 @@ def test_not_a_number_is_refused(name):
         TrainConfig(**{name: float("nan")})
 
 
+@pytest.mark.parametrize(
+    ("config", "name"), [(ModelConfig, "encoder"), (ModelConfig, "layers"), (DataConfig, "level"), (TrainConfig, "lr")]
+)
+def test_none_is_refused(config, name):
+    """A null of a config file."""
+    with pytest.raises(UserError, match=f"{name} is None: expected "):
+        config(**{name: None})
+
+
 def test_tied_embeddings_need_equal_sizes():
     assert ModelConfig(tie_embeddings=True, embedding_size=256, hidden_size=256).tie_embeddings
     with pytest.raises(UserError, match=r"model\.tie_embeddings is True: .*256.*512"):

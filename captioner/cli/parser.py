@@ -164,14 +164,18 @@ class Parser(ArgumentParser):
         if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: Expected an? (.+?)\. Got value: (.*)', text):
             key, kind, value = found.groups()
             text = f"{self._shown(key)} is {value}: expected {_kind(kind)}"
+        elif found := re.match(
+            r'Parser key "(.+?)": Does not validate.*? Subtypes: \[(.+?)\] .* Given value: (.*)', text
+        ):
+            text = f"{self._shown(found[1])} is {found[3]}: expected {' or '.join(map(_kind, found[2].split(', ')))}"
         elif found := re.match(r'Parser key "(.+?)": (.+)', text):
             text = f"{self._shown(found[1])}: {found[2]}"
         elif found := re.match(r"the following arguments are required: (.+)", text):
             text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
         elif found := re.match(r"unrecognized arguments: (\S+)", text):
             text = self._unknown(found[1])
-        elif found := re.match(r"Group '(.+)' does not accept option '(.+)'", text):
-            text = f"--config: {self._unknown(f'--{found[1]}.{found[2]}')}"
+        elif found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", text):
+            text = f"--config: {self._unknown(f'--{found[1]}.{found[2]}' if found[1] else f'--{found[2]}')}"
         text = printable(text if len(text) < MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …")
         text = text.replace("Problems parsing config:", "--config:").replace(' in "<unicode string>",', " in")
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
@@ -214,10 +218,11 @@ class Parser(ArgumentParser):
 
 def _kind(annotation: str) -> str:
     """``a whole number`` for ``<class 'int'>``."""
-    names = {"<class 'float'>": "a number", "<class 'int'>": "a whole number", "<class 'bool'>": "true or false"}
+    names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
     if found := re.fullmatch(r"typing\.Literal\[(.+)\]", annotation):
         return "one of " + found[1].replace("'", "")
-    return names.get(annotation, annotation)
+    name = annotation.removeprefix("<class '").removesuffix("'>")
+    return names.get(name, name)
 
 
 def _usage(positional: Action) -> str:

@@ -76,6 +76,9 @@ MISTAKES = [
     ("train --config BAD/config.yaml", ["--config:", "line 2"]),
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
+    ("train --config BAD/null.yaml", ["model.layers is None: expected a value"]),
+    ("train --config BAD/list.yaml", ["--data.train is ['a']: expected text or null"]),
+    ("train --config BAD/unknown.yaml", ["--config: there is no option --models: did you mean --model"]),
     ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
     ("predict a.png --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
     ("predict a.png --checkpoint BAD/cut.safetensors", ["cut.safetensors is not a captioner checkpoint"]),
@@ -118,6 +121,9 @@ def bad(tmp_path_factory):
     (folder / "config.yaml").write_text("train: [1, ")
     (folder / "typo.yaml").write_text("train: {epoch: 3}")
     (folder / "flat.yaml").write_text("model: 3")
+    (folder / "null.yaml").write_text("model: {layers: null}")
+    (folder / "list.yaml").write_text("data: {train: [a]}")
+    (folder / "unknown.yaml").write_text("models: {layers: 2}")
     return folder
 
 
