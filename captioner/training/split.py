@@ -154,13 +154,8 @@ class DataSplit:
         label = f"{label}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
         device = best_device()
-        options = (
-            model.image_size,
-            IMAGE_BATCH_SIZE,
-            choose_workers(data.workers, device),
-            data.skip_bad_images,
-            model.frames,
-        )
+        workers = choose_workers(data.workers, device)
+        options = (model.image_size, IMAGE_BATCH_SIZE, workers, data.skip_bad_images, model.frames)
         if sample and not folder.exists():
             return self._sample_features(paths, len(names), options)
 

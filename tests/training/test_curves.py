@@ -1,4 +1,4 @@
-"""The curves of runs: read back from whatever a run has left, and drawn."""
+"""The logs of runs, read and drawn."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def test_a_real_run_has_every_curve(run, cli, tmp_path):
 
 
 def test_a_resumed_run_is_one_curve(tmp_path):
-    """The steps after the last checkpoint were done twice; those of the second time count."""
+    """Steps after the last checkpoint were trained twice; the values of the second time count."""
     write(tmp_path, 0, "1,5.0,", "2,4.0,", "3,9.9,", "3,,70.0")
     write(tmp_path, 1, "3,3.0,", "4,2.0,", "4,,80.0")
     write(tmp_path, 10, "5,1.0,")
@@ -40,7 +40,7 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert read_logs(tmp_path)["val_cider"] == [[4, 80]]
 
 
-def test_a_line_that_is_cut_short_is_left_out(tmp_path):
+def test_an_incomplete_line_is_left_out(tmp_path):
     write(tmp_path, 0, "1,5.0,", "2,4.0,", "3,", "nonsense")
     assert read_logs(tmp_path) == {"train_loss": [[1, 5], [2, 4]]}
 
@@ -52,7 +52,7 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
         run_labels([a, a])
 
 
-def test_names_of_runs_are_no_formulas_but_numbers_of_log_axes_are(tmp_path):
+def test_log_axes_have_formulas_and_names_of_runs_have_none(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib import pyplot
     from matplotlib.cbook import is_math_text

@@ -1,4 +1,4 @@
-"""Files in, loaders out: the training split's vocabulary, bad images, features in memory or from the map."""
+"""The data module: vocabulary of the training split, bad images, features in memory or memory-mapped."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_a_fraction_is_of_images_chosen_by_the_seed(tiny, trained):
 
 
 def test_a_vocabulary_may_come_from_a_checkpoint(tiny, run):
-    """Of a run on other captions: words that are not in these, and in the order of the other's ids."""
+    """That of a run on other captions, with its words and ids."""
     there = load(tiny, vocabulary=str(run / "captioner.safetensors"), fraction=0.1, min_count=1000)
     assert there.vocabulary.words == load(tiny).vocabulary.words
     assert there.train_set.flat.max() < len(there.vocabulary)
@@ -176,7 +176,7 @@ def test_a_changed_image_is_computed_again(fresh):
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
-def test_features_in_memory_equal_those_from_the_map(tiny, loader):
+def test_features_in_memory_equal_memory_mapped_ones(tiny, loader):
     memory, streamed = load(tiny), load(tiny, feature_memory=0.0)
     assert isinstance(memory.train.table, torch.Tensor)
     assert not isinstance(streamed.train.table, torch.Tensor)
@@ -226,7 +226,7 @@ def test_an_unreadable_image_stops_unless_it_may_be_skipped(fresh, capsys, train
 
 
 def test_features_belong_to_their_images_after_skipping(fresh):
-    """Rows of the table are numbers of images in the file, those of the examples close up the gap."""
+    """Rows of the table are numbered by image in the file, those of the examples without the skipped ones."""
     whole = load(fresh)
     expected = {e.path: whole.train.table[i] for i, e in enumerate(whole.train.examples)}
     spoil(fresh, "train", "004.png")
@@ -261,7 +261,7 @@ def test_all_images_bad(fresh):
 
 
 @pytest.mark.parametrize("missing", ["train", "train_images", "val", "val_images"])
-def test_files_that_are_not_named(tiny, missing):
+def test_missing_options_are_named(tiny, missing):
     with pytest.raises(UserError, match=f"--data.{missing}.*"):
         load(tiny, **{missing: None})
 

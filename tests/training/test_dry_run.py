@@ -1,4 +1,4 @@
-"""``captioner train --check``: the real thing for a few batches, and what the whole would take."""
+"""``captioner train --check``: a few batches of everything, and what the whole training will take."""
 
 import re
 

@@ -73,7 +73,7 @@ def test_the_bound_of_the_lecture():
     assert (norms > 0).all()
 
 
-def test_each_gate_by_itself():
+def test_the_largest_singular_value_is_that_of_one_gate():
     model = make_captioner(cell="lstm", layers=2)
     matrices = list(recurrent_matrices(model.decoder).values())
     assert [tuple(matrix.shape) for matrix in matrices] == [(64, 16)] * 2
@@ -133,7 +133,7 @@ def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
 
 
 def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, gradients):
-    """A learning rate of next to nothing leaves them where they were."""
+    """With a tiny learning rate the trained weights equal them."""
     for seed in (0, 3):
         folder = tmp_path / f"still-{seed}"
         assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", seed, "--train.epochs", 1)) == 0

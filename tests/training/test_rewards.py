@@ -1,4 +1,4 @@
-"""Rewards of sampled captions: those of the metrics, with END as a word and frequencies of the training references."""
+"""Rewards equal the metrics with END as a word and the document frequencies of the training references."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_captions_of_any_images_in_any_order():
 
 
 def test_the_frequencies_are_those_of_all_training_references():
-    """A word that every image has is worth nothing; one that only this image has, most."""
+    """A word that all images have gives no reward, one that only this image has gives most."""
     references = [[[4, 5]], [[4, 6]], [[4, 7]], [[4, 6]]]
     rewards = Rewards(references, 2)
     values = [reward(rewards, [1], [caption], [0])[0] for caption in ([4], [6], [4, 6])]
@@ -63,7 +63,7 @@ def test_words_no_reference_has_count_against_a_caption():
 
 
 def test_stopping_where_no_reference_stops_costs():
-    """ "a dog on a" has only words of the reference in their order; END in the wrong place is a wrong word."""
+    """ "a dog on a" has words of the reference in their order; END in the wrong place is a wrong word."""
     rewards = Rewards([[[4, 5, 6, 4, 7]], [[8, 9]], [[9, 10]]], END)
     ended, cut = (reward(rewards, [0], [[4, 5, 6, 4]], [e])[0] for e in (1, 0))
     assert ended < cut
@@ -77,6 +77,6 @@ def test_words_beyond_the_length_do_not_count():
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_one_image_alone_is_worth_nothing_to_cider(weight):
+def test_cider_of_a_single_image_is_zero(weight):
     found = reward(Rewards([[[4, 5, 6]]], END, weight), [0], [[4, 5, 6]])
     assert found == pytest.approx(weight, abs=1e-6)

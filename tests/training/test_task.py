@@ -1,4 +1,4 @@
-"""The Lightning side: the loss by hand, the schedule, the groups of parameters."""
+"""The Lightning modules: the loss by hand, self-critical training, learning rates and parameter groups."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def by_hand(task: CaptionTask, smoothing: float = 0.0) -> float:
     return torch.stack(losses).mean().item()
 
 
-def test_loss_asks_for_words_and_end_but_neither_padding_nor_unk():
+def test_the_loss_is_that_of_words_and_end_without_pad_and_unk():
     task = make(label_smoothing=0.1).eval()
     assert task.loss(batch())[0].item() == pytest.approx(by_hand(task), abs=1e-5)
 
@@ -94,22 +94,22 @@ def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01, each: Callabl
 
 @pytest.fixture
 def logged(monkeypatch) -> dict[str, float]:
-    """What a task without a trainer logs."""
+    """The values that a task without a trainer logs."""
     values: dict[str, float] = {}
     monkeypatch.setattr(CaptionTask, "log", lambda self, name, value, **_: values.__setitem__(name, float(value)))
     return values
 
 
 def critical(**options) -> CaptionTask:
-    """Whose images have one reference each: 4 5 6 and 7 4."""
+    """A task for self-critical training; its two images have the references 4 5 6 and 7 4."""
     task = make(objective="scst", **options)
     task.rewards = Rewards([[[4, 5, 6]], [[7, 4]]], END, options.get("bleu_weight", 0.0))
     return task.train()
 
 
 @pytest.mark.parametrize("baseline", ["others", "greedy"])
-def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
-    """From nothing but the rewards of sampled captions to captions that are worth much more."""
+def test_self_critical_training_raises_the_reward(logged, baseline):
+    """In 300 steps on rewards alone, from random weights."""
     task = critical(rollouts=10, bleu_weight=1.0, baseline=baseline)
     rewards = []
     teach(task, rate=0.003, each=lambda: rewards.append(logged["reward"]))
@@ -121,7 +121,7 @@ def test_self_critical_training_finds_what_is_rewarded(logged, baseline):
 
 
 def test_the_baseline_may_be_the_greedy_caption(logged):
-    """Rennie et al. 2017: a sample that says what greedy search says teaches nothing; dropout is off for that alone."""
+    """Rennie et al. 2017; dropout is off for the greedy caption, and on for the samples."""
     task, seen = critical(rollouts=4, baseline="greedy"), []
     task.rewards = lambda images, words, lengths: seen.append((words, lengths)) or np.arange(len(words)) % 4.0
     task.model.decoder.register_forward_pre_hook(lambda *_: seen.append(task.model.decoder.training))
@@ -135,7 +135,7 @@ def test_the_baseline_may_be_the_greedy_caption(logged):
     ]
 
 
-def test_samples_that_are_worth_the_same_teach_nothing(logged):
+def test_equal_rewards_give_no_gradient(logged):
     """The baseline of each is the mean of the others."""
     task = critical()
     task.rewards = lambda images, words, lengths: np.full(len(images), 3.0)
@@ -144,8 +144,8 @@ def test_samples_that_are_worth_the_same_teach_nothing(logged):
     assert logged["reward"] == 3
 
 
-def test_a_better_sample_becomes_likelier_and_a_worse_one_less_likely(logged):
-    """One step against the gradient, the very samples of which are known."""
+def test_self_critical_loss_by_hand(logged):
+    """Of the samples that the rewards were computed for."""
     task, seen = critical(rollouts=3), []
 
     def rewards(images, words, lengths):
@@ -228,7 +228,7 @@ def test_each_stage_of_the_encoder_at_its_rate():
     assert len(groups(make(3, encoder_lr_decay=1.0))) == 4
 
 
-def test_dropout_of_a_batch_depends_on_its_place_alone():
+def test_dropout_depends_on_seed_epoch_and_batch_alone():
     task = make(seed=3)
     task.trainer = trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     draws = []
@@ -240,14 +240,14 @@ def test_dropout_of_a_batch_depends_on_its_place_alone():
     assert trainer.current_epoch == 0
 
 
-def test_a_checkpoint_describes_itself():
+def test_a_checkpoint_has_the_header_of_the_model():
     task, checkpoint = make(), {}
     task.on_save_checkpoint(checkpoint)
     assert checkpoint["captioner"] == task.model.header()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_smoothed_cross_entropy_is_torchs(smoothing):
+def test_smoothed_cross_entropy_equals_that_of_torch(smoothing):
     torch.manual_seed(0)
     logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(11, (7,))

@@ -1,4 +1,4 @@
-"""Whole runs of ``captioner train``: what they leave behind, what they learn, and that a killed one is resumed."""
+"""Whole runs of ``captioner train``: files, logs, results, and resuming killed runs."""
 
 import csv
 import io
@@ -38,19 +38,19 @@ def tensors(file: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a Lightning checkpoint, by its place."""
     found = {}
 
-    def look(place, value):
+    def collect(place, value):
         if isinstance(value, torch.Tensor):
             found[place] = value
         elif isinstance(value, dict):
             for key, inner in value.items():
-                look(f"{place}/{key}", inner)
+                collect(f"{place}/{key}", inner)
         elif isinstance(value, (list, tuple)):
             for i, inner in enumerate(value):
-                look(f"{place}/{i}", inner)
+                collect(f"{place}/{i}", inner)
 
     checkpoint = torch.load(file, weights_only=True)
     for part in ("state_dict", "current_model_state", "optimizer_states"):
-        look(part, checkpoint.get(part, {}))
+        collect(part, checkpoint.get(part, {}))
     return found
 
 
@@ -248,8 +248,8 @@ def test_bad_images_are_skipped_and_counted(fresh, tmp_path, cli_train):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_a_handful_of_images_is_learnt_by_heart(tmp_path, cell):
-    """The end-to-end check: six images, each with a caption of its own, and the model says which is which."""
+def test_a_few_images_are_memorized(tmp_path, cell):
+    """End to end: six images, each with its own caption, which the model reproduces."""
     coco = write_set(tmp_path / "set", train=6, val=1, captions=lambda n: captions_of(5 * n, 1))
     options = {
         **{f"model.{name}": value for name, value in NO_DROPOUT.items()},
@@ -270,10 +270,10 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path, cell):
 
 
 def begin(coco, out: Path, options, patch: str) -> subprocess.Popen:
-    """``captioner train`` in a process of its own, with a patch that slows it down and tells how far it is."""
-    # A job that was started in the background ignores SIGINT, and so would what it starts.
-    ears = "signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"import signal, sys, time\n{ears}\n{patch}\n"
+    """``captioner train`` in a process of its own, with a patch that slows it down and prints its progress."""
+    # A background job ignores SIGINT, and so would its children.
+    handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, sys, time\n{handler}\n{patch}\n"
     code += "from captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *arguments(coco, out, *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -318,7 +318,7 @@ task.CaptionTask.on_train_batch_start = slow
         (5, "--model.trainable_layers 1 --train.ema_decay 0.9 --train.encoder_lr 0.01 --data.batch_size 6"),
     ],
 )
-def test_a_killed_run_ends_as_one_that_was_not(tiny, tmp_path, stop, options):
+def test_a_killed_and_resumed_run_ends_as_one_that_was_not_killed(tiny, tmp_path, stop, options):
     """Bit for bit: weights, their average, and the optimiser's state."""
     options = f"--data.batch_size 2 --train.epochs 3 {options}".split()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -397,7 +397,7 @@ task.CaptionTask.on_train_batch_start = stop
 
 
 def module_train(coco, out: Path, *options: str, patch: str = "") -> subprocess.CompletedProcess:
-    """``python -m captioner train``; what it starts ends with it, also where it hangs."""
+    """``python -m captioner train``; its child processes end with it, also if it hangs."""
     file = out.with_suffix(".py")  # a file, which Lightning can start again for the other processes
     file.write_text(f"import sys\n{patch}\nfrom captioner.__main__ import main\nsys.exit(main(sys.argv[1:]))")
     command = [sys.executable, *([str(file)] if patch else ["-m", "captioner"]), *arguments(coco, out, *options)]
@@ -444,7 +444,7 @@ def test_two_processes(tmp_path, trained):
 
 
 def images_of(data: CaptionData) -> torch.Tensor:
-    """Features or images of the validation set, as the validation sees them."""
+    """Features or images of the validation set."""
     (batch,) = data.val_dataloader()
     return data.val.table[batch.images] if batch.images.dim() == 1 else batch.images
 
@@ -454,26 +454,18 @@ ONE = ("--data.batch_size", "10")
 
 
 def still() -> list[str]:
-    """Options without anything random but the order, and with captions of unlike lengths in a batch."""
+    """Options without dropout, at a fixed precision."""
     none = [word for name in NO_DROPOUT for word in (f"--model.{name}", "0")]
     return [*none, "--trainer.precision", "32-true", "--train.patience", "0", "--train.lr", "0.01"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["0", "1"])
-@pytest.mark.parametrize("flip", ["false", "true"])
+@pytest.mark.parametrize("flip", ["--data.no_horizontal_flip", "--data.horizontal_flip"])
 def test_two_processes_learn_as_one_with_the_double_batch(tmp_path, trained, flip):
-    """Each step's loss and gradient are those of all words, though the processes have unequally many."""
+    """Loss and gradient of each step are those of all words, although the processes have different numbers of words."""
     coco = write_set(tmp_path / "set", train=13, val=3)
-    options = [
-        *still(),
-        "--model.trainable_layers",
-        trained,
-        "--data.horizontal_flip",
-        flip,
-        "--train.ema_decay",
-        "0.9",
-    ]
+    options = [*still(), "--model.trainable_layers", trained, flip, "--train.ema_decay", "0.9"]
     done = module_train(coco, tmp_path / "two", *options, *TWO)
     assert done.returncode == 0, done.stderr
     assert train(coco, tmp_path / "one", *options, *ONE) == 0
@@ -486,7 +478,7 @@ def test_two_processes_learn_as_one_with_the_double_batch(tmp_path, trained, fli
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", [1, 2])
 def test_a_run_is_resumed_on_another_number_of_processes(tmp_path, begun):
-    """Stopped in mid-epoch: it goes on with the same batches, and ends where one that was not stopped does."""
+    """A run stopped in mid-epoch continues with the same batches, and ends as one that was not stopped."""
     coco = write_set(tmp_path / "set", train=12, val=3)
     options = [*still(), "--data.batch_size", "2", "--train.epochs", "3"]
     if begun == 1:
