@@ -34,8 +34,7 @@ class Caption:
         score: log_prob divided by the length penalty; the captions of an image are ranked by it.
         ended: False for a caption cut off at max_length.
         word_log_probs: the terms of log_prob: of each word and, if ended, of END.
-        attention: if asked for, the attention maps of these terms on the CPU, (terms, grid, grid); see
-            :meth:`CaptionModel.attention_maps`.
+        attention: if asked for, the maps of :meth:`CaptionModel.attention_maps` for these terms, on the CPU.
     """
 
     text: str
@@ -73,27 +72,18 @@ class CaptionModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
         return next(self.parameters()).device
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
-        """What :func:`captioner.decoding.search.search` starts from: step, state and context.
-
-        Args:
-            images: (I, 3, H, W) uint8, or their features (I, F) or (I, P, F), on the model's device.
-        """
+        """Step, state and context of :func:`captioner.decoding.search.search`, from images or their features."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (I, 3, H, W) uint8 → features, which `start_search` and `attention_maps` take in their place."""
+        """Images (I, 3, H, W) uint8 → features (I, F) or (I, P, F), which the other methods take in their place."""
         raise NotImplementedError
 
     def attention_maps(self, images: Tensor, captions: Sequence[str]) -> list[Tensor]:
-        """The attention weights of each word of given captions.
-
-        Args:
-            images: (I, 3, H, W) uint8, or their features (I, P, F), on the model's device.
-            captions: I captions, words of the vocabulary separated by spaces.
+        """The attention weights of each word of I given captions, whose words are separated by spaces.
 
         Returns:
             For each caption (words + 1, grid, grid) weights of the cells, from the top left, at the steps that predict
@@ -112,8 +102,8 @@ class CaptionModel(nn.Module):
         An image has fewer than n captions, or none, where no other caption satisfies the constraints of `config`.
 
         Args:
-            images: (I, 3, H, W) uint8 or features (I, F), on the model's device.
-            config: beam width and so on. The seed of sampling is mixed with a checksum of each row of `images`.
+            images: (I, 3, H, W) uint8 or features, on the model's device.
+            config: how to search. The seed of sampling is mixed with a checksum of each row of `images`.
             attention: fill in :attr:`Caption.attention`.
 
         Raises:
@@ -152,22 +142,11 @@ class CaptionModel(nn.Module):
     ) -> Iterator[list[Caption] | UserError]:
         """Caption image files in batches: for each, in order, its captions (one at least) or the error."""
         search_ids(self.vocabulary, config)  # fail before the first image is read
-        rest = iter(paths)
+        names = iter(paths)
         for images, errors in read_images(paths, self.image_size, batch_size, workers, self.frames):
-            yield from self.caption_batch(images, errors, [next(rest) for _ in errors], config, attention)
-
-    def caption_batch(
-        self,
-        images: Tensor,
-        errors: Sequence[UserError | None],
-        names: Sequence[Any],
-        config: SearchConfig,
-        attention: bool = False,
-    ) -> Iterator[list[Caption] | UserError]:
-        """Caption a batch of :func:`captioner.data.dataset.read_images`: for each image its captions or the error."""
-        found = iter(self.search(images.to(self.device), config, attention))
-        for error, name in zip(errors, names, strict=True):
-            yield error if error is not None else next(found) or UserError(f"{name}: {NO_CAPTION}")
+            found = iter(self.search(images.to(self.device), config, attention))
+            for error, name in zip(errors, names, strict=False):  # the names of this batch
+                yield error or next(found) or UserError(f"{name}: {NO_CAPTION}")
 
     def caption(self, images: ImageSource | Sequence[ImageSource], attention: bool = False, **search: Any) -> Any:
         """Caption one image (returns a string) or a list of them (returns a list of strings).
@@ -176,12 +155,11 @@ class CaptionModel(nn.Module):
             images: path or PIL image, or a list of these. For a model of `frames` each is a clip, the folder of an
                 album, or an album of one image.
             attention: return a :class:`Caption` with its `attention` instead of each string.
-            search: fields of :class:`captioner.config.SearchConfig`: beam, length_penalty, sample and so on.
-                With n_best each image gets a list of :class:`Caption` instead of a string.
+            search: fields of :class:`captioner.config.SearchConfig`. With n_best each image gets a list of
+                :class:`Caption` instead of a string.
 
         Raises:
-            ImageError: an image cannot be read.
-            UserError: an invalid option, or no caption satisfies the constraints.
+            UserError: an unreadable image, an invalid option, or no caption satisfies the constraints.
         """
         single = isinstance(images, (str, os.PathLike, Image.Image))
         many: Sequence[Any] = [images] if single else images  # type: ignore[assignment, list-item]
@@ -204,11 +182,7 @@ NO_ATTENTION = (
 
 
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
-    """The ids of the words in `config`, checked against each other and the vocabulary.
-
-    Raises:
-        UserError: a word is not in the vocabulary, or no caption can satisfy all constraints.
-    """
+    """The ids of the words in `config`; UserError if one is unknown or no caption can satisfy all constraints."""
 
     def ids(option: str, text: str) -> tuple[int, ...]:
         words = vocabulary.split(text)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD, START, Vocabulary
 from captioner.decoding.search import State, Step, ensemble
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.models import checkpoint
 from captioner.models.attention import AttentionDecoder
 from captioner.models.backbones import shapes_only
@@ -69,14 +69,10 @@ class Captioner(CaptionModel):
     # ---- checkpoints
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the tensors, as plain values."""
         return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint: the decoder's, and the encoder's unless it is frozen.
-
-        A frozen encoder is identified by its name and the digest of its weights.
-        """
+        """The tensors of a checkpoint; those of a frozen encoder are identified by its name and their digest."""
         state = self.state_dict()
         if self.config.trainable_layers == 0:
             state = {name: value for name, value in state.items() if not name.startswith("encoder.")}
@@ -85,16 +81,16 @@ class Captioner(CaptionModel):
         return state
 
     def save(self, path: str | os.PathLike, half: bool = True) -> None:
-        """Write a slim checkpoint for inference; see :func:`captioner.models.checkpoint.save_slim`."""
+        """Write a checkpoint for inference; see :func:`captioner.models.checkpoint.save_slim`."""
         checkpoint.save_slim(path, self.header(), self.weights(), half)
 
     @classmethod
     def load(cls, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> Captioner:
-        """Open a checkpoint: captioner.safetensors, best.ckpt or last.ckpt. No other file of the run is needed.
+        """Open a checkpoint in evaluation mode, also on another device than it was made on.
 
         Args:
-            path: as for :func:`captioner.models.checkpoint.resolve_checkpoint`.
-            device: where to put the model. A checkpoint made on a GPU opens on a CPU.
+            path: as for :func:`captioner.models.checkpoint.resolve_checkpoint`. No other file of the run is needed.
+            device: where to put the model.
 
         Raises:
             UserError: the file is missing, is not a captioner checkpoint, or belongs to other encoder weights.
@@ -116,7 +112,7 @@ class Captioner(CaptionModel):
         return model.to(device).eval()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy the tensors of a checkpoint; those of the encoder may be missing. :func:`check_fits` validates them."""
+        """Copy tensors that :func:`check_fits` accepts; those of the encoder may be missing."""
         state = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
         if self.config.tie_embeddings:
             state["decoder.output.weight"] = state["decoder.embedding.weight"]
@@ -179,19 +175,15 @@ def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapp
         if checkpoint.brings_encoder(config, header):
             encoder = shapes_only(lambda: Encoder(config, weights=False))
             expected |= {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
-    except (RuntimeError, TypeError) as error:  # a size, or a product of sizes, beyond 64 bits
-        raise _does_not_fit(path, " ".join(str(error).split())) from None
-    if config.tie_embeddings:
-        del expected["decoder.output.weight"]
-    if weights.keys() != expected.keys():
-        missing, unexpected = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
-        raise _does_not_fit(path, f"missing {missing}, unexpected {unexpected}")
-    for name, value in expected.items():
-        found = weights[name]
-        if found.shape != value.shape or found.is_floating_point() != value.is_floating_point():
-            was, wanted = (f"{each.dtype} {list(each.shape)}" for each in (found, value))
-            raise _does_not_fit(path, f"{name} is {was}, expected {wanted}")
-
-
-def _does_not_fit(path: str | os.PathLike, reason: str) -> UserError:
-    return UserError(f"{path} does not fit its own header ({reason[:300]}): it is damaged")
+        if config.tie_embeddings:
+            del expected["decoder.output.weight"]
+        if weights.keys() != expected.keys():
+            missing, unexpected = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
+            raise ValueError(f"missing {missing}, unexpected {unexpected}")
+        for name, value in expected.items():
+            found = weights[name]
+            if found.shape != value.shape or found.is_floating_point() != value.is_floating_point():
+                wanted = f"{value.dtype} {list(value.shape)}"
+                raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, expected {wanted}")
+    except (RuntimeError, TypeError, ValueError) as error:  # the first two: a size, or a product of sizes, over 64 bits
+        raise UserError(f"{path} does not fit its own header ({one_line(error)}): it is damaged") from None

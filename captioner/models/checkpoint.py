@@ -69,10 +69,7 @@ def _download(address: str) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a slim checkpoint (safetensors) or of a Lightning checkpoint of captioner, on the CPU.
-
-    Args:
-        path: as for :func:`resolve_checkpoint`.
+    """Header and tensors of a checkpoint on the CPU; `path` is as for :func:`resolve_checkpoint`.
 
     Raises:
         UserError: missing, unreadable, damaged, or not a checkpoint of captioner.
@@ -94,9 +91,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
             raise ValueError(f"its header is a {type(header).__name__}")
         return header, validate_tensors(tensors)
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: of JSON
-        raise UserError(
-            f"{file} is not a captioner checkpoint ({one_line(error)}): name one that captioner wrote"
-        ) from None
+        reason = one_line(error)
+        raise UserError(f"{file} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None
 
 
 def file_digest(file: Path) -> str:
@@ -122,11 +118,8 @@ def load_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
     """Tensors and plain values of a file that torch.save wrote, on the CPU; code in it is not run.
 
-    torch.save never compresses, so that an uncompressed file cannot unfold to more than its size.
-
-    Args:
-        file: a zip archive; with `legacy` also torch's older format.
-        mmap: map the tensors into memory instead of reading them.
+    torch.save never compresses, so that an uncompressed file cannot unfold to more than its size. `mmap` maps the
+    tensors into memory instead of reading them; `legacy` allows torch's format before zip archives.
 
     Raises:
         OSError: the file cannot be read.
@@ -190,11 +183,6 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
         return ModelConfig(**options), Vocabulary(words, level)
     except (UserError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint that this captioner can open ({error})") from None
-
-
-def read_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """The vocabulary of a checkpoint; see :func:`read_checkpoint`."""
-    return parse_header(path, read_checkpoint(path)[0])[1]
 
 
 def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabular
 from captioner.devices import best_device, choose_workers
 from captioner.errors import UserError
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
-from captioner.models.checkpoint import read_vocabulary
+from captioner.models.checkpoint import parse_header, read_checkpoint
 from captioner.models.encoder import Encoder
 from captioner.training.rewards import Rewards
 from captioner.training.split import DataSplit
@@ -56,7 +56,7 @@ class CaptionData(pl.LightningDataModule):
             self.train.subsample(data.fraction, seed)
         tokenized = tokenize_all((text for example in self.train.examples for text in example.captions), data.level)
         if data.vocabulary is not None:
-            self.vocabulary = read_vocabulary(data.vocabulary)
+            _, self.vocabulary = parse_header(data.vocabulary, read_checkpoint(data.vocabulary)[0])
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
         else:

@@ -13,10 +13,14 @@ from captioner.deploy.demo import ModelCache
 from captioner.errors import UserError
 from captioner.models import checkpoint
 from captioner.models.captioner import Captioner
-from captioner.models.checkpoint import SHIPPED, read_checkpoint, read_vocabulary, resolve_checkpoint, save_slim
+from captioner.models.checkpoint import SHIPPED, parse_header, read_checkpoint, resolve_checkpoint, save_slim
 from captioner.models.language_model import LanguageModel
 
 # ---- which file
+
+
+def read_vocabulary(path) -> Vocabulary:
+    return parse_header(path, read_checkpoint(path)[0])[1]
 
 
 def test_the_checkpoint_of_a_folder(tmp_path):
