@@ -1,27 +1,23 @@
 """`captioner serve` beside LitServe: captions/s of the same model under the same clients, taking turns.
 
 Both get the same JPEGs as base64 in JSON, 32 clients, batches of up to 32 images that wait 5 ms for more.
-LitServe is no dependency of captioner: pip install litserve.
+LitServe is not a dependency of captioner: pip install litserve.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
-import os
+import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-import httpx
-from ratios import ROOT, load
+from load_generator import Request, caption_server, send_requests, serve
+from ratios import load
 
 CLIENTS = 32
-PEER = """
+LITSERVE = """
 import base64, io, sys
 import litserve as ls
 from PIL import Image
@@ -45,49 +41,8 @@ if __name__ == "__main__":
 """
 
 
-async def press(address: str, bodies: list[dict[str, list[str]]], seconds: float) -> float:
-    """Captions/s; every answer has to be 200."""
-    done = 0
-
-    async def client(http: httpx.AsyncClient, number: int, until: float) -> None:
-        nonlocal done
-        while time.perf_counter() < until:
-            number += CLIENTS
-            (await http.post("/caption", json=bodies[number % len(bodies)])).raise_for_status()
-            done += 1
-
-    async with httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=CLIENTS)) as http:
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for number in range(CLIENTS):
-                group.create_task(client(http, number, began + seconds))
-        return done / (time.perf_counter() - began)
-
-
-def measured(command: list[str], port: int, bodies: list[dict[str, list[str]]], seconds: float) -> float:
-    """Start a server, warm it up, press it."""
-    address = f"http://127.0.0.1:{port}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    server = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        else:
-            raise RuntimeError(f"{command[0]} does not answer at {address}")
-        asyncio.run(press(address, bodies, 5))
-        return asyncio.run(press(address, bodies, seconds))
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
 def main() -> None:
-    """Two turns each; print the medians and their ratio."""
+    """Two turns each; print the rates and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="JPEGs to send")
     parser.add_argument("--seconds", type=float, default=45, help="of a turn")
@@ -96,18 +51,26 @@ def main() -> None:
     options = parser.parse_args()
     files = sorted(options.folder.glob("*.jpg"))[:200]
     bodies = [{"images": [base64.b64encode(path.read_bytes()).decode()]} for path in files]
-    beam, rates = str(options.beam), {"captioner": [], "LitServe": []}
-    for turn in range(options.turns):
-        ports = [8100 + 2 * turn, 8101 + 2 * turn]
-        ours = ["-m", "captioner", "serve", "--device", "cpu", "--port", str(ports[0]), "--beam", beam]
-        rates["captioner"].append(measured(ours, ports[0], bodies, options.seconds))
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder, "peer.py")  # its worker is a process that opens the file again
-            script.write_text(PEER)
-            peer = [str(script), str(ports[1]), beam]
-            rates["LitServe"].append(measured(peer, ports[1], bodies, options.seconds))
+
+    def draw(rng: random.Random) -> Request:
+        return {"json": rng.choice(bodies)}, 200
+
+    def rate(arguments: list[str]) -> float:
+        with serve(arguments) as (address, _):
+            send_requests(address, draw, CLIENTS, 5)
+            answers, seconds = send_requests(address, draw, CLIENTS, options.seconds)
+        assert all(answer.status == 200 for answer in answers)
+        return len(answers) / seconds
+
+    rates: dict[str, list[float]] = {"captioner": [], "LitServe": []}
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "litserve_server.py")  # a file, because its worker process opens it again
+        script.write_text(LITSERVE)
+        for _ in range(options.turns):
+            rates["captioner"].append(rate(caption_server(options.beam)))
+            rates["LitServe"].append(rate([str(script), "{port}", str(options.beam)]))
     for name, found in rates.items():
-        print(f"{name}: " + " ".join(f"{rate:.2f}" for rate in found) + " captions/s")
+        print(f"{name}: " + " ".join(f"{each:.2f}" for each in found) + " captions/s")
     ratio = statistics.mean(rates["captioner"]) / statistics.mean(rates["LitServe"])
     print(f"{CLIENTS} clients, captioner / LitServe {ratio:.2f}; {load()}")
 

@@ -81,7 +81,16 @@ def test_unreadable_images_are_listed(tmp_path, images):
     assert "Images without a caption" not in page(tmp_path / "whole", (images[0], [caption("a")])).text
 
 
-def test_the_share_of_the_sentinel_is_said(tmp_path, images):
+def test_an_album_is_shown_by_its_middle_frame(tmp_path, images):
+    album = tmp_path / "album"
+    album.mkdir()
+    Image.new("RGB", (40, 20), "red").save(album / "1.png")
+    found = page(tmp_path, (album, [caption("a red square")]))
+    assert [image.size for image in found.images()] == [(40, 20)]
+    assert "Images without a caption" not in found.text
+
+
+def test_the_attention_on_the_image_is_shown(tmp_path, images):
     one = caption("a dog", 2)
     half = Caption(one.text, one.log_prob, one.score, True, one.word_log_probs, one.attention / 2)
     titles = [button["title"] for button in page(tmp_path, (images[0], [half])).all("button", "word")]
@@ -89,7 +98,7 @@ def test_the_share_of_the_sentinel_is_said(tmp_path, images):
 
 
 def test_characters(tmp_path, images):
-    """A model that writes characters is sure of each of them."""
+    """A model that writes characters gives a probability for each of them."""
     found = Caption("a dog", -3.0, -3.0, True, (-0.5,) * 6)
     words = page(tmp_path, (images[0], [found])).all("span", "word")[3:]  # after the legend
     assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
