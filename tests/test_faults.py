@@ -185,7 +185,7 @@ print(torch.load(path)["a"].shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     line, shape = done.stdout.splitlines()
-    assert is_one_line(line, "last.ckpt cannot be written", "--resume")
+    assert is_one_line(line, "last.ckpt: cannot be written", "--resume")
     assert shape == "torch.Size([10])"
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 

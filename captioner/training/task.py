@@ -193,9 +193,6 @@ class CaptionTask(BaseTask):
 def scale_loss_for_ddp(mean: Tensor, number: int) -> Tensor:
     """Scale the mean over the `number` tokens of this process, so that DDP's mean over processes is that of all tokens.
 
-    >>> scale_loss_for_ddp(torch.tensor(2.5), 7)  # of a single process
-    tensor(2.5000)
-
     With means 3 of 10 tokens and 1 of 30 on two processes: (3 · 2 · 10/40 + 1 · 2 · 30/40) / 2 = 1.5, that of all 40.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
