@@ -153,7 +153,7 @@ class Parser(ArgumentParser):
             options = self.parse_args(arguments)
         except UnicodeDecodeError as error:
             self.error(f"--config: byte {error.start} is not UTF-8 text")
-        for group in {dest.partition(".")[0] for dest in self._dests() if "." in dest}:
+        for group in {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}:
             if not isinstance(options[group], Namespace):
                 self.error(f"--config: {group} is {options[group]}: expected its options, indented, a line each")
         return self.instantiate(options)
@@ -196,9 +196,6 @@ class Parser(ArgumentParser):
             for each in rest:
                 each.help = SUPPRESS
         return self.format_help()
-
-    def _dests(self) -> list[str]:
-        return [action.dest for action in self._actions]
 
     def _shown(self, dest: str) -> str:
         """``--length_norm`` for length_norm, ``IMAGE`` for the positional images."""
