@@ -20,10 +20,9 @@ from helpers import ROOT, is_one_line, make_captioner, refused
 from PIL import Image
 
 from captioner.data import shards
-from captioner.data.annotations import MAX_CHARACTERS, Example, read_examples
+from captioner.data.annotations import MAX_CHARACTERS, Example, read_examples, read_references
 from captioner.data.features import FeatureFile, write_features
 from captioner.data.images import open_image
-from captioner.data.references import read_references
 from captioner.datasets.convert import to_coco, to_webdataset
 from captioner.deploy.onnx_runner import check_config
 from captioner.errors import UserError

@@ -34,7 +34,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Score; see the module's docstring."""
-    from captioner.data.references import read_references
+    from captioner.data.annotations import read_references
     from captioner.errors import UserError
     from captioner.files import escapes_folder
     from captioner.metrics.result_files import read_results

@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from captioner.errors import UserError, one_line
 
@@ -48,14 +47,6 @@ class RemoteImage(StoredImage):
 def is_address(path: str | os.PathLike) -> bool:
     """Whether fsspec reads this: PROTOCOL://…, or a chain such as simplecache::https://…"""
     return ADDRESS.match(os.fspath(path)) is not None
-
-
-def is_http(address: str) -> bool:
-    """Whether this is http://host/… or https://host/…"""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname)
-    return False
 
 
 def file_system(address: str) -> tuple[Any, str]:

@@ -37,7 +37,9 @@ def _images_of(name: str, clips: bool, column: str) -> Iterable[Path | StoredIma
     if os.path.isdir(name):
         return find_images([name], clips)
     if name.startswith("@") and not os.path.lexists(name):
-        lines = _lines(name[1:])
+        with read_errors(name):
+            text = Path(name[1:]).read_text("utf-8", "surrogateescape")
+        lines = [line for line in text.split("\n") if line]
         if any(line.startswith("@") and not os.path.lexists(line) for line in lines):
             raise UserError(f"{name} names other lists (@…), which may only be arguments: write them all into one")
         return find_inputs(lines, clips, column)
@@ -47,13 +49,6 @@ def _images_of(name: str, clips: bool, column: str) -> Iterable[Path | StoredIma
     if is_address(name) and not are_shards(name):
         return _remote_images(name)
     return find_images([name], clips)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return [line for line in Path(path).read_text("utf-8", "surrogateescape").split("\n") if line]
-    except OSError as error:
-        raise UserError(f"@{path}: the list cannot be read ({error.strerror}); check the path") from None
 
 
 def _remote_images(address: str) -> list[RemoteImage]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captioner.data.references import read_references
+from captioner.data.annotations import read_references
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.files import read_text
 

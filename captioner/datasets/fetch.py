@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from captioner.data.addresses import is_http
-from captioner.data.formats import read_flickr, read_karpathy
+from captioner.data.formats import Entry, read_flickr, read_karpathy
 from captioner.datasets.download import RETRIES, TIMEOUT, check_free_space, download, partial_size, verify
 from captioner.errors import UserError
-from captioner.files import ID, read_json, read_text, write_json
+from captioner.files import read_json, read_text, write_json
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what archivers of other systems leave in zips
 MAX_RATIO = 100  # of the unpacked size to the size of a zip; the annotations of COCO have 4, Karpathy's about 5
@@ -56,14 +56,14 @@ class DataSet:
     """What is fetched, under which licence, and where the splits are below the folder of the set.
 
     train, val: the annotations file and the folder of images.
-    write_splits: writes the annotations files from those of the set, where these are not COCO captions.
+    splits: reads the name and the entries of each split, where the annotations of the set are not COCO captions.
     """
 
     archives: tuple[Archive, ...]
     licence: str
     train: tuple[str, str]
     val: tuple[str, str]
-    write_splits: Callable[[Path], None] | None = None
+    splits: Callable[[Path], Iterator[tuple[str, list[Entry]]]] | None = None
 
 
 def fetch(
@@ -95,7 +95,7 @@ def fetch(
     if not 0 <= retries <= 1000:
         raise UserError(f"--retries is {retries}: expected 0 to 1000")
     for url in mirror or ():
-        if not is_http(url):
+        if not re.match("https?://[^/]", url, re.IGNORECASE):
             raise UserError(f"--mirror is {url!r}: expected the address of a folder, such as https://host/coco")
     known, out = SETS[name], output or Path("data", name)
     print(f"{name}: {known.licence}", file=sys.stderr)
@@ -108,7 +108,7 @@ def fetch(
             _fetch_archive(archive, out, urls, check_sums, timeout, retries)
             if not keep_archives:
                 (out / archive.name).unlink()
-        _write_splits(name, out)
+        write_splits(name, out)
     if not download_images:
         print(f"{out}: the captions; for the images: captioner data fetch {name} --output {out}")
         return
@@ -244,45 +244,35 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], contains: str
         raise BrokenZip(f"{path}: would unpack to {total:,} bytes, {total // size:,} times its size")
 
 
-def _write_splits(name: str, out: Path) -> None:
-    """Write the splits of a set as COCO captions, if it has its own layout."""
+def write_splits(name: str, out: Path) -> None:
+    """Write captions_train.json, captions_val.json and captions_test.json of a set that has its own layout."""
+    splits = SETS[name].splits
     try:
-        if (write := SETS[name].write_splits) is not None:
-            write(out)
+        for split, entries in splits(out) if splits else ():
+            pairs = [(entry.image_id, caption) for entry in entries for caption in entry.captions]
+            images = [{"id": entry.image_id, "file_name": entry.names[0]} for entry in entries]
+            rows = [{"id": n, "image_id": image, "caption": caption} for n, (image, caption) in enumerate(pairs)]
+            write_json(out / f"captions_{split}.json", {"images": images, "annotations": rows})
     except (UserError, OSError, LookupError, TypeError, ValueError) as error:
         reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(f"{out}: its annotations are not those of {name} ({reason}): another zip") from None
 
 
-def _karpathy(out: Path) -> None:
-    """captions_train.json (with restval, as in papers), captions_val.json and captions_test.json."""
+def _karpathy(out: Path) -> Iterator[tuple[str, list[Entry]]]:
+    """The splits of Karpathy; train is train and restval, as in papers."""
     path = out / "dataset_coco.json"
     data = read_json(path)
     for split in ("train", "val", "test"):
-        entries = read_karpathy(path, data, split).entries
-        images = [(entry.image_id, entry.names[0], entry.captions) for entry in entries]
-        _write_coco(out / f"captions_{split}.json", images)
+        yield split, read_karpathy(path, data, split).entries
 
 
-def _flickr8k(out: Path) -> None:
-    """captions_train.json, captions_val.json and captions_test.json, each in the order of its list of names."""
+def _flickr8k(out: Path) -> Iterator[tuple[str, list[Entry]]]:
+    """The splits of Flickr8k, each in the order of its list of names."""
     tokens = min(out.rglob("Flickr8k.token.txt"))
-    captions = {entry.names[0]: entry.captions for entry in read_flickr(tokens).entries}
+    entries = {entry.names[0]: entry for entry in read_flickr(tokens).entries}
     for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):
         names = read_text(tokens.with_name(f"Flickr_8k.{listed}Images.txt"), "text").split()
-        images = [(number, name, captions[name]) for number, name in enumerate(names)]
-        _write_coco(out / f"captions_{split}.json", images)
-
-
-def _write_coco(path: Path, images: Iterable[tuple[ID, str, Sequence[str]]]) -> None:
-    """Write COCO captions of images: their ids, file names and captions."""
-    listed: list[dict[str, ID]] = []
-    rows: list[dict[str, ID]] = []
-    for image_id, name, captions in images:
-        listed.append({"id": image_id, "file_name": name})
-        for caption in captions:
-            rows.append({"id": len(rows), "image_id": image_id, "caption": caption})
-    write_json(path, {"images": listed, "annotations": rows})
+        yield split, [replace(entries[name], image_id=number) for number, name in enumerate(names)]
 
 
 # Sizes and digests are those that TensorFlow Datasets publishes (url_checksums/coco.txt, coco_captions.txt); the hosts

@@ -16,10 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig
-from captioner.data.annotations import Example, read_examples
+from captioner.data.annotations import Example, read_examples, read_references
 from captioner.data.formats import detect_format
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
-from captioner.data.references import read_references
 from captioner.data.vocabulary import tokenize
 from captioner.datasets.duplicates import group_duplicates
 from captioner.devices import choose_workers

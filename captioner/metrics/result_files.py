@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from captioner.data.annotations import clean_caption
-from captioner.data.references import ONE_CAPTION_KEYS, caption_rows, read_json_or_lines
+from captioner.data.annotations import ONE_CAPTION_KEYS, caption_rows, clean_caption, read_json_or_lines
 from captioner.errors import UserError
 from captioner.files import ID
 

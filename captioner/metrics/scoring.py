@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from captioner import metrics
-from captioner.data.references import read_references
+from captioner.data.annotations import read_references
 from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
 from captioner.files import ID, check_writable, write_json, write_text

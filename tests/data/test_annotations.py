@@ -9,8 +9,7 @@ from helpers import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.data.annotations import Example, read_examples
-from captioner.data.references import read_references
+from captioner.data.annotations import Example, read_examples, read_references
 from captioner.metrics.result_files import read_results
 
 COCO = Path(__file__).parents[3] / "shared" / "coco_sample"

@@ -5,8 +5,7 @@ import json
 import pytest
 from helpers import refused
 
-from captioner.data.annotations import read_examples
-from captioner.data.references import read_references
+from captioner.data.annotations import read_examples, read_references
 from captioner.files import read_json
 from captioner.metrics.result_files import read_results
 

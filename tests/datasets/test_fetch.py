@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.datasets import download, fetch
-from captioner.datasets.fetch import COCO, SETS, BrokenZip, unpack
+from captioner.datasets.fetch import COCO, SETS, BrokenZip, unpack, write_splits
 
 ZIPS = {
     "text.zip": {"Flickr8k.token.txt": b"a dog", "__MACOSX/._x": b"junk", "more/.DS_Store": b"junk"},
@@ -103,7 +103,7 @@ def test_mirrors(get, server, tmp_path):
     code, _, err = get(options=["--mirror", f"{server.url}/none", f"{server.url}/mirror/"])
     assert code == 0, err
     assert contents(tmp_path / "set") == FILES
-    for url in ("ftp://host/x", "mirror", "http://"):
+    for url in ("ftp://host/x", "mirror", "http://", "simplecache::https://host/a"):
         code, _, err = get(options=["--mirror", url])
         assert code == 2
         assert "--mirror is" in err
@@ -433,7 +433,7 @@ def test_splits_have_the_captions_as_they_are(tmp_path):
         {**image, "cocoid": 5, "split": "test"},
     ]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": rows}))
-    SETS["karpathy"].write_splits(tmp_path)
+    write_splits("karpathy", tmp_path)
     captions = [{"id": n, "image_id": 7, "caption": text["raw"]} for n, text in enumerate(sentences)]
     written = (
         json.dumps({"images": [{"id": 7, "file_name": "val2014/7.jpg"}], "annotations": captions}, indent=1) + "\n"
@@ -443,7 +443,7 @@ def test_splits_have_the_captions_as_they_are(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\ta dog \n2.jpg#0\t two\n1.jpg#1\tcats\n")
     for name, images in (("train", "2.jpg\n1.jpg\n"), ("dev", "1.jpg"), ("test", "1.jpg")):
         (tmp_path / f"Flickr_8k.{name}Images.txt").write_text(images)
-    SETS["flickr8k"].write_splits(tmp_path)
+    write_splits("flickr8k", tmp_path)
     listed = [{"id": 0, "file_name": "2.jpg"}, {"id": 1, "file_name": "1.jpg"}]
     captions = [(0, " two"), (1, "a dog "), (1, "cats")]
     captions = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(captions)]

@@ -157,8 +157,7 @@ def seeds_of_annotations() -> list[Any]:
 
 def annotations(data: bytes, folder: Path) -> None:
     """Read it as everything that it can be: examples, references, results, for a vocabulary, metrics and a report."""
-    from captioner.data.annotations import read_examples
-    from captioner.data.references import read_references
+    from captioner.data.annotations import read_examples, read_references
     from captioner.data.vocabulary import Vocabulary
     from captioner.datasets.inspect import InspectedSplit, inspect
     from captioner.metrics import ptb_tokenize

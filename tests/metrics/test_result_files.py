@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import refused
 
-from captioner.data.references import read_references
+from captioner.data.annotations import read_references
 from captioner.metrics.result_files import match_results, read_results
 
 
