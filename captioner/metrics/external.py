@@ -2,6 +2,9 @@
 
 The Java programs are in pycocoevalcap (the extra `coco`). Its parts have licences of their own, among them GPL, AGPL
 and not for commercial use, so it is never imported: only its folder is located when a score is asked for.
+
+Captions are given as in :mod:`captioner.metrics.scores`. All functions raise Unavailable if something they need is
+missing or fails.
 """
 
 from __future__ import annotations
@@ -38,15 +41,7 @@ class Unavailable(Exception):
 
 
 def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> float:
-    """METEOR 1.5 (Denkowski & Lavie 2014) of all captions together, 0..1: coco-caption's number.
-
-    Args:
-        references: words of one or more captions of each image.
-        hypotheses: words of a caption of each image.
-
-    Raises:
-        Unavailable: pycocoevalcap or Java is missing, or the program fails.
-    """
+    """METEOR 1.5 (Denkowski & Lavie 2014) of all captions together, 0..1: coco-caption's number."""
     folder, java = _coco_folder() / "meteor", _java()
     jar = ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]  # coco-caption's options
     command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", *jar]
@@ -72,13 +67,6 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
 
     The program runs without its cache and its JSON output, which fail on Java 15 and newer, so the score is the one it
     prints, with three digits.
-
-    Args:
-        references: words of one or more captions of each image.
-        hypotheses: words of a caption of each image.
-
-    Raises:
-        Unavailable: pycocoevalcap, its Stanford models or Java is missing, or the program fails.
     """
     folder, java = _coco_folder() / "spice", _java()
     if not all((folder / "lib" / name).is_file() for name in MODELS):
@@ -102,15 +90,8 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
 def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> float:
     """CLIPScore without references (Hessel et al. 2021, equation 1), usually 0..1: 2.5 · the mean cosine, or 0 if less.
 
-    The cosine is that of CLIP's embeddings of an image and of "A photo depicts " followed by its caption.
-
-    Args:
-        paths: image files.
-        captions: the caption of each.
-        model: CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder.
-
-    Raises:
-        Unavailable: transformers or the model is missing, or an image cannot be read.
+    The cosine is that of CLIP's embeddings of an image and of "A photo depicts " followed by its caption. `model` is
+    CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder.
     """
     if importlib.util.find_spec("transformers") is None:
         raise Unavailable("transformers is not installed: pip install transformers")
@@ -193,31 +174,24 @@ def _running(command: list[str], folder: Path, seconds: float) -> Iterator[Any]:
     Raises:
         Unavailable: the program cannot be started, or the block raised OSError or ValueError.
     """
-    text: Any = {"encoding": "utf-8", "errors": "replace"}
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    deadline = time.monotonic() + seconds
     with tempfile.TemporaryFile() as stderr:
         try:
-            program: Any = subprocess.Popen(command, cwd=folder, stderr=stderr, start_new_session=True, **text, **pipes)
-        except OSError as error:
-            raise Unavailable(f"{command[0]} cannot be started: {error.strerror}: try another Java") from error
-        deadline = time.monotonic() + seconds
-        watchdog = threading.Timer(seconds, _kill, [program])
-        watchdog.start()
-        try:
-            yield program
+            with subprocess.Popen(command, cwd=folder, stderr=stderr, start_new_session=True, **pipes) as program:
+                watchdog = threading.Timer(seconds, _kill, [program])
+                watchdog.start()
+                try:
+                    yield program
+                finally:
+                    watchdog.cancel()
+                    _kill(program)
         except (OSError, ValueError) as error:
             stderr.seek(0)
             lines = (_first_line(stderr.read(LONGEST).decode(errors="replace")), _first_line(str(error)))
             late = time.monotonic() > deadline
             reason = f"took longer than {seconds:.0f} s" if late else f"failed: {': '.join(filter(None, lines))}"
             raise Unavailable(f"{command[0]} {reason}: try another Java") from error
-        finally:
-            watchdog.cancel()
-            _kill(program)
-            program.wait()
-            program.stdout.close()
-            with contextlib.suppress(OSError):  # input that the program has not read
-                program.stdin.close()
 
 
 def _kill(program: subprocess.Popen[str]) -> None:

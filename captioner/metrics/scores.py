@@ -72,7 +72,11 @@ def per_image(
     for grams in corpus.grams(ORDER):
         matches.append(_matches(corpus, grams))
         cosines += _cosines(corpus, grams, clip=True)
-    return PerImage(_bleu_counts(corpus, matches), _rouge_l(corpus), _cider(corpus, cosines * _length_penalty(corpus)))
+    size = corpus.size[corpus.hypothesis]  # (N,)
+    delta = corpus.size - size[corpus.image]  # (C,) in words; in bigrams it is the same unless a caption is empty
+    similarity = cosines * np.exp(-(delta**2) / (2 * SIGMA**2))
+    counts = _bleu_counts(matches, size, _closest_lengths(corpus))
+    return PerImage(counts, _rouge_l(corpus), _cider(corpus, similarity))
 
 
 def corpus_scores(sums: np.ndarray, images: int) -> np.ndarray:
@@ -83,35 +87,33 @@ def corpus_scores(sums: np.ndarray, images: int) -> np.ndarray:
     return 100 * np.concatenate([bleu_from_counts(sums[..., :-2]), sums[..., -2:] / images], axis=-1)
 
 
-def bleu_counts(references: References, hypotheses: Sequence[Caption], order: int = ORDER) -> np.ndarray:
-    """The integers that BLEU is computed from, (N, 2·order + 2) int64; sums of rows are those of a set of images.
+def bleu_counts(references: References, hypotheses: Sequence[Caption]) -> np.ndarray:
+    """The integers that BLEU is computed from, (N, 10) int64; sums of rows are those of a set of images.
 
-    Columns: n-grams that match for n = 1..order (clipped by the largest count in any one reference), n-grams for
-    n = 1..order, words c, and words r of the reference closest in length, of two equally close ones the shorter.
+    Columns: n-grams that match for n = 1..4 (clipped by the largest count in any one reference), n-grams for n = 1..4,
+    words c, and words r of the reference closest in length, of two equally close ones the shorter.
     """
-    corpus = _Corpus(hypotheses, references)
-    return _bleu_counts(corpus, [_matches(corpus, grams) for grams in corpus.grams(order)])
+    return per_image(references, hypotheses).counts
 
 
 def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-order (Papineni et al. 2002), each in 0..1, of counts as of :func:`bleu_counts`.
+    """BLEU-1 to BLEU-4 (Papineni et al. 2002), each in 0..1, of counts as of :func:`bleu_counts`.
 
-    (..., 2·order + 2) → (..., order), with coco-caption's constants::
+    (..., 10) → (..., 4), with coco-caption's constants::
 
         p_k    = (matches of order k + 1e-15) / (n-grams of order k + 1e-9)
         ratio  = (c + 1e-15) / (r + 1e-9)
         BLEU_k = (p_1 · … · p_k)^(1/k) · min(1, exp(1 − 1/ratio))
     """
-    order = counts.shape[-1] // 2 - 1
-    precision = (counts[..., :order] + TINY) / (counts[..., order:-2] + SMALL)
+    precision = (counts[..., :ORDER] + TINY) / (counts[..., ORDER:-2] + SMALL)
     ratio = (counts[..., -2:-1] + TINY) / (counts[..., -1:] + SMALL)
     brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
-    return brevity * np.cumprod(precision, axis=-1) ** (1 / np.arange(1, order + 1))
+    return brevity * np.cumprod(precision, axis=-1) ** (1 / np.arange(1, ORDER + 1))
 
 
-def bleu(references: References, hypotheses: Sequence[Caption], order: int = ORDER) -> list[float]:
-    """Corpus BLEU-1 to BLEU-``order``, each in 0..1: of the counts of all images, not the mean of per-image scores."""
-    return bleu_from_counts(bleu_counts(references, hypotheses, order).sum(axis=0)).tolist()
+def bleu(references: References, hypotheses: Sequence[Caption]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4, each in 0..1: of the counts of all images, not the mean of per-image scores."""
+    return bleu_from_counts(bleu_counts(references, hypotheses).sum(axis=0)).tolist()
 
 
 def nltk_bleu(references: References, hypotheses: Sequence[Caption]) -> list[float]:
@@ -139,7 +141,7 @@ def rouge_l(references: References, hypotheses: Sequence[Caption]) -> np.ndarray
     over the references separately, F = (1 + β²)·P·R / (R + β²·P), β = 1.2. An empty caption counts as one empty word,
     as in coco-caption: it scores 0 except against another empty caption.
     """
-    return _rouge_l(_Corpus(hypotheses, references))
+    return per_image(references, hypotheses).rouge
 
 
 def cider_d(
@@ -155,9 +157,7 @@ def cider_d(
     This is what coco-caption prints as CIDEr. The idf depends on ``references``, so scores on different sets of images
     are not comparable; N = 1 gives 0. With `frequencies` N and idf are those of other images.
     """
-    corpus = _Corpus(hypotheses, references, frequencies)
-    cosines = np.sum([_cosines(corpus, grams, clip=True) for grams in corpus.grams(ORDER)], axis=0)
-    return _cider(corpus, cosines * _length_penalty(corpus))
+    return per_image(references, hypotheses, frequencies).cider
 
 
 def cider(references: References, hypotheses: Sequence[Caption]) -> np.ndarray:
@@ -192,22 +192,22 @@ def ending_share(hypotheses: Sequence[Caption], words: Iterable[Hashable]) -> fl
     return sum(bool(caption) and caption[-1] in endings for caption in hypotheses) / len(hypotheses)
 
 
-def self_bleu(hypotheses: Sequence[Caption], order: int = ORDER) -> float:
-    """Mean BLEU-``order`` of each caption with all others as references, 0..1 (Zhu et al. 2018); lower is more diverse.
+def self_bleu(hypotheses: Sequence[Caption]) -> float:
+    """Mean BLEU-4 of each caption with all others as references, 0..1 (Zhu et al. 2018); lower is more diverse.
 
     BLEU of single captions is coco-caption's, as in :func:`bleu_from_counts`. A single caption gives 0.
     """
     corpus = _Corpus(hypotheses)
     if len(hypotheses) == 1:
         return 0.0
-    matches = [_matches_of_others(corpus, grams) for grams in corpus.grams(order)]
+    matches = [_matches_of_others(corpus, grams) for grams in corpus.grams(ORDER)]
     # The closest length of another caption is the same length if another has it, else a neighbour in `lengths`.
     lengths, which, captions = np.unique(corpus.size, return_inverse=True, return_counts=True)
     far = 3 * int(lengths[-1]) + 1  # farther than any neighbour
     shorter, longer = np.append(-far, lengths[:-1]), np.append(lengths[1:], far)
     neighbour = np.where(lengths - shorter <= longer - lengths, shorter, longer)
     closest = np.where(captions > 1, lengths, neighbour)[which]
-    return float(bleu_from_counts(_columns(matches, corpus.size, closest))[:, -1].mean())
+    return float(bleu_from_counts(_bleu_counts(matches, corpus.size, closest))[:, -1].mean())
 
 
 def seen_share(hypotheses: Sequence[Caption], training: Iterable[Caption]) -> float:
@@ -352,25 +352,22 @@ def _matches(corpus: _Corpus, grams: _Grams) -> np.ndarray:
     Example: hypothesis "a a b b", references "a" and "a a b". a counts min(2, 2), b min(2, 1): 3 matches.
     """
     ours = np.where(grams.is_hypothesis, grams.counts, 0)[grams.first]  # (G,)
-    largest = (
-        np.maximum.reduceat(np.where(grams.is_hypothesis, 0, grams.counts), grams.first) if len(grams.first) else 0
-    )
+    largest = np.maximum.reduceat(np.where(grams.is_hypothesis, 0, grams.counts), grams.first)
     image = corpus.image[grams.caption[grams.first]]  # (G,)
     return np.bincount(image, np.minimum(ours, largest), len(corpus.references))
 
 
-def _bleu_counts(corpus: _Corpus, matches: Sequence[np.ndarray]) -> np.ndarray:
-    """(N, 2·order + 2) int64 from the matches (N,) of each order."""
-    size = corpus.size[corpus.hypothesis]  # (N,)
-    lengths = corpus.size[corpus.reference]  # (C − N,)
-    image = np.repeat(np.arange(len(size)), corpus.references)  # (C − N,)
-    by_distance = np.lexsort((lengths, abs(lengths - size[image]), image))  # by image, distance, length
-    return _columns(matches, size, closest=lengths[by_distance][corpus.first])
+def _closest_lengths(corpus: _Corpus) -> np.ndarray:
+    """(N,) words of the reference closest in length to the hypothesis, of two equally close ones the shorter."""
+    lengths, image = corpus.size[corpus.reference], corpus.image[corpus.reference]  # (C − N,)
+    distance = abs(lengths - corpus.size[corpus.hypothesis][image])
+    return lengths[np.lexsort((lengths, distance, image))][corpus.first]
 
 
-def _columns(matches: Sequence[np.ndarray], size: np.ndarray, closest: np.ndarray) -> np.ndarray:
-    guesses = [np.maximum(0, size - k) for k in range(len(matches))]
-    return np.column_stack([*matches, *guesses, size, closest]).astype(np.int64)
+def _bleu_counts(matches: Sequence[np.ndarray], size: np.ndarray, closest: np.ndarray) -> np.ndarray:
+    """(N, 10) int64 from the matches (N,) of each n, and the words (N,) of captions and closest references."""
+    ngrams = [np.maximum(0, size - n) for n in range(ORDER)]
+    return np.column_stack([*matches, *ngrams, size, closest]).astype(np.int64)
 
 
 def _idf(corpus: _Corpus, grams: _Grams) -> np.ndarray:
@@ -396,12 +393,6 @@ def _cosines(corpus: _Corpus, grams: _Grams, clip: bool) -> np.ndarray:
     norm *= norm[corpus.hypothesis[corpus.image]]
     shared = np.bincount(grams.caption, (np.minimum(ours, weight) if clip else ours) * weight, captions)
     return np.divide(shared, norm, out=np.zeros(captions), where=norm > 0)
-
-
-def _length_penalty(corpus: _Corpus) -> np.ndarray:
-    """(C,) CIDEr-D's Gaussian of the difference in words, which is that in bigrams unless a caption is empty."""
-    delta = corpus.size - corpus.size[corpus.hypothesis[corpus.image]]
-    return np.exp(-(delta**2) / (2 * SIGMA**2))
 
 
 def _cider(corpus: _Corpus, similarity: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ def score_images(
         scores["seen_in_training"] = 100 * metrics.seen_share(words[0], tokenize_all(comparison.training))
     if comparison.system is not None:
         named = {"first": where, "second": comparison.system, "test": TEST, **comparison.left_out}
-        scores["compare"] = named | metrics.compare(*per_image, resamples=RESAMPLES, rounds=ROUNDS)
+        scores["compare"] = named | metrics.compare(per_image[0], per_image[1], RESAMPLES, ROUNDS)
     _add_external(scores, options, refs, words[0], found, paths or {})
     if options.per_image is not None:
         _write_per_image(Path(options.per_image), found, image_scores(per_image[0]))
