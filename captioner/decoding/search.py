@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,44 +39,28 @@ Step = Callable[[Tensor, State, State], tuple[Tensor, State]]
 
 
 class Ids(NamedTuple):
-    """The word ids that a search needs to know.
-
-    Attributes:
-        start, end: every caption begins with the one and ends with the other.
-        banned: in no caption.
-        bad_endings: last word of no caption, where the config has no_bad_ending.
-        prefix: first words of every caption.
-        must: in every caption; without repetitions.
-    """
+    """The word ids that a search needs to know."""
 
     start: int
     end: int
-    banned: tuple[int, ...] = ()
-    bad_endings: tuple[int, ...] = ()
-    prefix: tuple[int, ...] = ()
-    must: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()  # in no caption
+    bad_endings: tuple[int, ...] = ()  # last word of no caption, where the config has no_bad_ending
+    prefix: tuple[int, ...] = ()  # first words of every caption
+    must: tuple[int, ...] = ()  # in every caption; without repetitions
 
 
 class Hypotheses(NamedTuple):
     """The n best captions of each of B images: those that ended first, then by score, best first.
 
-    Attributes:
-        words: (B, n, M) ids without START and END, padded with END.
-        lengths: (B, n) number of words.
-        log_probs: (B, n) natural log-probability, by the model alone, of the words and, where ended, of END:
-            temperature and diversity do not change it.
-        scores: (B, n) log-probability over the length norm, which captions are ranked by; −inf marks an empty place
-            of an image with fewer than n captions.
-        ended: (B, n) bool; False for a caption cut off at the maximal length.
-        word_log_probs: (B, n, M + 1) the terms of log_probs: one a word, then, where ended, END's; then 0.
+    Log-probabilities are those of the model alone: temperature and diversity do not change them.
     """
 
-    words: Tensor
-    lengths: Tensor
-    log_probs: Tensor
-    scores: Tensor
-    ended: Tensor
-    word_log_probs: Tensor
+    words: Tensor  # (B, n, M) ids without START and END, padded with END
+    lengths: Tensor  # (B, n) number of words
+    log_probs: Tensor  # (B, n) natural log-probability of the words and, where ended, of END
+    scores: Tensor  # (B, n) log-probability over the length norm; −inf marks an empty place
+    ended: Tensor  # (B, n) bool; False for a caption cut off at the maximal length
+    word_log_probs: Tensor  # (B, n, M + 1) the terms of log_probs: one a word, then, where ended, END's; then 0
 
     @classmethod
     def empty(cls, images: int, n: int, max_length: int, end: int, device: torch.device) -> Hypotheses:
@@ -121,17 +105,11 @@ class Hypotheses(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The live beams when the next word is chosen.
+    """The live beams when the next word is chosen."""
 
-    Attributes:
-        images: (A,) indices of the active images.
-        log_probs: (A, R); in diverse search less the costs of the words.
-        history: (A, R, L) the words so far.
-    """
-
-    images: Tensor
-    log_probs: Tensor
-    history: Tensor
+    images: Tensor  # (A,) indices of the active images
+    log_probs: Tensor  # (A, R); in diverse search less the costs of the words
+    history: Tensor  # (A, R, L) the words so far
 
 
 # choose(beams, log_probs (A * R, V), number) → scores, parents (0..R − 1) and words, each (A, C), of up to `number`
@@ -204,10 +182,8 @@ def diverse(
 def sample(beams: Beams, log_probs: Tensor, number: int, uniforms: Tensor, config: SearchConfig) -> Continuations:
     """One word sampled from the distribution: temperature, top-k, top-p, then min-p, each on what the last has left.
 
-    Args:
-        uniforms: (B, M + 1) numbers in [0, 1), one for each image and step, so that a caption does not depend on the
-            other images of the batch. Multiples of 2⁻²³, which stay below 1 in float32.
-        config: temperature, top_k, top_p (Holtzman et al. 2020), min_p (Nguyen et al. 2024).
+    `uniforms` (B, M + 1) are numbers in [0, 1), one for each image and step, so that a caption does not depend on the
+    other images of the batch. Multiples of 2⁻²³ stay below 1 in float32.
     """
     p, names = log_probs.topk(min(config.top_k, log_probs.shape[1])) if config.top_k else (log_probs, None)
     p = p.exp() if config.temperature == 1 else (p / config.temperature).softmax(dim=1)  # (A, V or k)
@@ -256,13 +232,10 @@ def beam(
             by side; `context` has one row an image. The log-probabilities are changed in place.
         state: tensors of B rows before the first word; reordered like the beams.
         context: tensors of B rows, constant over the steps; only rows of finished images are dropped.
-        start: id that every caption begins with.
-        end: id that ends a caption.
-        width: K.
-        n_best: n, up to K.
+        start, end: ids before and after every caption.
+        width, n_best: K, and n up to K.
         config: length_norm, length_penalty and max_length (M).
-        constraints: what may not follow.
-        choose: which continuations are taken.
+        constraints, choose: what may not follow, and which continuations are taken.
         group_size: this many images in a row are finished together, as the groups of a diverse search.
     """
     images, device, longest = len(context[0]), context[0].device, config.max_length
@@ -349,11 +322,8 @@ def search(
 ) -> Hypotheses:
     """The n best captions of each image, as `config` describes them.
 
-    Args:
-        step, state, context: as for :func:`beam`.
-        ids: the special words, and those that the config names.
-        config: how to search.
-        keys: for sampling, an int ≥ 0 of each image, such as a checksum; the random numbers depend on it and the seed.
+    step, state and context are as for :func:`beam`. `keys` are for sampling, an int ≥ 0 of each image, such as a
+    checksum; the random numbers depend on it and the seed.
     """
     device = context[0].device
     constraints = _constraints(ids, config, device)
@@ -383,28 +353,21 @@ def search(
 def ensemble(members: Sequence[tuple[Step, State, State]]) -> tuple[Step, State, State]:
     """Several models with the same vocabulary as one: the mean of their probabilities at every step.
 
-    Args:
-        members: step, state and context of each, for the same images.
+    `members` are step, state and context of each, for the same images.
     """
-    state_slices = _slices([state for _, state, _ in members])
-    context_slices = _slices([context for *_, context in members])
 
     def step(words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
         after: State = ()
         each = []
-        for (member, *_), own_state, own_context in zip(members, state_slices, context_slices, strict=True):
-            log_probs, new = member(words, state[own_state], context[own_context])
+        states, contexts = iter(state), iter(context)
+        for member, own_state, own_context in members:
+            own = tuple(islice(states, len(own_state))), tuple(islice(contexts, len(own_context)))
+            log_probs, new = member(words, *own)
             each.append(log_probs)
             after += new
         return torch.stack(each).logsumexp(dim=0) - math.log(len(each)), after
 
     return step, sum((state for _, state, _ in members), ()), sum((context for *_, context in members), ())
-
-
-def _slices(parts: Sequence[State]) -> list[slice]:
-    """The slice of each tuple in their concatenation."""
-    ends = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def _constraints(ids: Ids, config: SearchConfig, device: torch.device) -> list[Constraint]:

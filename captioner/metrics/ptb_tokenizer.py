@@ -119,20 +119,9 @@ _QUOTES = str.maketrans(
     {"‘": "`", "‛": "`", "‹": "`", "\x91": "`", "’": "'", "›": "'", "\x92": "'"}
     | {"“": "``", "«": "``", "\x93": "``", "”": "''", "»": "''", "\x94": "''"}
 )
-
-
-def _tex_quotes(token: str) -> str:
-    return token.translate(_QUOTES)
-
-
 _SIGN_NAMES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _SIGN_NAMES |= {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "&lt;": "<", "&gt;": ">"}
 _SIGN_NAMES |= {"¢": "cents", "£": "#"} | dict.fromkeys("¤₠€\x80", "$")
-
-
-def _sign_name(token: str) -> str:
-    return _SIGN_NAMES.get(token.lower(), token)
-
 
 # (token, what must follow it, how it is written; str leaves it unchanged)
 RULES: list[tuple[str, str, Callable[[str], str]]] = [
@@ -219,10 +208,10 @@ RULES: list[tuple[str, str, Callable[[str], str]]] = [
     (r"@+|#+|_+|\*+|(?:\\\*){1,3}|[?!]+|<<|>>|''", "", str),
     ("'", r"[A-Za-z][^ \t\n\xa0]", _drop),
     (_CLITIC, "", _ascii_apostrophes),
-    ("[`‘-‟‹›«»\x91-\x94]{1,2}", "", _tex_quotes),
+    ("[`‘-‟‹›«»\x91-\x94]{1,2}", "", lambda token: token.translate(_QUOTES)),
     (rf"{_SPACE}+|\"|&quot;|&apos;", "", _drop),
     ("&(?ai:quot|apos);", "", str),
-    (rf"&(?ai:[lg]t);|[{_SIGNS}¼½¾⅓⅔¢£¤€₠\x80]", "", _sign_name),
+    (rf"&(?ai:[lg]t);|[{_SIGNS}¼½¾⅓⅔¢£¤€₠\x80]", "", lambda token: _SIGN_NAMES.get(token.lower(), token)),
 ]
 # One match gives the end of each rule: group 2i + 1 is rule i with what must follow, group 2i + 2 its token.
 _ALL = re.compile("".join(f"(?:(?=(({token})(?:{follows}))))?" for token, follows, _ in RULES))

@@ -95,7 +95,7 @@ def prepare_scoring(
 ) -> Comparison:
     """Check that the output files can be written, and read the files of the options `compare` and `training`.
 
-    Called before an hour of captioning it finds errors early. Arguments and errors are those of :func:`score_images`.
+    Called before an hour of captioning it finds errors early. Arguments are those of :func:`score_images`.
     """
     for path in (options.json, options.per_image):
         if path is not None:
@@ -135,10 +135,6 @@ def score_images(
         paths: files by image id, for CLIPScore.
         where: name of the captions in messages, such as the file they are read from.
         comparison: from :func:`prepare_scoring`, may cover more images; called here if absent.
-
-    Raises:
-        UserError: a file cannot be read or written; unless `partial`, the images of captions and references differ; in
-            any case, no image is left.
     """
     found, left_out = _match_images(references, captions, names, where, options.partial)
     comparison = comparison or prepare_scoring(options, references, names)
