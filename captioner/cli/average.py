@@ -28,7 +28,7 @@ def run(options: Any) -> None:
     """Average; see the module's docstring."""
     from captioner.errors import UserError
     from captioner.models.captioner import check_fits
-    from captioner.models.checkpoint import parse_header, read_checkpoint, save_slim
+    from captioner.models.checkpoint import read_checkpoint, save_slim
     from captioner.models.weight_averaging import average, check_compatible, greedy_selection
 
     names = options.checkpoints
@@ -40,9 +40,7 @@ def run(options: Any) -> None:
         raise UserError("--images (folder) needs --annotations, whose captions select the checkpoints")
     headers, states = zip(*map(read_checkpoint, names), strict=True)
     for name, header, state in zip(names, headers, states, strict=True):
-        if header.get("kind") == "language_model":
-            parse_header(name, header)
-        else:
+        if header.get("kind") != "language_model":
             check_fits(name, header, state)
     check_compatible(headers, names)
     chosen = list(range(len(names)))

@@ -67,11 +67,7 @@ def add_skip_argument(parser: Any) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """The device of ``--device``; for auto, the best one there is.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    """The device of ``--device``; for auto, the best one there is. UserError if it cannot be used."""
     import torch
 
     from captioner.devices import best_device

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD
-from captioner.models.decoder import FEATURE_NORM, State, init_forget_bias
+from captioner.decoding.search import State
+from captioner.models.decoder import FEATURE_NORM, init_forget_bias
 
 
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,8 +37,8 @@ class AttentionDecoder(nn.Module):
     updown (Anderson et al. 2018, Bottom-Up and Top-Down Attention): the first LSTM takes x_t and the second's h²;
     attention of its h¹ gives z_t; the second LSTM takes z_t and h¹; the words are predicted from h².
 
-    Axes: I images, P cells, F feature size, N captions (or beams), T words, E embedding size, H hidden size,
-    D attention size (of the space in which states and cells are compared), V vocabulary, R beams of an image.
+    Axes as in :class:`captioner.models.decoder.Decoder`, and D attention size: of the space in which states and cells
+    are compared. A row is a caption or, in a search, a beam.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
@@ -73,7 +74,7 @@ class AttentionDecoder(nn.Module):
             nn.init.normal_(self.embedding.weight, std=e**-0.5)
 
     def project_image(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that depends on the image alone, once per image: (I, P, F) → P v (I, E), keys (I, P, D), a (I, P, E).
+        """What depends on the image alone: (I, P, F) → P v (I, E), keys (I, P, D), a (I, P, E).
 
         In training only a random share of the cells is kept, 1 − cell_dropout of them.
         """
@@ -89,12 +90,9 @@ class AttentionDecoder(nn.Module):
         return self.project(v), self.keys(a).float(), a
 
     def attend(self, h: Tensor, keys: Tensor, a: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Additive attention over the cells, and over a `sentinel` of each row.
+        """Additive attention over the cells, and over a `sentinel` (A · R, E) of each row.
 
-        Args:
-            h: (A · R, H) states.
-            keys, a: (A, P, D) and (A, P, E) of images with R rows each, as from `project_image`.
-            sentinel: (A · R, E), or None.
+        `h` (A · R, H) are the states of R rows for each image, `keys` and `a` as from `project_image`.
 
         Returns:
             z (A · R, E) and the weights α (A · R, P), or (A · R, P + 1) with the sentinel last.
@@ -110,12 +108,7 @@ class AttentionDecoder(nn.Module):
         return (z if sentinel is None else z + weights[:, -1:] * sentinel), weights
 
     def advance(self, gates: Tensor, state: State, keys: Tensor, a: Tensor) -> tuple[Tensor, State, Tensor]:
-        """One step of the recurrence.
-
-        Args:
-            gates: (A · R, 4H or 5H) the share of x_t in the gates of the first LSTM.
-            state: h and c (A · R, H), of both LSTMs of updown.
-            keys, a: (A, P, D) and (A, P, E) of images with R rows each, as from `project_image`.
+        """One step of the recurrence; `gates` (A · R, 4H or 5H) is the share of x_t in those of the first LSTM.
 
         Returns:
             (A · R, H) from which the words are predicted, the new state, and the weights of :meth:`attend`.
@@ -140,7 +133,7 @@ class AttentionDecoder(nn.Module):
         return h2, (h1, c1, h2, c2), weights
 
     def forward(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> Tensor:
-        """Teacher forcing, as :meth:`captioner.models.decoder.Decoder.forward`, with features (I, P, F)."""
+        """Teacher forcing, as :meth:`captioner.models.decoder.Decoder.forward`, from features (I, P, F)."""
         hidden, _, rows = self.unroll(features, words, image_of, real)
         return self.output(self.dropout(hidden[rows[real]]))  # (R, V)
 
@@ -191,25 +184,19 @@ class AttentionDecoder(nn.Module):
         return hidden, weights, rows
 
     def zero_state(self, rows: int, device: torch.device) -> State:
-        """h_0 = c_0 = 0."""
+        """(rows, H) zeros for h and c, of both LSTMs of updown."""
         return (torch.zeros(rows, self.hidden_size, device=device),) * (4 if self.kind == "updown" else 2)
 
     def start(self, features: Tensor) -> tuple[State, State]:
-        """The state and the context before START.
+        """As :meth:`captioner.models.decoder.Decoder.start`, from features (I, P, F).
 
-        Args:
-            features: (I, P, F).
-
-        Returns:
-            state: (I, H) h and c, of both LSTMs of updown; a search may reorder its rows.
-            context: the share of P v in the gates (I, 4H or 5H), which is W_ih v; the keys (I, P, D); a (I, P, E);
-                never reordered.
+        The context is the share of P v in the gates (I, 4H or 5H), which is W_ih v, and the keys and a of the cells.
         """
         image, keys, a = self.project_image(features)
         return self.zero_state(features.shape[0], features.device), (self.input(image), keys, a)
 
     def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
-        """The next word, as :meth:`captioner.models.decoder.Decoder.step`."""
+        """As :meth:`captioner.models.decoder.Decoder.step`."""
         image, keys, a = context
         gates = nn.functional.linear(self.embedding(words), self.input.weight)  # (A · R, 4H or 5H)
         gates = (gates.unflatten(0, (image.shape[0], -1)) + image.unsqueeze(1)).flatten(0, 1)

@@ -20,7 +20,7 @@ class ClipEncoder(nn.Module):
     over the training frames (BatchNorm). x_s is a linear map of the result; with a grid the maps of all cells stand
     side by side. (The mean over a frame hardly separates left from right: ResNets are trained on mirrored images.)
 
-    Axes: I clips, S frames, M frames that are present, P cells, F feature size, E embedding size, H hidden size.
+    Axes: I clips, S frames, M of them present, P cells, F feature size, E embedding size, H hidden size.
     """
 
     def __init__(self, config: ModelConfig, feature_size: int) -> None:
@@ -47,8 +47,8 @@ class ClipEncoder(nn.Module):
 class ClipDecoder(Decoder):
     """A :class:`captioner.models.decoder.Decoder` whose v is the last hidden state of a :class:`ClipEncoder`.
 
-    Its methods take features of frames (I, S, F) or (I, S, P, F) in place of those of images (I, F). v has no dropout;
-    it is scaled like that of an image, because unscaled it is too small against the words for learning to start.
+    Its methods take features of frames (I, S, F) or (I, S, P, F). v has no dropout; it is scaled like that of an image,
+    because unscaled it is too small against the words for learning to start.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
@@ -56,5 +56,5 @@ class ClipDecoder(Decoder):
         self.frames = ClipEncoder(config, feature_size)
 
     def project_image(self, features: Tensor) -> Tensor:
-        """P v, once per clip: (I, S, F) or (I, S, P, F) → the shapes of :meth:`Decoder.project_image`."""
+        """P v, once per clip."""
         return self.project(FEATURE_NORM * F.normalize(self.frames(features), dim=-1))

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import PAD
+from captioner.decoding.search import State
 
 FEATURE_NORM = 16.0  # chosen on Flickr8k val among 4, 16 and 40
 
-State = tuple[Tensor, ...]
-
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 STATE_PARTS = {"rnn": 1, "gru": 1, "lstm": 2}  # h; h and c
+# Whether torch's recurrent layers run in bf16 on this CPU: with oneDNN they need AVX-512 or newer.
+CPU_HAS_BF16 = not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def init_forget_bias(bias: Tensor, hidden_size: int) -> None:
     """Set the bias of an LSTM's forget gate to 1, so that its cell keeps its content at first, and the others to 0.
 
-    Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures. `bias` is (4H or more,): of the
+    Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures. `bias` (4H or more,) is of the
     input, forget, cell and output gate in this order.
     """
     nn.init.zeros_(bias)
     nn.init.ones_(bias[hidden_size : 2 * hidden_size])
-
-
-@functools.cache
-def cpu_has_bf16() -> bool:
-    """Whether torch's recurrent layers run in bf16 on this CPU: with oneDNN they need AVX-512 or newer."""
-    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class RecurrentLayers(nn.Module):
@@ -60,8 +53,8 @@ class RecurrentLayers(nn.Module):
         return (like.new_zeros(rows, len(self.layers), self.hidden_size),) * self.parts
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """(N, T, input_size) and the state before it, as from `zero_state` → (N, T, H) and the state after it."""
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bf16():
+        """(N, T, input_size) and the state before it → (N, T, H) and the state after it."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not CPU_HAS_BF16:
             with torch.autocast("cpu", enabled=False):
                 return self.forward(x.float(), tuple(part.float() for part in state))
         states = []
@@ -94,8 +87,8 @@ class Decoder(nn.Module):
 
     v is scaled to the length FEATURE_NORM, so that it has the same weight against the words for every backbone.
 
-    Axes: I images, N captions (or beams), T words, F feature size, E embedding size, H hidden size, L layers,
-    V vocabulary, A images still searched, R beams of each.
+    Axes, here and in the other decoders: I images, A of them still searched, R beams of each, N captions, T words,
+    P cells of a grid, F feature size, E embedding size, H hidden size, L layers, V vocabulary.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, feature_size: int) -> None:
@@ -136,30 +129,11 @@ class Decoder(nn.Module):
         hidden, _ = self.rnn(self.input_dropout(x), tuple(part[image_of] for part in state))  # (N, T, H)
         return self.output(self.dropout(hidden[real]))  # (R, V)
 
-    def language_logits(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The decoder without an image, as a language model: x_t = e_t.
-
-        Args:
-            words: (N, T) ids.
-            state: after the words before these, as from `step`, N rows; None is h_0 = 0.
-
-        Returns:
-            (N, T, V) logits of the word after each of `words`, and the state after the last one.
-        """
-        x = self.input_dropout(self.embedding(words))  # (N, T, E)
-        hidden, state = self.rnn(x, state or self.rnn.zero_state(len(words), x))  # (N, T, H)
-        return self.output(self.dropout(hidden)), state
-
     def start(self, features: Tensor) -> tuple[State, State]:
         """The state and the context before START.
 
-        Args:
-            features: (I, F).
-
-        Returns:
-            state: (I, L, H), twice for an LSTM (h and c); a search may reorder its rows.
-            context: (I, E) P v, which is added to every word, or (I, 1) zeros where the image is in the state; never
-                reordered.
+        The state is (I, L, H), twice for an LSTM (h and c); a search may reorder its rows. The context, which it may
+        not reorder, is P v (I, E), which is added to every word, or (I, 1) zeros where the image is in the state.
         """
         image = self.project_image(features)
         no_context = (image.new_zeros(image.shape[0], 1),)

@@ -19,14 +19,11 @@ SIZES = ("cell", "layers", "hidden_size", "embedding_size")  # the options that 
 
 @torch.no_grad()
 def init_from(model: Captioner, path: str | os.PathLike) -> str:
-    """Copy the parts of a checkpoint (see ``resolve_checkpoint``) that fit into `model`.
+    """Copy the parts of a checkpoint that fit into `model`; return one line that names them and the others.
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise stays as it is. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have stay as they are.
-
-    Returns:
-        One line: which parts were copied and which were not.
 
     Raises:
         UserError: the file is not a checkpoint, or nothing in it fits.

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioner.decoding.search import State
 from captioner.models.checkpoint import make_header
-from captioner.models.decoder import Decoder, State
+from captioner.models.decoder import Decoder
 
 PREFIXES = ("decoder.embedding.", "decoder.rnn.", "decoder.output.")  # of the tensors that a language model uses
 
 
 class LanguageModel(nn.Module):
-    """A :class:`captioner.models.decoder.Decoder` without an image.
-
-    Axes: N texts, T words or characters, V vocabulary.
-    """
+    """A :class:`captioner.models.decoder.Decoder` without an image: x_t = e_t. Axes as there, with N texts."""
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -28,21 +26,19 @@ class LanguageModel(nn.Module):
         self.decoder = Decoder(config, len(vocabulary), feature_size=1)  # its image projection is never used
 
     def forward(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """(N, T) ids → (N, T, V) logits of the word after each, and the state; see :meth:`Decoder.language_logits`."""
-        return self.decoder.language_logits(words, state)
+        """(N, T) ids and the state before them (None: h_0 = 0) → (N, T, V) logits of the next words, and the state."""
+        decoder = self.decoder
+        x = decoder.input_dropout(decoder.embedding(words))  # (N, T, E)
+        hidden, state = decoder.rnn(x, state or decoder.rnn.zero_state(len(words), x))  # (N, T, H)
+        return decoder.output(decoder.dropout(hidden)), state
 
     @torch.inference_mode()
     def generate(
         self, number: int, tokens: int, temperature: float = 1.0, seed: int = 0, prompt: str = ""
     ) -> list[str]:
-        """Sample texts word by word, until END or `tokens` words.
+        """Sample a number of texts word by word, until END or `tokens` words, of which `prompt` is the beginning.
 
-        Args:
-            number: of texts.
-            tokens: most words of a text, with the prompt.
-            temperature: divides the logits; 0 takes the most probable word.
-            seed: of the sampling.
-            prompt: first words of each text.
+        The logits are divided by `temperature`; with 0 the most probable word is taken.
         """
         device = self.decoder.output.weight.device
         generator = torch.Generator().manual_seed(seed)
@@ -64,7 +60,6 @@ class LanguageModel(nn.Module):
         return [self.vocabulary.decode(row[: row.index(END)] if END in row else row) for row in rows]
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the tensors, as plain values."""
         return make_header(self.config, self.vocabulary, kind="language_model")
 
 

@@ -9,26 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.config import ModelConfig
 from captioner.errors import UserError
+from captioner.models.checkpoint import parse_header
 
 
 def check_compatible(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Raise UserError unless checkpoints have the same architecture (but for dropout), vocabulary and encoder."""
-    first = headers[0]
-    for header, name in zip(headers[1:], names[1:], strict=True):
-        ours, theirs = (asdict(ModelConfig(**each["model"])) for each in (first, header))  # with newer options
+    first, *others = (asdict(parse_header(name, header)[0]) for name, header in zip(names, headers, strict=True))
+    for header, name, config in zip(headers[1:], names[1:], others, strict=True):
         differences = [
-            f"model.{option} is {value} and {theirs[option]}"
-            for option, value in ours.items()
-            if value != theirs[option] and "dropout" not in option
+            f"model.{option} is {value} and {config[option]}"
+            for option, value in first.items()
+            if value != config[option] and "dropout" not in option
         ]
-        digests = [each.get("encoder_digest") for each in (first, header)]  # None for a language model
+        digests = [each.get("encoder_digest") for each in (headers[0], header)]  # None for a language model
         if digests[0] != digests[1]:
             differences.append(f"the encoder's weights are {digests[0]} and {digests[1]}")
-        if first["vocabulary"] != header["vocabulary"]:
-            sizes = f"{len(first['vocabulary']):,} and {len(header['vocabulary']):,}"
-            differences.append(f"the vocabularies differ ({sizes})")
+        if headers[0]["vocabulary"] != header["vocabulary"]:
+            differences.append("the vocabularies differ")
         if differences:
             raise UserError(f"{names[0]} and {name} cannot be averaged: {'; '.join(differences)}")
 
@@ -50,14 +48,8 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def greedy_selection(members: int, score: Callable[[list[int]], float]) -> tuple[list[int], float]:
     """Choose what to average: from the best member to the worst, each is added unless the score of the average falls.
 
-    Wortsman et al. 2022, recipe 1, the greedy soup.
-
-    Args:
-        members: their number.
-        score: of the average of given members; higher is better.
-
-    Returns:
-        The chosen members, and the score of their average.
+    Wortsman et al. 2022, recipe 1, the greedy soup. `score` is that of the average of given members; higher is better.
+    Returns the chosen members and the score of their average.
     """
     alone = [score([member]) for member in range(members)]
     best, *rest = sorted(range(members), key=lambda member: -alone[member])

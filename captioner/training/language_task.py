@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captioner.config import TextConfig, TrainConfig
 from captioner.data.vocabulary import PAD
-from captioner.models.decoder import State
+from captioner.decoding.search import State
 from captioner.models.language_model import LanguageModel
 from captioner.training.base_task import BaseTask
 from captioner.training.callbacks import print_scores
