@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Batch(NamedTuple):
     examples: Tensor
 
 
+@dataclass(eq=False)
 class CaptionDataset(Dataset):
     """The captions of a list of examples; an index is the list of items of a whole :class:`Batch`.
 
@@ -57,46 +59,42 @@ class CaptionDataset(Dataset):
         tokenized: the captions of the examples, if they are already tokenized.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        vocabulary: Vocabulary,
-        max_length: int,
-        image_size: int,
-        rows: np.ndarray | None = None,
-        table: np.ndarray | None = None,
-        augment: int | None = None,
-        horizontal_flip: bool = False,
-        by_image: bool = False,
-        frames: int = 0,
-        flipped_rows: np.ndarray | None = None,
-        tokenized: TokenizedCaptions | None = None,
-    ) -> None:
-        self.examples, self.image_size, self.frames = examples, image_size, frames
-        self.rows, self.table, self.flipped_rows = rows, table, flipped_rows
-        self.augment, self.by_image = augment, by_image
+    examples: Sequence[Example]
+    vocabulary: Vocabulary
+    max_length: int
+    image_size: int
+    rows: np.ndarray | None = None
+    table: np.ndarray | None = None
+    augment: int | None = None
+    horizontal_flip: bool = False
+    by_image: bool = False
+    frames: int = 0
+    flipped_rows: np.ndarray | None = None
+    tokenized: InitVar[TokenizedCaptions | None] = None
+
+    def __post_init__(self, tokenized: TokenizedCaptions | None) -> None:
         self.epoch = 0
         if tokenized is None:
-            tokenized = tokenize_all((c for e in examples for c in e.captions), vocabulary.level)
-        self.flat, self.lengths = vocabulary.encode_all(tokenized, max_length)
+            tokenized = tokenize_all((c for e in self.examples for c in e.captions), self.vocabulary.level)
+        self.flat, self.lengths = self.vocabulary.encode_all(tokenized, self.max_length)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])  # of each caption in `flat`
-        counts = [len(e.captions) for e in examples]
-        self.example_of = np.repeat(np.arange(len(examples)), counts)
+        counts = [len(e.captions) for e in self.examples]
+        self.example_of = np.repeat(np.arange(len(counts)), counts)
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])
-        self.can_flip = np.full(len(examples), horizontal_flip and augment is not None)
+        self.can_flip = np.full(len(counts), self.horizontal_flip and self.augment is not None)
         if self.can_flip.any():
-            self._add_flipped_captions(vocabulary, max_length)
+            self._add_flipped_captions()
 
-    def _add_flipped_captions(self, vocabulary: Vocabulary, max_length: int) -> None:
+    def _add_flipped_captions(self) -> None:
         """Append the ids of the flipped captions to `flat`; an image with an unclear caption cannot be flipped."""
         flipped = self.flat.copy()
         for i, text in enumerate(c for e in self.examples for c in e.captions):
             if "left" in text.lower() or "right" in text.lower():
-                words = flip_caption(vocabulary.split(text))
+                words = flip_caption(self.vocabulary.split(text))
                 if words is None:
                     self.can_flip[self.example_of[i]] = False
                 else:
-                    flipped[self.offsets[i] : self.offsets[i + 1]] = vocabulary.encode(words)[:max_length]
+                    flipped[self.offsets[i] : self.offsets[i + 1]] = self.vocabulary.encode(words)[: self.max_length]
         self.flat = np.concatenate([self.flat, flipped])
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -19,21 +19,11 @@ from captioner.errors import UserError, one_line
 from captioner.files import publish, write_json
 
 # Raised by the disk, json, numpy and the tokenizer it parses headers with, when a file is missing or damaged.
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    RecursionError,
-    OverflowError,
-    TokenError,
-)
+READ_ERRORS = (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError, OverflowError, TokenError)
 Fingerprint = Mapping[str, str | int]
 
 
-class FeatureFile:
+class FeatureFile(NamedTuple):
     """fp16 features of N images, all of one shape, in a folder with ``features.npy`` and ``index.json``.
 
     The folder has its final name only when it is complete: see :func:`write_features`. The row of an image that could
@@ -45,8 +35,9 @@ class FeatureFile:
         unreadable: (N,) bool, the images that could not be read.
     """
 
-    def __init__(self, folder: Path, rows: np.ndarray, names: list[str], unreadable: np.ndarray) -> None:
-        self.folder, self.rows, self.names, self.unreadable = folder, rows, names, unreadable
+    rows: np.ndarray
+    names: list[str]
+    unreadable: np.ndarray
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Fingerprint, shape: tuple[int, ...]) -> FeatureFile:
@@ -81,7 +72,7 @@ class FeatureFile:
             )
         unreadable = np.zeros(len(rows), dtype=bool)
         unreadable[bad] = True
-        return cls(folder, rows, names, unreadable)
+        return cls(rows, names, unreadable)
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:

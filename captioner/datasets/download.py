@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from captioner import __version__
-from captioner.errors import UserError
+from captioner.errors import UserError, one_line
 from captioner.files import publish, write_json
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -208,7 +208,7 @@ class _Download:
                 if error.code == 416 and offset:
                     self.note.unlink(missing_ok=True)
                     raise _Interrupted("the file has become shorter; restarting") from None
-                reason = f"HTTP {error.code} {' '.join(str(error.reason).split())}"
+                reason = f"HTTP {error.code} {error.reason}"
                 if error.code in TEMPORARY:
                     seconds = error.headers.get("Retry-After", "")
                     raise _Interrupted(reason, float(seconds) if seconds.isdecimal() else 0) from None
@@ -265,7 +265,7 @@ class _Download:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return f"no data for {self.timeout:g} s"
-        return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
+        return getattr(reason, "strerror", None) or one_line(reason)
 
 
 def _validator(headers: HTTPMessage) -> str | None:
