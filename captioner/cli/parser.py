@@ -165,9 +165,10 @@ class Parser(ArgumentParser):
             key, kind, value = found.groups()
             text = f"{self._shown(key)} is {value}: expected {_kind(kind)}"
         elif found := re.match(
-            r'Parser key "(.+?)": Does not validate.*? Subtypes: \[(.+?)\] .* Given value: (.*)', text
+            r'Parser key "(.+?)": Does not validate.* Subtypes: \[(.+?)\] .*Given value: (.*)', text
         ):
-            text = f"{self._shown(found[1])} is {found[3]}: expected {' or '.join(map(_kind, found[2].split(', ')))}"
+            kinds = sorted(map(_kind, found[2].split(", ")))  # in no fixed order
+            text = f"{self._shown(found[1])} is {found[3]}: expected {' or '.join(kinds)}"
         elif found := re.match(r'Parser key "(.+?)": (.+)', text):
             text = f"{self._shown(found[1])}: {found[2]}"
         elif found := re.match(r"the following arguments are required: (.+)", text):

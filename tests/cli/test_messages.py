@@ -77,7 +77,7 @@ MISTAKES = [
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
     ("train --config BAD/null.yaml", ["model.layers is None: expected a value"]),
-    ("train --config BAD/list.yaml", ["--data.train is ['a']: expected text or null"]),
+    ("train --config BAD/list.yaml", ["--data.train is ['a']: expected null or text"]),
     ("train --config BAD/unknown.yaml", ["--config: there is no option --models.layers: did you mean --model.layers?"]),
     ("predict a.png --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
     ("predict a.png --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
