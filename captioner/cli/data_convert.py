@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from captioner.cli.options import add_columns_argument, add_skip_argument, add_split_arguments
+from captioner.cli.options import add_columns_argument, add_skip_argument, add_split_arguments, read_split
 from captioner.errors import UserError
 
 
@@ -34,20 +34,11 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Convert."""
-    from captioner.data.annotations import read_examples
     from captioner.datasets.convert import drop_unreadable, to_coco, to_webdataset
 
     if options.shard_size < 1:
         raise UserError(f"--shard_size is {options.shard_size}: expected 1 or more")
-    examples, skipped = read_examples(
-        options.path,
-        options.images,
-        options.split,
-        columns=options.columns,
-        listed=options.list,
-        skip_bad=options.skip_bad_images,
-        option="--skip_bad_images",
-    )
+    examples, skipped = read_split(options, options.path)
     if options.skip_bad_images:
         examples, unreadable = drop_unreadable(examples)
         skipped += unreadable

@@ -21,6 +21,7 @@ from captioner.cli.options import (
     config_of,
     load_model,
     model_name,
+    read_split,
     report_heading,
 )
 from captioner.config import SearchConfig
@@ -60,7 +61,7 @@ def run(options: Any) -> None:
         raise UserError("--compare and --compare_checkpoint both name the system to compare with: leave one out")
     model, workers = load_model(options)
     models = [model, *([load(options.compare_checkpoint, model.device)] if options.compare_checkpoint else [])]
-    examples, skipped = _read_examples(options, model.frames > 0)
+    examples, skipped = read_split(options, options.annotations, model.frames > 0)
     references = {example.image_id: list(example.captions) for example in examples}
     names = {example.image_id: example.name.replace(os.sep, "/") for example in examples}
     # A results file to compare with may lack the very images that are skipped here
@@ -92,22 +93,6 @@ def run(options: Any) -> None:
             page.failures += skipped
             page.finish(scored)
     show_scores(scored.scores, wanted.json)
-
-
-def _read_examples(options: Any, albums: bool) -> tuple[list[Any], list[str]]:
-    """The images with their references, and a line for each that is left out."""
-    from captioner.data.annotations import read_examples
-
-    return read_examples(
-        options.annotations,
-        options.images,
-        options.split,
-        columns=options.columns,
-        listed=options.list,
-        skip_bad=options.skip_bad_images,
-        option="--skip_bad_images",
-        albums=albums,
-    )
 
 
 def _caption(

@@ -66,6 +66,22 @@ def add_skip_argument(parser: Any) -> None:
     parser.add_argument("--skip_bad_images", type=bool, default=False, help=about)
 
 
+def read_split(options: Any, path: str, albums: bool = False) -> tuple[list[Any], list[str]]:
+    """The examples of `path` that the options select, and a line for each that --skip_bad_images leaves out."""
+    from captioner.data.annotations import read_examples
+
+    return read_examples(
+        path,
+        options.images,
+        options.split,
+        columns=options.columns,
+        listed=options.list,
+        skip_bad=options.skip_bad_images,
+        option="--skip_bad_images",
+        albums=albums,
+    )
+
+
 def resolve_device(name: str) -> str:
     """The device of ``--device``; for auto, the best one there is. UserError if it cannot be used."""
     import torch

@@ -40,11 +40,7 @@ MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
 
 
 class ModelCache:
-    """Models of several checkpoints, each loaded on first use and kept.
-
-    Args:
-        paths: checkpoints; none: the shipped one.
-        device: where the models are put.
+    """Models of several checkpoints (None: the shipped one), each loaded on first use and kept.
 
     Raises:
         UserError: the first one cannot be opened, or another one is not a file.
@@ -99,11 +95,7 @@ def search_config(values: Mapping[str, Any]) -> SearchConfig:
 def results_html(models: ModelCache, checkpoint: str, image: str | None, values: Mapping[str, Any]) -> tuple[str, str]:
     """The best caption (or what is wrong), and below it the words, maps and scores of all captions, as HTML.
 
-    Args:
-        models: of this page.
-        checkpoint: one of them.
-        image: the file of an image, if there is one.
-        values: of the controls; see :func:`search_config`.
+    `image` is a file, if there is one; `values` are those of the controls, see :func:`search_config`.
     """
     if image is None:
         return _paragraph("hint", START_HINT), ""

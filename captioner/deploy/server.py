@@ -98,9 +98,8 @@ class Metrics:
         self.requests = Counter("captioner_requests", "requests to /caption", ["status"], registry=registry)
         self.images = Counter("captioner_images", "images of these", ["outcome"], registry=registry)
         self.seconds = Histogram("captioner_request_seconds", "from the first byte to the answer", registry=registry)
-        self.batch_sizes = Histogram(
-            "captioner_batch_size", "captioned together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-        )
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch_sizes = Histogram("captioner_batch_size", "captioned together", buckets=sizes, registry=registry)
         self.waiting = Gauge("captioner_waiting_images", "not yet in a batch", registry=registry)
 
 

@@ -35,14 +35,9 @@ class EvaluationPage(Page):
     The cards of the images are stored on the page as text, of which the browser shows 24 at a time, in any order.
 
     Args:
-        path: the file; its folder is created when missing.
-        heading: a line for the top of the page.
+        path, heading, attention: as of :class:`captioner.reports.gallery.GalleryPage`.
         count: the number of images, which decides their size.
-        attention: the captions have attention maps, and the page explains how to see them.
         names: of this system and, where there is one, of the system it is compared with.
-
-    Raises:
-        UserError: the file cannot be written there.
     """
 
     def __init__(self, path: Path, heading: str, count: int, attention: bool, names: Sequence[str]) -> None:
@@ -55,7 +50,7 @@ class EvaluationPage(Page):
 
     def add(self, example: Example, captions: Sequence[Caption], other: Sequence[Caption] | str | None = None) -> None:
         """Add an image with its captions, best first, and those of the other system, or its only one."""
-        systems = [captions, *([] if other is None else [other])]
+        systems = [captions] if other is None else [captions, other]
         try:
             shown = image_html(thumbnail(example.path, self.size[0]), *self.size, captions[0].text)
         except UserError as error:  # it was readable when it was captioned

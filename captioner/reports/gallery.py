@@ -25,15 +25,9 @@ MIN_PEAK = 4.0  # times the weight of an even map: a lower peak is drawn paler, 
 
 
 class GalleryPage(Page):
-    """A page of captioned images.
+    """A page of captioned images with a line of `heading`; see :class:`Page` for `path` and errors.
 
-    Args:
-        path: the file; its folder is created when missing.
-        heading: a line for the top of the page.
-        attention: the captions have attention maps, and the page explains how to see them.
-
-    Raises:
-        UserError: the file cannot be written there.
+    With `attention` the captions have attention maps, and the page explains how to see them.
     """
 
     def __init__(self, path: Path, heading: str, attention: bool = False) -> None:

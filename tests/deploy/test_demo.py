@@ -1,4 +1,4 @@
-"""The page of the demo: what it answers, and, in a browser, that an image goes in and its captions come out."""
+"""The demo page: its results, and in a browser the way from an image to its captions."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def values(**changed):
 # ---- behind the page
 
 
-def test_an_answer_is_what_the_model_says(models, checkpoints, images):
+def test_results_are_those_of_the_model(models, checkpoints, images):
     wanted = Captioner.load(checkpoints[0]).caption(images[0], beam=4, n_best=3)
     said, details = results_html(models, checkpoints[0], str(images[0]), values(beam=4, n_best=3))
     assert Page(said).text == wanted[0].text
@@ -62,7 +62,7 @@ def test_an_answer_is_what_the_model_says(models, checkpoints, images):
     assert "attention map" not in page.text
 
 
-def test_attention_is_shown_where_there_is_some(models, checkpoints, images):
+def test_attention_maps_are_shown(models, checkpoints, images):
     page = Page(results_html(models, checkpoints[1], str(images[0]), DEFAULTS)[1])
     (words,) = page.all("div", "words")
     assert words["data-grid"] == "2"
@@ -71,7 +71,7 @@ def test_attention_is_shown_where_there_is_some(models, checkpoints, images):
     assert "open" in page.all("details")[0]
 
 
-def test_a_model_is_opened_when_it_is_asked_for_and_kept(checkpoints):
+def test_a_model_is_loaded_on_first_use_and_kept(checkpoints):
     models = ModelCache(checkpoints, "cpu")
     assert list(models.loaded) == checkpoints[:1]
     assert models.get(checkpoints[1]) is models.get(checkpoints[1])
@@ -81,7 +81,7 @@ def test_a_model_is_opened_when_it_is_asked_for_and_kept(checkpoints):
         ModelCache([checkpoints[0], "missing"], "cpu")
 
 
-def test_without_a_image_it_is_said_what_to_do(models, checkpoints):
+def test_a_hint_without_an_image(models, checkpoints):
     said, details = results_html(models, checkpoints[0], None, {})
     assert "Drop an image" in said
     assert details == ""
@@ -153,7 +153,7 @@ def test_the_head_has_the_styles_and_scripts_of_the_cards():
     assert not re.search(r"https?://|src=|@import|url\(", html)
 
 
-def test_what_the_command_refuses(cli, monkeypatch):
+def test_errors_of_the_command(cli, monkeypatch):
     assert cli("demo", "--port", "0")[0] == 2
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, _, err = cli("demo")
@@ -264,7 +264,7 @@ def test_upload_and_caption_by_keyboard(visit, cli):
 
 
 @pytest.mark.slow
-def test_an_example_and_where_the_model_looked(visit, cli):
+def test_an_example_and_its_attention_maps(visit, cli):
     page = visit()
     page.get_by_role("button", name="Rocket").press("Enter")
     caption = said(page)
@@ -338,7 +338,7 @@ def test_other_checkpoints_and_bad_images(visit, checkpoints, tmp_path):
 
 
 @pytest.mark.slow
-def test_visitors_do_not_get_in_each_others_way(visit, cli):
+def test_several_visitors_at_once(visit, cli):
     pages = {name: visit() for name in ("astronaut", "cameraman", "cat", "rocket")}
     for name, page in pages.items():
         page.set_input_files("input[type=file]", PHOTOS / f"{name}.jpg")

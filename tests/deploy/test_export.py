@@ -1,4 +1,4 @@
-"""Exported models say what the model they were made of says; folders for the hub open like any checkpoint."""
+"""Exported models give the captions of the original model; folders for the hub load like any checkpoint."""
 
 import json
 import subprocess
@@ -82,7 +82,7 @@ def same_captions(model, runner, **search):
 @pytest.mark.parametrize(
     "options", [pytest.param(o, id=n, marks=[pytest.mark.slow] if n in SLOW else []) for n, o in MODELS.items()]
 )
-def test_every_decoder_says_the_same(weights, tmp_path, options):
+def test_every_decoder_gives_the_same_captions(weights, tmp_path, options):
     model = make_captioner(**NO_DROPOUT, **options)
     export_graphs(model, "onnx", tmp_path / "model")
     runner = Runner(tmp_path / "model")
@@ -103,18 +103,18 @@ def test_every_decoder_says_the_same(weights, tmp_path, options):
     ],
     ids=str,
 )
-def test_the_search_is_that_of_the_model(model, folder, search):
+def test_the_beam_is_that_of_the_model(model, folder, search):
     same_captions(model, Runner(folder), **search)
 
 
-def test_a_file_is_seen_as_the_model_sees_it(model, folder, images, capsys):
+def test_files_are_decoded_as_by_the_model(model, folder, images, capsys):
     assert run([str(folder), *map(str, images), "no.jpg", "--beam", "2"]) == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"{path}\t{model.caption(path, beam=2)}" for path in images]
     assert "no.jpg: no such file" in err
 
 
-def test_neither_torch_nor_more_is_needed(folder, images):
+def test_the_runner_needs_no_torch(folder, images):
     """With any import that the runner has no right to made impossible."""
     script = """
 import sys
@@ -161,7 +161,7 @@ def test_torch_export(model, tmp_path):
         torch.testing.assert_close(eager(words, state, context)[0], step(words, *begun)[0], atol=1e-4, rtol=0)
 
 
-def test_what_cannot_be_exported_is_one_line(cli, model, weights, tmp_path, folder):
+def test_errors_of_export_are_one_line(cli, model, weights, tmp_path, folder):
     checkpoint, clips = tmp_path / "tiny.safetensors", tmp_path / "clips.safetensors"
     model.save(checkpoint)
     make_captioner(frames=2).save(clips)
@@ -179,7 +179,7 @@ def test_what_cannot_be_exported_is_one_line(cli, model, weights, tmp_path, fold
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.safetensors", "clips.safetensors"}
 
 
-def test_what_is_no_exported_model_is_one_line(folder, tmp_path, images, capsys):
+def test_an_invalid_exported_model_is_one_line(folder, tmp_path, images, capsys):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text((folder / "config.json").read_text())
@@ -195,7 +195,7 @@ def test_what_is_no_exported_model_is_one_line(folder, tmp_path, images, capsys)
 
 
 @pytest.mark.parametrize("trained", [0, 1])
-def test_a_folder_for_the_hub_needs_nothing_else(cli, weights, tmp_path, images, trained, monkeypatch):
+def test_a_folder_for_the_hub_is_complete(cli, weights, tmp_path, images, trained, monkeypatch):
     model, checkpoint = make_captioner(trained=trained), tmp_path / "tiny.safetensors"
     model.save(checkpoint, half=False)
     options = ("--title", "Squares", "--data", "thirty squares")
@@ -223,7 +223,7 @@ def test_the_folder_of_a_run_is_a_checkpoint(run, tmp_path):
         Captioner.load(tmp_path)
 
 
-def test_the_hub_is_asked_as_its_library_wants(cli, model, tmp_path, monkeypatch):
+def test_calls_to_the_hub(cli, model, tmp_path, monkeypatch):
     """With a stand-in for huggingface_hub: there is no network here."""
     asked = []
     export_hub(model, tmp_path / "there", "Squares", "")

@@ -124,7 +124,7 @@ def large() -> bytes:
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_what_is_refused(client, request_, status, says):
+def test_refused_requests(client, request_, status, says):
     answer = client.post("/caption", **request_)
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["error"]
@@ -142,7 +142,7 @@ def test_other_paths_and_methods(client):
 
 
 class Slow:
-    """A model that waits for a sign before it captions, and counts what it is given."""
+    """A model that captions only once `go` is set, and records the sizes of its batches."""
 
     def __init__(self, model):
         self.go, self.seen, self.model = threading.Event(), [], model
@@ -156,7 +156,7 @@ class Slow:
         return self.model.search(images, config)
 
 
-def test_requests_that_come_together_are_captioned_together(captioner, files):
+def test_simultaneous_requests_share_a_batch(captioner, files):
     slow = Slow(captioner)
     with serving(slow, max_batch=4) as client, ThreadPoolExecutor(10) as pool:
         answers = [pool.submit(post, client, item) for item in list(files.items()) * 2]
@@ -170,7 +170,7 @@ def test_requests_that_come_together_are_captioned_together(captioner, files):
     assert max(slow.seen) == 4
 
 
-def test_too_many_and_too_slow_are_told_so(captioner, files):
+def test_a_full_queue_and_a_late_answer(captioner, files):
     slow, one = Slow(captioner), next(iter(files.items()))
     with serving(slow, queue=1, max_batch=1, timeout=1.0) as client, ThreadPoolExecutor(8) as pool:
         answers = [answer.result() for answer in [pool.submit(post, client, one) for _ in range(6)]]
@@ -184,7 +184,7 @@ def test_too_many_and_too_slow_are_told_so(captioner, files):
     assert sum(slow.seen) <= 3  # those nobody waits for any more are not captioned
 
 
-def test_a_failure_of_the_model_is_one_line_and_not_the_end(captioner, files, monkeypatch, capfd):
+def test_a_failure_of_the_model_is_one_line_and_the_server_continues(captioner, files, monkeypatch, capfd):
     with serving(captioner) as client:
         with monkeypatch.context() as patch:
             patch.setattr(type(captioner), "search", lambda *_: 1 / 0)
@@ -231,7 +231,7 @@ def test_public_addresses(address, public):
     assert safe_fetch.is_public(address) == public
 
 
-def test_names_that_no_answer_can_hold(client, files):
+def test_file_names_with_broken_unicode(client, files):
     body = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a\\ud800b.png"\r\n\r\nno image\r\n--x--\r\n'
     kind = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
     assert client.post("/caption", content=body, headers=kind).status_code == 422
@@ -347,7 +347,7 @@ def test_images_from_addresses(captioner, host, files):
 # ---- the command
 
 
-def test_what_cannot_be_served_is_one_line(cli, tmp_path, weights):
+def test_errors_of_serve_are_one_line(cli, tmp_path, weights):
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()

@@ -1,4 +1,4 @@
-"""The engines of predict: the same captions, byte for byte, whatever is killed on the way."""
+"""The engines of predict write the same captions, byte for byte, whichever process is killed."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def checkpoint(weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """23 images, of which the eighth is none."""
+    """23 files, of which the eighth is not an image."""
     folder = tmp_path_factory.mktemp("many")
     for n in range(23):
         draw(folder / f"{n:03}.png", n)
@@ -48,7 +48,7 @@ def parts(folder):
 
 
 @pytest.mark.parametrize("more", [(), ("--n-best", "2"), ("--format", "jsonl", "--n-best", "2")], ids=" ".join)
-def test_a_file_is_what_is_printed(predict, tmp_path, more):
+def test_a_file_equals_standard_output(predict, tmp_path, more):
     _, printed, said = predict(*more)
     code, out, err = predict(*more, "--output", tmp_path / "captions", "--part_size", 5)
     assert (code, out, err) == (1, "", said)
@@ -69,7 +69,7 @@ def test_a_folder_keeps_its_parts(predict, tmp_path):
 
 @pytest.mark.parametrize("output", ["parts/", "captions.jsonl"])
 @pytest.mark.parametrize("after", [0, 1, 4, 11])
-def test_an_interrupted_run_goes_on(predict, tmp_path, monkeypatch, output, after):
+def test_an_interrupted_run_continues(predict, tmp_path, monkeypatch, output, after):
     assert predict("--output", f"{tmp_path}/whole/", "--part_size", 4)[0] == 1
     search, calls = Captioner.search, []
 
@@ -126,7 +126,7 @@ def test_options_that_make_other_captions_are_refused(predict, cli, checkpoint, 
     ],
     ids=str,
 )
-def test_mistakes_are_one_line(predict, tmp_path, monkeypatch, options, says):
+def test_wrong_options_are_one_line(predict, tmp_path, monkeypatch, options, says):
     monkeypatch.chdir(tmp_path)
     code, out, err = predict(*options)
     assert (code, out) == (2, "")
@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(predict, tmp_path, monkeypatch, options, says):
     assert not list(tmp_path.iterdir())
 
 
-def test_ray_that_is_missing(predict, tmp_path, monkeypatch):
+def test_ray_is_missing(predict, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     code, _, err = predict("--engine", "ray", "--output", f"{tmp_path}/parts/")
@@ -181,7 +181,7 @@ def whole(start, tmp_path_factory):
 
 
 def finish(process):
-    """The bad image is said, and nothing else is wrong."""
+    """Wait for a run; it reports the bad image and no other error."""
     out, err = process.communicate(timeout=300)
     out = "".join(line for line in out.splitlines(True) if "(raylet)" not in line)  # Ray says which worker died
     assert (process.returncode, out) == (1, ""), err
@@ -210,7 +210,7 @@ def descendants(pid):
 
 
 def wait_for_parts(process, folder, count):
-    """Until so many are there, while the run still goes on."""
+    """Wait until `count` parts exist while the run is still going."""
     until = time.monotonic() + 240
     while len(list(folder.glob("part-*.jsonl"))) < count:
         assert process.poll() is None, process.communicate()

@@ -217,7 +217,7 @@ def test_evaluate_report_of_two(evaluate, tiny, tmp_path, models):
         assert shaded[1] > shaded[0]  # the checkpoint knows how sure its words are, a file does not
 
 
-def test_what_is_wrong_is_said_before_anything_is_captioned(evaluate, tiny, tmp_path, models, monkeypatch):
+def test_wrong_options_are_reported_before_anything_is_captioned(evaluate, tiny, tmp_path, models, monkeypatch):
     def caption_files(*arguments):
         raise AssertionError("captioned")
 
@@ -264,7 +264,7 @@ def test_bad_images(evaluate, fresh, tmp_path):
     assert "Images without a caption" in Page(text).text
 
 
-def test_an_ensemble_is_shaded_but_has_no_maps(evaluate, tiny, tmp_path, models):
+def test_an_ensemble_has_probabilities_but_no_maps(evaluate, tiny, tmp_path, models):
     other = ("--checkpoint", models / "plain.safetensors")
     assert evaluate(tiny, *other, "--report", tmp_path / "page.html")[0] == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -272,7 +272,7 @@ def test_an_ensemble_is_shaded_but_has_no_maps(evaluate, tiny, tmp_path, models)
     assert all(card.all("span", "word") and not card.all("button") for card in cards)
 
 
-def test_sampled_captions_are_those_without_a_report(evaluate, tiny, tmp_path):
+def test_a_report_does_not_change_sampled_captions(evaluate, tiny, tmp_path):
     sample = ("--sample", "--output", tmp_path / "a.json")
     evaluate(tiny, *sample)
     first = (tmp_path / "a.json").read_text()
@@ -408,7 +408,7 @@ def test_hostile_text_in_the_browser(open_page):
     assert page.locator('.references li[dir="auto"]').count() == 24 * 3
 
 
-def test_where_it_looked(open_page):
+def test_attention_maps_by_keyboard(open_page):
     page = open_page()
     card = page.locator("article.card").first
     card.locator("button.word").first.focus()

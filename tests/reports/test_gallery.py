@@ -1,4 +1,4 @@
-"""The page of captioned images: whole, closed in itself, with every word's map."""
+"""The page of captioned images is complete in one file, with the attention map of every word."""
 
 import base64
 import re
