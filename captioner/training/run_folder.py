@@ -20,14 +20,9 @@ FREE_OPTIONS = {"data.feature_cache", "data.feature_memory", "data.workers"}
 FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples"}
 FINAL_MODELS = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
 # What Lightning needs of last.ckpt to resume.
-LAST_CHECKPOINT = {
-    "state_dict": dict,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "loops": dict,
-    "callbacks": dict,
-}
-LAST_CHECKPOINT |= {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "captioner": dict}
+LAST_CHECKPOINT: dict[str, type] = {"state_dict": dict, "loops": dict, "callbacks": dict, "captioner": dict}
+LAST_CHECKPOINT |= {"optimizer_states": list, "lr_schedulers": list, "pytorch-lightning_version": str}
+LAST_CHECKPOINT |= {"epoch": int, "global_step": int}
 
 
 def process_rank() -> int:
