@@ -230,10 +230,10 @@ def read_references(
 ) -> References:
     """Read reference captions; no image has to exist.
 
-    Reads all that :func:`read_examples` reads, with the same options. JSON, or JSON Lines,
-    may also be a COCO captions file without file names, {"id": ["caption", …]}, or a list of objects with one or more
-    captions each (`captions`, `references`, `caption` …; an image may come several times). Images without a caption,
-    blank captions and captions of images that are not listed are left out: they cannot take part in a score.
+    Reads all that :func:`read_examples` reads, with the same options. JSON, or JSON Lines, may also be a COCO captions
+    file without file names, {"id": ["caption", …]}, or a list of objects with one or more captions each (`captions`,
+    `references`, `caption` …; an image may come several times). Images without a caption, blank captions and captions
+    of images that are not listed are left out: they cannot take part in a score.
 
     Raises:
         UserError: the file is not in such a layout, or no image in it has a caption.

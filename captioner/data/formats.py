@@ -43,20 +43,13 @@ class Format(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """An image as an annotations file lists it; it may not exist.
+    """An image as an annotations file lists it; it may not exist."""
 
-    image_id: the file's own, or the number of the image in the file, from 0; of a row of a table, None instead.
-    where: file and line, for messages.
-    names: the paths it may have below the folder of the images, the likeliest first.
-    captions: as in the file, some maybe blank.
-    image: the image itself where the layout contains it; None in a sample of a shard without an image.
-    """
-
-    image_id: Any
-    where: str
-    names: tuple[str, ...]
-    captions: tuple[str, ...]
-    image: shards.Member | None = None
+    image_id: Any  # the file's own, or the number of the image in the file, from 0; of a row of a table, None instead
+    where: str  # file and line, for messages
+    names: tuple[str, ...]  # the paths it may have below the folder of the images, the likeliest first
+    captions: tuple[str, ...]  # as in the file, some maybe blank
+    image: shards.Member | None = None  # where the layout contains it; a sample of a shard may have none
 
 
 class Problem(NamedTuple):
@@ -405,11 +398,9 @@ _Table = tuple[Sequence[str], list[tuple[str, dict[str, Any]]], list[Problem]]
 def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
     """Read a table whose rows have a file name and a caption or a list of captions; the rows of an image become one.
 
-    Args:
-        path: the file. The first line of a CSV has the column names, and its cells are separated by , ; | or tabs.
-        split: of a table with a column `split`, only the images of this one.
-        columns: "IMAGE,CAPTION", the columns of file names and captions; None: the first of FILE_KEYS and of
-            CAPTION_KEYS. A column of ID_KEYS has the ids, if there is one.
+    The first line of a CSV has the column names, and its cells are separated by , ; | or tabs. `columns` are
+    "IMAGE,CAPTION", or else the first of FILE_KEYS and of CAPTION_KEYS; a column of ID_KEYS has the ids, if there is
+    one. Of a table with a column `split`, only the images of this split are read.
     """
     chosen = None if columns is None else tuple(name.strip() for name in columns.split(","))
     if chosen is not None and (len(chosen) != 2 or not all(chosen)):

@@ -18,19 +18,13 @@ BATCH = 64  # rows decoded together
 
 @dataclass(frozen=True, slots=True)
 class ParquetImage(StoredImage):
-    """An image whose bytes are in a Parquet file.
+    """An image whose bytes are in a Parquet file."""
 
-    file: path or address.
-    column: of bytes; `image.bytes` is a field of a column of structs, as in data sets of Hugging Face.
-    number: of the row in the file, from 0.
-    group, row: its row group and its number in the group.
-    """
-
-    file: str
-    column: str
-    number: int
+    file: str  # path or address
+    column: str  # of bytes; image.bytes is a field of a column of structs, as in data sets of Hugging Face
+    number: int  # of the row in the file, from 0
     group: int
-    row: int
+    row: int  # in the row group
 
     def __str__(self) -> str:
         return f"{self.file}#{self.number}"

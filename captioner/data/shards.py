@@ -28,16 +28,11 @@ KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # folders and name up to th
 
 @dataclass(frozen=True)
 class Member(StoredImage):
-    """A file in a shard.
+    """A file in a shard."""
 
-    shard: path or address of the tar.
-    file: the name of the file in it.
-    offset, size: of its bytes in the tar.
-    """
-
-    shard: str
-    file: str
-    offset: int
+    shard: str  # path or address of the tar
+    file: str  # its name there, with folders
+    offset: int  # of its bytes in the tar
     size: int
 
     def __str__(self) -> str:
@@ -62,16 +57,11 @@ class Member(StoredImage):
 
 
 class Sample(NamedTuple):
-    """Consecutive files of a shard with the same name up to the first dot.
+    """Consecutive files of a shard with the same name up to the first dot."""
 
-    key: that name.
-    files: by the rest of the name, in lower case: "jpg", "txt".
-    texts: the bytes of the text files.
-    """
-
-    key: str
-    files: dict[str, Member]
-    texts: dict[str, bytes]
+    key: str  # that name
+    files: dict[str, Member]  # by the rest of the name, in lower case: "jpg", "txt"
+    texts: dict[str, bytes]  # of the text files
 
 
 def are_shards(path: str | os.PathLike) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -32,19 +31,13 @@ COCO = (
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip of a data set.
-
-    size: in bytes.
-    unpacked: bytes of its files, rounded up.
-    contains: the beginning or end of some member's name.
-    images: whether it has images rather than captions.
-    """
+    """A zip of a data set."""
 
     url: str
-    size: int
-    unpacked: int
-    contains: str
-    images: bool = False
+    size: int  # bytes
+    unpacked: int  # bytes of its files, rounded up
+    contains: str  # the beginning or end of some member's name
+    images: bool = False  # whether it has images rather than captions
 
     @property
     def name(self) -> str:
@@ -53,16 +46,13 @@ class Archive:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is fetched, under which licence, and where the splits are below the folder of the set.
-
-    train, val: the annotations file and the folder of images.
-    splits: reads the name and the entries of each split, where the annotations of the set are not COCO captions.
-    """
+    """What is fetched, under which licence, and where the splits are below the folder of the set."""
 
     archives: tuple[Archive, ...]
     licence: str
-    train: tuple[str, str]
+    train: tuple[str, str]  # the annotations file and the folder of images
     val: tuple[str, str]
+    # Reads the name and the entries of each split, where the annotations of the set are not COCO captions
     splits: Callable[[Path], Iterator[tuple[str, list[Entry]]]] | None = None
 
 
@@ -90,6 +80,8 @@ def fetch(
         timeout: seconds without a byte after which a connection counts as cut
         retries: attempts at a file in a row that bring no progress
     """
+    from filelock import FileLock, Timeout
+
     if not 0 < timeout <= 86_400:
         raise UserError(f"--timeout is {timeout}: expected seconds, more than 0, up to 86400")
     if not 0 <= retries <= 1000:
@@ -99,16 +91,22 @@ def fetch(
             raise UserError(f"--mirror is {url!r}: expected the address of a folder, such as https://host/coco")
     known, out = SETS[name], output or Path("data", name)
     print(f"{name}: {known.licence}", file=sys.stderr)
-    with _locked(out):
-        wanted = [archive for archive in known.archives if download_images or not archive.images]
-        missing = [archive for archive in wanted if not _is_unpacked(archive, out)]
-        _check_space_for(missing, out, keep_archives)
-        for archive in missing:
-            urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror or ()] or [archive.url]
-            _fetch_archive(archive, out, urls, check_sums, timeout, retries)
-            if not keep_archives:
-                (out / archive.name).unlink()
-        write_splits(name, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".fetch.lock", timeout=0):
+            wanted = [archive for archive in known.archives if download_images or not archive.images]
+            missing = [archive for archive in wanted if not _is_unpacked(archive, out)]
+            _check_space_for(missing, out, keep_archives)
+            for archive in missing:
+                urls = [f"{base.rstrip('/')}/{archive.name}" for base in mirror or ()] or [archive.url]
+                _fetch_archive(archive, out, urls, check_sums, timeout, retries)
+                if not keep_archives:
+                    (out / archive.name).unlink()
+            write_splits(name, out)
+    except Timeout:
+        raise UserError(f"{out}: another process is fetching into it; wait, or choose another --output") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --output") from None
     if not download_images:
         print(f"{out}: the captions; for the images: captioner data fetch {name} --output {out}")
         return
@@ -116,21 +114,6 @@ def fetch(
     for split, (captions, images) in (("train", known.train), ("val", known.val)):
         words += [f"--data.{split}", str(out / captions), f"--data.{split}_images", str(out / images)]
     print(shlex.join([*words, "--output", f"runs/{name}"]))
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Create a folder and keep other processes from fetching into it; errors of writing into it become one line."""
-    from filelock import FileLock, Timeout
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".fetch.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{out}: another process is fetching into it; wait, or choose another --output") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another --output") from None
 
 
 def _file_list(archive: Archive, out: Path) -> Path:
