@@ -277,7 +277,7 @@ def _validator(headers: HTTPMessage) -> str | None:
 def _continues(headers: HTTPMessage, remote: _RemoteFile, offset: int) -> bool:
     """Whether a 206 response has the bytes of this file from `offset` on."""
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
-    if span is None or int(span[1]) != offset or _validator(headers) not in (None, remote.validator):
+    if span is None or int(span[1]) != offset or _validator(headers) != remote.validator:
         return False
     return span[2] == "*" or remote.size in (None, int(span[2]))
 

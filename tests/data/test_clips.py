@@ -29,7 +29,7 @@ def grey(i: int) -> Image.Image:
 
 
 def numbers(seen: torch.Tensor) -> list[int]:
-    """Which frames (S, 3, H, W) these are, the absent ones left out."""
+    """Numbers of these frames (S, 3, H, W), without the padding."""
     return [round((value - 10) / 10) for value in seen.float().mean(dim=(1, 2, 3)).tolist() if value]
 
 
@@ -66,7 +66,7 @@ def write_video(path, count=20, draw=grey, **options):
     return path
 
 
-def test_evenly():
+def test_evenly_spaced():
     assert evenly_spaced(8, 8) == list(range(8))
     assert evenly_spaced(3, 8) == [0, 1, 2]
     assert evenly_spaced(0, 8) == []
@@ -94,7 +94,7 @@ def test_other_animations(tmp_path, suffix):
     assert numbers(load_pixels(tmp_path / f"clip.{suffix}", 16, 3)) == [0, 3, 5]
 
 
-def test_pages_are_no_frames_and_a_image_is_an_album_of_one(tmp_path):
+def test_pages_are_no_frames_and_an_image_is_an_album_of_one(tmp_path):
     grey(4).save(tmp_path / "pages.tiff", save_all=True, append_images=[grey(5)])
     for source in (tmp_path / "pages.tiff", grey(4)):
         seen = load_pixels(source, 16, 3)
@@ -195,7 +195,7 @@ def test_find_images_with_clips(tmp_path, folder, gif):
 
 
 @pytest.mark.parametrize("grid", [0, 2])
-def test_frames_are_encoded_one_by_one_and_absent_ones_are_zero(grid):
+def test_frames_are_encoded_one_by_one_and_padding_is_zero(grid):
     model = make_captioner(frames=4, grid=grid)
     images = torch.randint(1, 256, (2, 4, 3, SIDE, SIDE), dtype=torch.uint8)
     images[1, 2:] = 0
@@ -244,7 +244,7 @@ def test_all_frames_are_augmented_alike(tmp_path):
 
 @pytest.fixture(scope="module")
 def albums(tmp_path_factory):
-    """A set of which every pixels is a folder of three, or a GIF of two."""
+    """A data set in which every image is an album of three, or a GIF of two frames."""
     coco = write_set(tmp_path_factory.mktemp("albums") / "set")
     for split in ("train", "val"):
         data = json.loads(coco.annotations(split).read_text())

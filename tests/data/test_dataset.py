@@ -69,7 +69,7 @@ def test_layout_of_the_words():
     assert dataset()[[7]].words.tolist() == [[START, END]]  # a caption without a word
 
 
-def test_captions_of_a_image_share_its_row():
+def test_captions_of_an_image_share_its_row():
     batch = dataset(rows=np.array([9, 8, 7, 6]))[[10, 0, 6, 1, 3]]
     assert batch.examples.tolist() == [0, 2, 3]
     assert batch.images.tolist() == [9, 7, 6]
@@ -77,7 +77,7 @@ def test_captions_of_a_image_share_its_row():
     assert batch.images.dtype == torch.int64
 
 
-def test_by_image_keeps_the_captions_of_a_image_together():
+def test_by_image_keeps_the_captions_of_an_image_together():
     by_image = dataset(by_image=True)
     assert len(by_image) == 4
     batch = by_image[[3, 0]]
@@ -164,9 +164,9 @@ def sided(tmp_path) -> list[Example]:
 
 
 @pytest.mark.parametrize("by_image", [False, True])
-def test_mirrored_images_have_left_and_right_exchanged(sided, by_image):
+def test_flipped_images_have_left_and_right_exchanged(sided, by_image):
     of = CaptionDataset(sided, SIDED, 30, 32, augment=0, horizontal_flip=True, by_image=by_image)
-    mirrored = []
+    flipped = []
     for of.epoch in range(6):
         batch = of[list(range(len(of)))[::-1]]
         white_left = batch.images[:, 0, :, :8].float().mean(dim=(1, 2)) > 128
@@ -178,16 +178,16 @@ def test_mirrored_images_have_left_and_right_exchanged(sided, by_image):
                 assert ("left" in text) == white_left[image], text
         shown = (white_left == batch.examples % 20 % 2).tolist()
         assert shown == (batch.examples >= 20).tolist()
-        mirrored.append({int(i) % 20 for i in batch.examples[batch.examples >= 20]})
-        assert 3 <= len(mirrored[-1]) <= 17
-        assert 19 not in mirrored[-1]  # "white right" may be a side or not
-    assert len(set(map(frozenset, mirrored))) == 6
+        flipped.append({int(i) % 20 for i in batch.examples[batch.examples >= 20]})
+        assert 3 <= len(flipped[-1]) <= 17
+        assert 19 not in flipped[-1]  # "white right" may be a side or not
+    assert len(set(map(frozenset, flipped))) == 6
     of.epoch = 0
     part = of[[4, 0, 5]]
-    assert {int(i) % 20 for i in part.examples if i >= 20} == {int(i) % 20 for i in part.examples} & mirrored[0]
+    assert {int(i) % 20 for i in part.examples if i >= 20} == {int(i) % 20 for i in part.examples} & flipped[0]
 
 
-def test_captions_stay_as_they_are_unless_mirrored(sided):
+def test_captions_stay_as_they_are_unless_flipped(sided):
     options = {"augment": 0, "by_image": True}
     plain = CaptionDataset(sided, SIDED, 30, 32, **options)[list(range(20))]
     for more in ({"horizontal_flip": True, "augment": None}, {"augment": 0}):
@@ -251,7 +251,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert all(a != b for i, a in enumerate([first, *others]) for b in others[i:])
 
 
-def test_a_batch_has_captions_of_like_length():
+def test_a_batch_has_captions_of_similar_length():
     of = dataset(many(400))
 
     def padding(batches):
@@ -291,7 +291,7 @@ def test_a_batch_of_fewer_captions_than_processes_is_filled_up():
 
 @pytest.mark.parametrize("stop", [0, 1, 5, "last"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_where_another_stopped(stop, workers):
+def test_a_loader_resumes_where_another_stopped(stop, workers):
     captions = dataset(many(20))
     every = list(loader(captions, epoch=3))
     stop = len(every) - 1 if stop == "last" else stop

@@ -1,4 +1,4 @@
-"""The feature file: whole or not there, resumed where it stopped, and never another encoder's."""
+"""The feature file: complete or absent, resumed after an interruption, never of another encoder."""
 
 import multiprocessing
 import os
@@ -70,7 +70,7 @@ def test_written_once_and_read(folder):
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
-def test_an_interrupted_run_goes_on_where_it_stopped(folder, blocks):
+def test_an_interrupted_run_is_resumed_where_it_stopped(folder, blocks):
     interrupted(folder, blocks)
     asked = []
 
@@ -132,7 +132,7 @@ def test_a_killed_writer_is_resumed(folder):
 
 
 @pytest.mark.parametrize("names", [NAMES[:9], [*NAMES[:9], "other.png"]])
-def test_the_part_of_other_images_is_not_gone_on_with(folder, names):
+def test_the_part_of_other_images_is_not_resumed(folder, names):
     interrupted(folder)
     write_features(
         folder, FINGERPRINT, names, (4,), lambda first: [VALUES[: len(names)]] if first == 0 else never(first)
@@ -159,7 +159,7 @@ PART_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", PART_DAMAGE)
-def test_a_damaged_part_is_made_afresh(folder, damage):
+def test_a_damaged_part_is_replaced(folder, damage):
     interrupted(folder)
     PART_DAMAGE[damage](part_of(folder))
     write_features(folder, FINGERPRINT, NAMES, (4,), lambda first: rows_from(first) if first == 0 else never(first))

@@ -1,7 +1,10 @@
 """Left and right change places, and nothing else does."""
 
+import doctest
+
 import pytest
 
+from captioner.data import flip_captions
 from captioner.data.flip_captions import flip_caption
 from captioner.data.vocabulary import tokenize
 
@@ -35,8 +38,14 @@ def test_captions(text, expected):
     assert (None if found is None else " ".join(found)) == expected
 
 
+def test_examples_of_the_docstrings():
+    found = doctest.testmod(flip_captions)
+    assert found.attempted >= 2
+    assert not found.failed
+
+
 @pytest.mark.parametrize("text", ["the rightmost of his left-handed friends to the right", "a red dog", "he left it"])
-def test_twice_is_what_it_was(text):
+def test_flipping_twice_changes_nothing(text):
     words = tokenize(text)
     once = flip_caption(words)
     assert len(once) == len(words)

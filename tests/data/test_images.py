@@ -72,7 +72,7 @@ def test_every_mode_a_format_can_hold_is_opened_as_rgb(kind, mode):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])
-def test_a_image_in_memory_may_have_any_mode(mode):
+def test_an_image_in_memory_may_have_any_mode(mode):
     image = photograph().convert(mode)
     assert difference(open_image(image), image.convert("RGB")) == 0
 
@@ -135,7 +135,7 @@ def test_float_grey_is_scaled_by_the_range_it_stands_for(top):
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=12), st.sampled_from([np.float32, np.int32]))
 @settings(max_examples=60, deadline=None)
-def test_any_deep_grey_gives_a_image_that_keeps_the_order(values, kind):
+def test_any_deep_grey_gives_an_image_that_keeps_the_order(values, kind):
     values = np.array(values, dtype=np.float32)
     if kind is np.int32:
         values = np.clip(np.nan_to_num(values), -(2.0**30), 2.0**30).astype(np.int32)
@@ -152,7 +152,7 @@ def test_the_first_frame_is_taken(tmp_path):
         assert difference(open_image(path), frames[0]) < 5, kind
 
 
-def test_a_path_a_string_bytes_a_stream_and_a_image_are_the_same(tmp_path):
+def test_a_path_a_string_bytes_a_stream_and_an_image_are_the_same(tmp_path):
     path = tmp_path / "a.png"
     photograph().save(path)
     with open(path, "rb") as stream, Image.open(path) as lazy:
@@ -291,7 +291,7 @@ def open_or_refuse(source) -> Image.Image | None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "GIF", "BMP", "WEBP", "TIFF", "LZW", "PPM", "JPEG2000"])
-def test_a_image_cut_short_is_refused_unless_nothing_visible_was_lost(kind, tmp_path):
+def test_an_image_cut_short_is_refused_unless_nothing_visible_was_lost(kind, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     options = {"progressive": {"progressive": True}, "LZW": {"compression": "tiff_lzw"}}.get(kind, {})
     data = encoded(Image.fromarray(noise), {"progressive": "JPEG", "LZW": "TIFF"}.get(kind, kind), **options)
@@ -386,7 +386,7 @@ def test_both_transforms_give_uint8_of_the_size_asked_for(width, height, size):
         assert tensor.is_contiguous()
 
 
-def test_eval_of_a_image_of_that_size_is_its_pixels():
+def test_eval_of_an_image_of_that_size_is_its_pixels():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     assert (eval_transform(image, 16).permute(1, 2, 0).numpy() == np.asarray(image)).all()
 

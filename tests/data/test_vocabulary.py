@@ -1,4 +1,4 @@
-"""Words to ids, and back."""
+"""Words to ids and back."""
 
 import doctest
 import random
@@ -42,7 +42,7 @@ def test_tokens_are_lower_case_words_that_stay_as_they_are(text):
 
 
 @given(st.lists(st.text(alphabet="abcdeé 'ABC.-"), max_size=20))
-def test_ids_go_round(captions):
+def test_decode_inverts_encode(captions):
     vocabulary = Vocabulary.build(captions)
     for caption in captions:
         ids = vocabulary.encode(tokenize(caption))
@@ -51,7 +51,7 @@ def test_ids_go_round(captions):
 
 
 @given(st.lists(st.text(max_size=20), max_size=10))
-def test_characters_go_round_as_they_are_written(captions):
+def test_decode_inverts_encode_of_characters(captions):
     vocabulary = Vocabulary.build(captions, level="char")
     for caption in captions:
         assert vocabulary.split(caption) == list(caption)
@@ -64,7 +64,7 @@ letters = st.one_of(st.characters(), st.sampled_from("aBΣ.,'’-:/5 \n\t\x1c\u2
 
 
 @given(st.lists(st.text(letters, max_size=20), max_size=10), st.sampled_from(sorted(LEVELS)), st.integers(1, 5))
-def test_many_captions_are_split_as_each_of_them(captions, level, most):
+def test_tokenize_all_agrees_with_tokenize(captions, level, most):
     split = [LEVELS[level](caption) for caption in captions]
     found = tokenize_all(captions, level)
     assert found.lengths.tolist() == [len(words) for words in split]
@@ -76,7 +76,7 @@ def test_many_captions_are_split_as_each_of_them(captions, level, most):
     assert flat.tolist() == [i for words in split for i in vocabulary.encode(words)[:most]]
 
 
-def test_another_level_is_refused():
+def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="'letter'"):
         Vocabulary(["a"], "letter")
 
@@ -111,6 +111,6 @@ def test_order_is_the_commonest_first_and_does_not_depend_on_the_order_of_the_ca
 
 
 @pytest.mark.parametrize("words", [["a", "b", "a"], ["<pad>"], ["a", "<unk>"]])
-def test_a_word_that_stands_twice_is_refused(words):
+def test_a_repeated_word_is_refused(words):
     with pytest.raises(ValueError, match="twice"):
         Vocabulary(words)

@@ -22,7 +22,7 @@ def test_near_pairs_are_those_of_comparing_each_with_each(hashes, distance, data
     assert near_pairs(np.array(hashes, dtype=np.uint64), distance).tolist() == wanted
 
 
-def test_groups_need_equal_bytes_or_near_hashes_and_like_colours():
+def test_groups_need_equal_bytes_or_near_hashes_and_similar_colours():
     hashes = np.array([0, 0, 1, 2**63, 0], dtype=np.uint64)
     colours = np.array([10, 200, 12, 90, 11], dtype=np.uint8)[:, None]
     digests = [b"a", b"b", b"c", b"b", b"d"]

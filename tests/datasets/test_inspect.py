@@ -1,4 +1,4 @@
-"""What is planted in a data set is reported by its file name; of a clean set nothing is."""
+"""Planted problems are reported with their file names; a clean data set has no findings."""
 
 import json
 import re
@@ -60,9 +60,9 @@ def test_a_clean_set_has_no_findings(cli, clean):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_what_is_planted_is_named(cli, clean):
+def test_planted_problems_are_reported(cli, clean):
     train, val = clean.train[1], clean.val[1]
-    scene(0).save(train / "t7.jpg", quality=60)  # t0, written anew
+    scene(0).save(train / "t7.jpg", quality=60)  # t0, re-encoded
     scene(101).resize((240, 180)).save(train / "t6.jpg", quality=80)  # v1, larger
     (train / "t5.jpg").write_bytes((train / "t5.jpg").read_bytes()[:300])
     scene(200, 160, 90).save(train / "t4.jpg")
@@ -104,7 +104,7 @@ def test_the_same_bytes_and_the_same_names(cli, clean):
     assert any(finding["serious"] for finding in report["findings"] if finding["kind"] == "same_name")
 
 
-def test_turned_images_have_the_size_that_people_see(cli, clean):
+def test_an_image_turned_by_exif_may_have_either_size(cli, clean):
     exif = Image.Exif()
     exif[0x0112] = 6
     scene(0).save(clean.train[1] / "t0.jpg", exif=exif)

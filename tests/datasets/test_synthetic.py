@@ -42,7 +42,7 @@ CAPTION = re.compile(
 
 
 def parsed(caption: str) -> Scene:
-    """The scene a caption tells of, as the captioner of the set would put it; background '' where it is not told."""
+    """The scene that a caption describes; background '' if the caption does not name it."""
     plain = {other: word for word, other in SYNONYMS.items()}
     found = CAPTION.fullmatch(caption)
     assert found, caption
@@ -153,7 +153,7 @@ def test_bad_options(tmp_path, option, value):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_there_already(tmp_path, capsys):
+def test_an_output_that_exists(tmp_path, capsys):
     out = tmp_path / "set"
     out.mkdir()
     shapes(out, count=3, val_count=2, size=32)  # an empty folder is fine
@@ -215,7 +215,7 @@ def test_clips_move_as_their_captions_say(tmp_path):
 
 
 def test_no_single_frame_tells_the_direction():
-    """A shape that begins at any place on a ring is at any place of it ever after, whichever way it goes."""
+    """A shape that starts anywhere on a ring is later anywhere on it, whatever its direction."""
     shape, places = Shape("small", "red", "circle"), 4000
     for direction in DIRECTIONS:
         rng = random.Random(0)
