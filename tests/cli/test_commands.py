@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -180,8 +181,19 @@ def test_several_checkpoints_are_an_ensemble(cli, predict, photos, run):
     assert cli("predict", photos, *files, "--device", "cpu") == (0, alone, "")
 
 
-def test_script_and_module_without_lightning(photos, run):
-    """``python predict.py`` works, and does not import Lightning."""
+def test_script(photos, run, monkeypatch, capsys):
+    """``python predict.py`` as people call it."""
+    model = ("--checkpoint", str(run / "best.ckpt"), "--device", "cpu")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(photos / "012.png"), *model])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "predict.py"), run_name="__main__")
+    assert not stopped.value.code
+    assert capsys.readouterr().out.startswith(f"{photos / '012.png'}\t")
+
+
+@pytest.mark.slow
+def test_script_without_lightning(photos, run):
+    """Lightning is never imported (tests/test_imports.py finds that out without running the script)."""
     code = (
         "import sys, runpy\nsys.argv[0] = 'predict.py'\n"
         "try: runpy.run_path('predict.py', run_name='__main__')\n"
@@ -195,14 +207,16 @@ def test_script_and_module_without_lightning(photos, run):
     assert done.stdout.startswith(f"{photos / '012.png'}\t")
 
 
-def test_a_pipe_that_closes(photos, run):
+@pytest.mark.parametrize("command", ["--help", pytest.param("predict", marks=pytest.mark.slow)])
+def test_a_pipe_that_closes(photos, run, command):
     """``captioner predict … | head -1``"""
-    command = [sys.executable, "-m", "captioner", "predict", *[str(photos)], "--checkpoint", str(run / "best.ckpt")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+    options = [str(photos), "--checkpoint", str(run / "best.ckpt")] if command == "predict" else []
+    words = [sys.executable, "-m", "captioner", command, *options]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         process.stdout.close()
         err = process.stderr.read().decode()
     assert "Traceback" not in err
-    assert process.returncode in (0, 141)
+    assert process.returncode == 141 or (command, process.returncode) == ("predict", 0)
 
 
 def test_the_default_checkpoint_captions_photographs(cli):

@@ -545,6 +545,7 @@ def left_of(p: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np
     return p / p.sum()
 
 
+@pytest.mark.parametrize("draws", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -562,8 +563,7 @@ def left_of(p: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np
         {"temperature": 1.5, "top_k": 4, "top_p": 0.8, "min_p": 0.2},
     ],
 )
-def test_words_are_drawn_as_often_as_they_should_be(options):
-    draws = 20_000
+def test_words_are_drawn_as_often_as_they_should_be(options, draws):
     p = np.random.default_rng(0).dirichlet([0.7] * 8)
     log_probs = torch.full((12,), NEVER)
     log_probs[4:] = torch.tensor(p).log()
