@@ -75,11 +75,7 @@ def load_pixels(
 
 
 def thumbnail(source: Any, size: int) -> Image.Image:
-    """An image, or the middle frame of a clip or album, for display; its short side is `size` or more.
-
-    Raises:
-        ImageError: something cannot be read.
-    """
+    """An image, or the middle frame of a clip or album, for display; its short side is `size` or more."""
     is_clip = _is_video(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
     frames = list(_frames(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
     return frames[len(frames) // 2]

@@ -162,11 +162,7 @@ class CaptionDataset(Dataset):
 def read_images(
     paths: Sequence[Any], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
-    """Decode images in order, `batch_size` at a time, or as many clips as have about that many frames together.
-
-    Yields:
-        each batch as :func:`load_batch` returns it.
-    """
+    """Decode images in order, `batch_size` at a time, or as many clips as have that many frames; see `load_batch`."""
     load = partial(load_batch, size=size, frames=frames)
     yield from DataLoader(paths, clips_per_batch(batch_size, frames), num_workers=workers, collate_fn=load)  # type: ignore[arg-type]
 

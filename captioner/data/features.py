@@ -44,8 +44,7 @@ class FeatureFile(NamedTuple):
         """Open a complete file; `shape` is that of the features of one image.
 
         Raises:
-            UserError: it is missing or damaged, or made by another encoder or transform: the message names each
-                difference.
+            UserError: it is missing or damaged, or has another fingerprint: the message names each difference.
         """
         try:
             index, rows = _load(folder)
@@ -76,11 +75,7 @@ class FeatureFile(NamedTuple):
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """The index and the memory-mapped rows.
-
-    Raises:
-        one of READ_ERRORS: a file is missing or damaged.
-    """
+    """The index and the memory-mapped rows; one of READ_ERRORS if a file is missing or damaged."""
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)  # fails on a file that is too short
     if not isinstance(index["fingerprint"], dict) or not isinstance(index["names"], list):
@@ -114,14 +109,10 @@ def write_features(
     the part ends. If several processes call this at once, one works and the others wait.
 
     Args:
-        folder: the final name.
         fingerprint: encoder, digest of its weights, transform, images.
         names: names of the N images, in the order of the rows.
         shape: of the features of one image.
         rows_from: called with the number of the first missing row; yields (b, *shape) blocks from there on.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
     part = folder.with_name(folder.name + ".part")
     index = {"fingerprint": dict(fingerprint), "names": list(names)}

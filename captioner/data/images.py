@@ -277,10 +277,8 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
     or a brace pattern of these means the images in the shards, in their order. Any other path is returned unchecked:
     opening it fails if it is missing.
 
-    With `clips` a folder is an album and one item itself, and patterns match videos, too.
-
-    Raises:
-        UserError: a folder, pattern or shard has no image in it, or a shard cannot be read.
+    With `clips` a folder is an album and one item itself, and patterns match videos, too. A folder, pattern or shard
+    without an image is a UserError.
     """
     found: dict[Path | Member, None] = {}
     for path in paths:

@@ -23,9 +23,7 @@ class BucketSampler(Sampler[list[int]]):
     Args:
         lengths: (items,) number of words of each.
         batch_size: items in a batch of all processes.
-        seed: of the order.
-        rank: number of this process.
-        world: number of processes.
+        rank, world: number of this process, and of all processes.
     """
 
     def __init__(
@@ -61,11 +59,7 @@ def unreadable_image(problem: ImageError | str) -> UserError:
 
 
 class CaptionLoader(DataLoader):
-    """A DataLoader over the batches of a :class:`captioner.data.dataset.CaptionDataset`.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
+    """A DataLoader over a :class:`captioner.data.dataset.CaptionDataset`; an unreadable image is a UserError."""
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

@@ -20,9 +20,6 @@ def read_corpus(path: Path) -> str:
     """The text of a UTF-8 file, or the captions of a .json file, one per line.
 
     Captions are shuffled, always alike: side by side, the captions of one image would predict each other.
-
-    Raises:
-        UserError: missing, unreadable, not UTF-8 or empty.
     """
     if path.suffix.lower() != ".json":
         return read_text(path, "text")

@@ -71,14 +71,12 @@ def download(
     Args:
         urls: addresses of the same file; if one fails, the next is tried.
         path: the final name, in an existing folder.
-        size: in bytes, if known.
-        sha256: hex digest, if known.
+        size, sha256: size in bytes and hex digest of the file, if known.
         timeout: seconds without a byte after which a connection counts as interrupted.
         retries: in a row without progress.
 
     Raises:
-        UserError: no address provided the file, it is not the expected one (the part is then removed), or the disk is
-            full.
+        UserError: no address provides the file, the disk is full, or the file is not the expected one and was removed.
     """
     part, note = _part_paths(path)
     reasons = []
@@ -108,11 +106,7 @@ def download(
 
 
 def verify(path: Path, size: int | None, sha256: str | None) -> None:
-    """Check the size in bytes and the SHA-256 of a file, each if given.
-
-    Raises:
-        UserError: one of them differs.
-    """
+    """Raise UserError if a file has another size in bytes or another SHA-256."""
     found = path.stat().st_size
     if size is not None and found != size:
         raise UserError(f"{path}: has {found:,} bytes and not {size:,}: incomplete, or another file")
@@ -130,11 +124,7 @@ def verify(path: Path, size: int | None, sha256: str | None) -> None:
 
 
 def check_free_space(folder: Path, needed: int, what: str) -> None:
-    """Check that the disk of a folder has `needed` free bytes.
-
-    Raises:
-        UserError: it has not; `what` says what needs them.
-    """
+    """Raise UserError if the disk of a folder has fewer than `needed` free bytes; `what` says what needs them."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

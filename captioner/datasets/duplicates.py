@@ -16,11 +16,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     """All pairs of hashes that differ in at most `distance` bits.
 
     The bits are cut into distance + 1 bands. A near pair agrees in at least one band, so only pairs that do are
-    compared (multi-index hashing, Norouzi et al. 2012).
-
-    Args:
-        hashes: (N,) uint64.
-        distance: 0..BITS - 1.
+    compared (multi-index hashing, Norouzi et al. 2012). `hashes` is (N,) uint64, `distance` 0..BITS − 1.
 
     Returns:
         (P, 2) int64 indices, the smaller one first, sorted, each pair once.

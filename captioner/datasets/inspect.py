@@ -90,15 +90,10 @@ def read_split(
     listed: str | None = None,
     images_needed: bool = True,
 ) -> InspectedSplit:
-    """Read a split; bad entries are left out and listed in `skipped`.
+    """Read a split, named `name` in the report; bad entries are left out and listed in `skipped`.
 
-    Args:
-        name: of the split in the report.
-        path, images, split, columns, listed: as in :func:`captioner.data.annotations.read_examples`.
-        images_needed: if not, a COCO file can be read without its folder of images.
-
-    Raises:
-        UserError: it cannot be read, or nothing is left.
+    The other arguments are those of :func:`captioner.data.annotations.read_examples`. Unless `images_needed`, a COCO
+    file can be read without its folder of images.
     """
     format_name = detect_format(path).name
     if format_name == "coco" and images is None and not images_needed:
@@ -130,9 +125,6 @@ def inspect(
 
     Returns:
         `splits`: plain numbers of each split; `findings`: a list of :class:`Finding`, warnings first.
-
-    Raises:
-        UserError: imagehash is not installed.
     """
     tokens = [[[tokenize(caption) for caption in each.captions] for each in split.examples] for split in splits]
     first = list(chain.from_iterable(tokens[0]))
@@ -247,11 +239,7 @@ def _facts_or_errors(paths: Sequence[Any]) -> list[ImageFacts | ImageError]:
 
 
 def image_facts(path: Any) -> ImageFacts:
-    """The facts of an image; a JPEG is decoded at reduced size.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
+    """The facts of an image; a JPEG is decoded at reduced size. ImageError if it cannot be read."""
     image = open_image(path, size_hint=HASH_SIDE)
     with image_errors(path), open_file(path) as file:
         data = file.read()

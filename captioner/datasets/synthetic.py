@@ -217,10 +217,7 @@ def make_shapes(
     clips, animated GIFs of that many frames; see :func:`moves`.
 
     With one version of Pillow the same options give the same bytes. A set that exists with the same options is left as
-    it is.
-
-    Raises:
-        UserError: `out` holds something else, or cannot be written.
+    it is; anything else in `out` is a UserError.
     """
     out = Path(os.path.realpath(out))
     options = {"images": images, "val": val, "size": size, "seed": seed}
