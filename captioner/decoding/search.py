@@ -222,10 +222,8 @@ def beam(
 ) -> Hypotheses:
     """The loop of every search, batched over images; with width 1 and :func:`topk` it is greedy search.
 
-    At every step `choose` returns 2K continuations of an image's K beams. Those among the first K that end are
-    finished; the first K of the others stay live. An image is done with K finished captions, or when no live beam can
-    still overtake its n best. Beams that are live at the maximal length rank after the finished captions, unless a
-    constraint forbids END after them.
+    An image is done with K finished captions, or when no live beam can still overtake its n best. Beams that are live
+    at the maximal length rank after the finished captions, unless a constraint forbids END after them.
 
     Args:
         step: ``step(words (A · R,), state, context) -> log_probs (A · R, V), state``. The R rows of an image lie side
@@ -292,8 +290,7 @@ def beam(
             live = live.masked_fill(done.unsqueeze(1), -math.inf)
             done = done.unflatten(0, (-1, group_size)).all(1).repeat_interleave(group_size)
         remaining = (~done).nonzero()[:, 0]  # the only synchronisation with the device in a step
-        fewer = len(remaining) < len(done)
-        if fewer:
+        if len(remaining) < len(done):
             for part, found in zip(result, finished, strict=True):
                 part[active] = found[:, :n_best]  # images that remain are written again later
             if len(remaining) == 0:
@@ -330,11 +327,9 @@ def search(
     loop = partial(beam, step, start=ids.start, end=ids.end, config=config, constraints=constraints)
     if config.sample:
         assert keys is not None, "sampling needs a key for each image"
-        uniforms = torch.stack([_uniforms(config, key, i) for key in keys for i in range(config.n_best)])
+        uniforms = torch.stack([_uniforms(config, key, i) for key in keys for i in range(config.n_best)]).to(device)
         state, context = (_repeat(parts, config.n_best) for parts in (state, context))
-        found = loop(
-            state, context, width=1, n_best=1, choose=partial(sample, uniforms=uniforms.to(device), config=config)
-        )
+        found = loop(state, context, width=1, n_best=1, choose=partial(sample, uniforms=uniforms, config=config))
         return found.merge_images(config.n_best).top(config.n_best)
     choose: Choose = topk
     if ids.must:

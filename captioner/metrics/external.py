@@ -3,7 +3,7 @@
 The Java programs are in pycocoevalcap (the extra `coco`). Its parts have licences of their own, among them GPL, AGPL
 and not for commercial use, so it is never imported: only its folder is located when a score is asked for.
 
-Captions are given as in :mod:`captioner.metrics.scores`. All functions raise Unavailable if something they need is
+Captions are given as in :mod:`captioner.metrics.scores`. All functions raise UserError if something they need is
 missing or fails.
 """
 
@@ -34,10 +34,6 @@ LONGEST = 1 << 20  # characters of output
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 PROMPT = "A photo depicts "  # Hessel et al., section 3
 BATCH = 32  # images that CLIP encodes together
-
-
-class Unavailable(Exception):
-    """A score that cannot be computed here; the message is one line with the reason and the remedy."""
 
 
 def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> float:
@@ -71,7 +67,7 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
     folder, java = _coco_folder() / "spice", _java()
     if not all((folder / "lib" / name).is_file() for name in MODELS):
         fetch = "python -m pycocoevalcap.spice.get_stanford_models"
-        raise Unavailable(f"its Stanford models are not in {folder / 'lib'}: {fetch} downloads them (500 MB)")
+        raise UserError(f"its Stanford models are not in {folder / 'lib'}: {fetch} downloads them (500 MB)")
     rows = [
         {"image_id": number, "test": _line(words), "refs": [_line(caption) for caption in refs]}
         for number, (refs, words) in enumerate(zip(references, hypotheses, strict=True))
@@ -83,7 +79,7 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
         output = _output(command, folder, SPICE_TIME[0] + SPICE_TIME[1] * len(hypotheses))
     found = re.search(r"All tuples\s+f-score:\s+(\d\.\d+)", output)
     if not found:
-        raise Unavailable(f"{java} printed no score: try another Java")
+        raise UserError(f"{java} printed no score: try another Java")
     return float(found[1])
 
 
@@ -94,7 +90,7 @@ def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], mode
     CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise Unavailable("transformers is not installed: pip install transformers")
+        raise UserError("transformers is not installed: pip install transformers")
     import torch
     from tqdm import tqdm
 
@@ -113,10 +109,10 @@ def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], mode
             with torch.inference_mode():
                 found = clip(**processor(text=texts, images=images, return_tensors="pt", **cut).to(device))
                 total += float((found.image_embeds * found.text_embeds).sum())  # of unit vectors
-    except UserError as error:
-        raise Unavailable(str(error)) from error
+    except UserError:
+        raise
     except Exception as error:  # hubs, damaged files and accelerators raise exceptions of any kind
-        raise Unavailable(f"{model}: {_first_line(str(error))}: name a CLIP that can be loaded") from error
+        raise UserError(f"{model}: {_first_line(str(error))}: name a CLIP that can be loaded") from error
     return max(0.0, 2.5 * total / len(paths))
 
 
@@ -142,7 +138,7 @@ def _coco_folder() -> Path:
     """The folder of pycocoevalcap."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise Unavailable("pycocoevalcap is not installed: pip install pycocoevalcap")
+        raise UserError("pycocoevalcap is not installed: pip install pycocoevalcap")
     return Path(found.submodule_search_locations[0])
 
 
@@ -150,7 +146,7 @@ def _java() -> str:
     """The java on the PATH, if it starts."""
     java = shutil.which("java")
     if java is None:
-        raise Unavailable("there is no java on the PATH: install a Java runtime")
+        raise UserError("there is no java on the PATH: install a Java runtime")
     _output([java, "-version"], Path(), START)
     return java
 
@@ -172,7 +168,7 @@ def _running(command: list[str], folder: Path, seconds: float) -> Iterator[Any]:
     """A process with text pipes; it and its children are killed when the block ends, or after `seconds`.
 
     Raises:
-        Unavailable: the program cannot be started, or the block raised OSError or ValueError.
+        UserError: the program cannot be started, or the block raised OSError or ValueError.
     """
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
     deadline = time.monotonic() + seconds
@@ -191,7 +187,7 @@ def _running(command: list[str], folder: Path, seconds: float) -> Iterator[Any]:
             lines = (_first_line(stderr.read(LONGEST).decode(errors="replace")), _first_line(str(error)))
             late = time.monotonic() > deadline
             reason = f"took longer than {seconds:.0f} s" if late else f"failed: {': '.join(filter(None, lines))}"
-            raise Unavailable(f"{command[0]} {reason}: try another Java") from error
+            raise UserError(f"{command[0]} {reason}: try another Java") from error
 
 
 def _kill(program: subprocess.Popen[str]) -> None:

@@ -233,22 +233,11 @@ def ptb_tokenize(text: str, rest: str = NEXT_CAPTION) -> list[str]:
             "no." keeps its stop before a digit.
     """
     text = _one_line(text)
-    if not (rest and text.isascii()) or ". ." in text:
-        return _lex(text, rest)
-    chunks = text.split(" ")
-    parts = [_chunk(chunk) for chunk in chunks]
-    if None not in parts:
-        return list(chain.from_iterable(parts))  # type: ignore[arg-type]
-    words: list[str] = []
-    held: list[str] = []
-    for chunk in chunks:
-        held.append(chunk)
-        joined = " ".join(held)
-        part = (_chunk if len(joined) < 100 else _chunk.__wrapped__)(joined)  # long ones hardly ever recur
-        if part is not None:
-            words += part
-            held = []
-    return words + _lex(" ".join(held), rest)
+    if rest and text.isascii() and ". ." not in text:
+        parts = [_chunk(chunk) for chunk in text.split(" ")]
+        if None not in parts:
+            return list(chain.from_iterable(parts))  # type: ignore[arg-type]
+    return _lex(text, rest)
 
 
 def ptb_tokenize_all(texts: Iterable[str]) -> list[list[str]]:

@@ -48,12 +48,7 @@ class PerImage(NamedTuple):
 
 
 class DocumentFrequencies:
-    """In how many images an n-gram (n = 1..4) is in any reference: what CIDEr's idf is computed from.
-
-    Attributes:
-        images: number of images.
-        counts: {n-gram: number of images}.
-    """
+    """The number of `images`, and `counts` of those with each n-gram (n = 1..4) in any reference, for CIDEr's idf."""
 
     def __init__(self, references: References) -> None:
         self.images = len(references)
@@ -119,11 +114,8 @@ def bleu(references: References, hypotheses: Sequence[Caption]) -> list[float]:
 def nltk_bleu(references: References, hypotheses: Sequence[Caption]) -> list[float]:
     """BLEU-1 to BLEU-4 by ``nltk.translate.bleu_score.corpus_bleu`` without smoothing, 0..1: a check on :func:`bleu`.
 
-    They agree to 1e-6 except by definition in two cases:
-
-    - a caption is shorter than n words: nltk still counts one n-gram for it, so its BLEU-n and above are lower;
-    - an order has no match in the whole corpus: nltk, without the constants 1e-15 and 1e-9, gives 0 or 1e-77 or less,
-      :func:`bleu` about 1e-5.
+    They agree to 1e-6 unless a caption is shorter than n words, for which nltk still counts one n-gram, or an order has
+    no match in the whole corpus, where nltk gives 0 or 1e-77 or less and :func:`bleu` about 1e-5.
     """
     from nltk.translate.bleu_score import corpus_bleu
 
@@ -235,8 +227,6 @@ def score(
     ``distinct-1``, ``distinct-2`` and ``self-BLEU-4`` are in per cent, ``mean_length`` in words.
 
     Args:
-        references: captions of N images.
-        hypotheses: a caption for each.
         tokenizer: how the words were made, for the signature.
         nltk: add nltk's BLEU, which takes longer than everything else together.
         images: :func:`per_image` of the same captions, where it is computed already.

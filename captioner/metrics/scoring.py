@@ -128,9 +128,7 @@ def score_images(
     ``SPICE`` and ``CLIPScore``. If one of the last three is unavailable, a line on stderr says why.
 
     Args:
-        references: captions by image id.
         captions: a caption by image id or file name; see :func:`captioner.metrics.result_files.match_results`.
-        options: what to compute.
         names: file names by image id.
         paths: files by image id, for CLIPScore.
         where: name of the captions in messages, such as the file they are read from.
@@ -256,7 +254,7 @@ def _add_external(
 
     def clip_score(model: str) -> float:
         if without := [image for image in captions if image not in paths]:
-            raise external.Unavailable(f"{len(without)} images{_example(without)} have no file name within the folder")
+            raise UserError(f"{len(without)} images{_example(without)} have no file name within the folder")
         return external.clip_score([paths[image] for image in captions], list(captions.values()), model)
 
     computes: dict[str, Callable[[], float]] = {}
@@ -269,7 +267,7 @@ def _add_external(
     for name, compute in computes.items():
         try:
             scores[name] = 100 * compute()
-        except external.Unavailable as reason:
+        except UserError as reason:
             print(f"{name} is skipped: {reason}", file=sys.stderr)
     if "CLIPScore" in scores:
         scores["signature"] += f" | CLIPScore:{options.clip_score}"

@@ -11,38 +11,32 @@ import numpy as np
 
 from captioner.metrics.scores import NAMES, PerImage, corpus_scores
 
+LEVEL = 0.95  # of the intervals
 MAX_DRAWS = 1 << 20  # images drawn at a time, in several rounds together: about 30 MB
 
 
-def intervals(
-    images: PerImage, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13) of the six corpus scores.
+def intervals(images: PerImage, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """95 % percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13) of the six corpus scores.
 
     N images are drawn with replacement `resamples` times; BLEU is computed from the summed counts of those drawn,
     ROUGE-L and CIDEr-D are their means.
 
     Returns:
-        {name: {"low": …, "high": …}}, the (1 ± level)/2 quantiles.
+        {name: {"low": …, "high": …}}, the 2.5 % and 97.5 % quantiles.
     """
     scores = corpus_scores(_bootstrap(images.table(), resamples, seed), len(images.cider))  # (resamples, 6)
-    return {name: _interval(values, level) for name, values in zip(NAMES, scores.T, strict=True)}
+    return {name: _interval(values) for name, values in zip(NAMES, scores.T, strict=True)}
 
 
 def compare(
-    first: PerImage,
-    second: PerImage,
-    resamples: int = 1000,
-    rounds: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: PerImage, second: PerImage, resamples: int = 1000, rounds: int = 10_000, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Two systems on the same images, in the same order, with the same references: first − second.
 
     The interval is the paired bootstrap's (Koehn 2004): both systems are scored on the same draws of images. p is that
     of approximate randomisation (Noreen 1989; Riezler & Maxwell 2005): in each round the systems swap their captions
-    of every image with probability ½, and p = (1 + rounds with |difference| ≥ the observed one) / (1 + rounds). The
-    smallest possible p is 1 / (1 + rounds). It is not corrected for testing six scores.
+    of every image with probability ½, and p = (1 + rounds with |difference| ≥ the observed one) / (1 + rounds). It is
+    not corrected for testing six scores.
 
     Returns:
         {name: {"first": …, "second": …, "difference": …, "low": …, "high": …, "p": …}}; identical systems have
@@ -63,15 +57,15 @@ def compare(
             "first": float(scores_a[i]),
             "second": float(scores_b[i]),
             "difference": float(observed[i]),
-            **_interval(differences[:, i], level),
+            **_interval(differences[:, i]),
             "p": float(p[i]),
         }
         for i, name in enumerate(NAMES)
     }
 
 
-def _interval(values: np.ndarray, level: float) -> dict[str, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _interval(values: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"low": float(low), "high": float(high)}
 
 

@@ -15,8 +15,8 @@ from helpers import is_one_line
 from PIL import Image
 from tiny_clip import write_clip
 
+from captioner.errors import UserError
 from captioner.metrics import external
-from captioner.metrics.external import Unavailable
 
 REFERENCES = [[["a", "dog", "runs"], ["the", "dog", "|||", "is", "running"]], [["a", "café"]], [["two", "men", "talk"]]]
 HYPOTHESES = [["a", "dog", "is", "running"], ["a", "|||", "café"], []]
@@ -87,7 +87,7 @@ def test_a_bad_java_is_one_line_and_nothing_is_left(java, tmp_path, monkeypatch,
     if kind == "hangs later":
         monkeypatch.setattr(external, "START", 30.0)
     start = time.monotonic()
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(UserError) as caught:
         score(REFERENCES, HYPOTHESES)
     assert time.monotonic() - start < 10
     assert is_one_line(str(caught.value), str(tmp_path / "bin" / "java"), "Java", *says)
@@ -96,17 +96,17 @@ def test_a_bad_java_is_one_line_and_nothing_is_left(java, tmp_path, monkeypatch,
 
 def test_without_java_or_its_jars(java, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(Unavailable, match="no java on the PATH: install"):
+    with pytest.raises(UserError, match="no java on the PATH: install"):
         external.meteor(REFERENCES, HYPOTHESES)
     java("exit 0")
     with pytest.raises(
-        Unavailable, match=r"models are not in .*lib: python -m pycocoevalcap\.spice\.get_stanford_models"
+        UserError, match=r"models are not in .*lib: python -m pycocoevalcap\.spice\.get_stanford_models"
     ):
         external.spice(REFERENCES, HYPOTHESES)
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for score in (external.meteor, external.spice):
-        with pytest.raises(Unavailable, match="pip install pycocoevalcap"):
+        with pytest.raises(UserError, match="pip install pycocoevalcap"):
             score(REFERENCES, HYPOTHESES)
 
 
@@ -153,7 +153,7 @@ def test_input_of_spice(java, tmp_path):
     ]
     assert Path((tmp_path / "folder").read_text().strip()) == tmp_path / "pycocoevalcap" / "spice"
     java(f"{STARTS}printf '{report}'; exit 1")
-    with pytest.raises(Unavailable, match="exit code 1"):
+    with pytest.raises(UserError, match="exit code 1"):
         external.spice(REFERENCES, HYPOTHESES)
 
 
@@ -222,19 +222,19 @@ def test_clip_score(tmp_path, capfd, monkeypatch):
     assert score == pytest.approx(2.5 * sum(cosines) / 5, rel=1e-5)
 
     (tmp_path / "4.png").write_bytes(b"no image")
-    with pytest.raises(Unavailable, match=r"4\.png"):
+    with pytest.raises(UserError, match=r"4\.png"):
         external.clip_score(images, captions, str(tmp_path / "clip"))
     config = json.loads((tmp_path / "clip" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 2  # the weights of one are missing
     (tmp_path / "clip" / "config.json").write_text(json.dumps(config))
     (tmp_path / "bert").mkdir()
     for model in (tmp_path / "clip", tmp_path / "bert", tmp_path / "nowhere"):
-        with pytest.raises(Unavailable) as caught:
+        with pytest.raises(UserError) as caught:
             external.clip_score(images[:1], captions[:1], str(model))
         assert is_one_line(str(caught.value), str(model), "name a CLIP")
 
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="pip install transformers"):
+    with pytest.raises(UserError, match="pip install transformers"):
         external.clip_score([], [], "openai/clip-vit-base-patch32")

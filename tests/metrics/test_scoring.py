@@ -186,7 +186,7 @@ def test_external_scores_or_a_line_for_each(monkeypatch, capsys, tmp_path):
         return 0.25
 
     def cannot(*inputs):
-        raise external.Unavailable("no such thing: get it")
+        raise UserError("no such thing: get it")
 
     options = ScoreOptions(meteor=True, spice=True, clip_score="a/clip")
     images = {image: tmp_path / f"{image}.jpg" for image in REFERENCES}

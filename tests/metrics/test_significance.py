@@ -95,8 +95,8 @@ def test_the_interval_is_that_of_all_draws():
     images = drawn(np.random.default_rng(7), 5)
     table = images.table()
     draws = table[np.array(list(itertools.product(range(5), repeat=5)))].sum(axis=1)  # (3125, 12)
-    exact = np.quantile(corpus_scores(draws, 5), [0.1, 0.9], axis=0)
-    found = intervals(images, resamples=20_000, level=0.8)
+    exact = np.quantile(corpus_scores(draws, 5), [0.025, 0.975], axis=0)
+    found = intervals(images, resamples=20_000)
     for side, quantile in zip(("low", "high"), exact, strict=True):
         assert (abs([found[name][side] for name in NAMES] - quantile) < 0.05 * (exact[1] - exact[0])).all()
 
