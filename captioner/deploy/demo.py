@@ -6,22 +6,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
+from markupsafe import Markup
 
 from captioner.config import SearchConfig
 from captioner.data.images import open_image
-from captioner.errors import UserError
-from captioner.models.base import Caption, CaptionModel
+from captioner.errors import UserError, printable
+from captioner.models.base import CaptionModel
 from captioner.models.captioner import load
 from captioner.models.checkpoint import CHECKPOINTS, SHIPPED, resolve_checkpoint
-from captioner.reports.gallery import IMAGE_SIDE, gallery_card
-from captioner.reports.page import SHARED_ASSETS, escape, fill_template, read_asset
+from captioner.reports.gallery import IMAGE_SIDE, card_values
+from captioner.reports.page import render
 
 PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; an installed package has none
-HEAD = Path(__file__).with_suffix(".html")  # added to the head of Gradio's page
 # Limits of a shared page: a beam of a million would keep other visitors waiting. SearchConfig checks the other fields.
 RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "beam": (1, 20, 1),
@@ -104,46 +103,18 @@ def results_html(models: ModelCache, checkpoint: str, image: str | None, values:
         began = time.perf_counter()
         captions = model.caption(image, attention=model.has_attention, **asdict(config))
         seconds = time.perf_counter() - began
-        card = gallery_card(os.path.basename(image), open_image(image, size_hint=IMAGE_SIDE), captions)
+        card = card_values(os.path.basename(image), open_image(image, size_hint=IMAGE_SIDE), captions)
     except UserError as error:
         message = str(error).replace(image, os.path.basename(image))  # without folders of the server
         return _paragraph("wrong", message), ""
-    details = [
-        card.replace("<details", "<details open", 1),  # the maps of the words
-        _paragraph("hint", f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT),
-        _score_table(captions),
-        _paragraph("hint", f"{checkpoint}, {seconds:.2f} s"),
-    ]
-    return _paragraph("best", captions[0].text), "".join(details)
+    hint, footer = f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT, f"{checkpoint}, {seconds:.2f} s"
+    details = render("deploy/demo_details.html", **card, table=captions, hint=hint, footer=footer)
+    return _paragraph("best", captions[0].text), details
 
 
 def _paragraph(kind: str, text: str) -> str:
-    """A paragraph of plain text; demo.html has the styles of each kind."""
-    return f'<p class="{kind}">{escape(text)}</p>'
-
-
-def _score_table(captions: Sequence[Caption]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(caption.text)}{'' if caption.ended else ' …'}</td><td>{caption.log_prob:.2f}</td>"
-        f"<td>{caption.score:.2f}</td><td>{caption.perplexity:.2f}</td></tr>\n"
-        for caption in captions
-    )
-    titles = {
-        "Caption": "the words",
-        "Log-prob.": "natural logarithm of the probability of the words",
-        "Score": "log-probability divided by the length penalty, by which captions are ranked",
-        "Perplexity": "exp(−log-probability per word)",
-    }
-    heads = "".join(f'<th scope="col" title="{title}">{name}</th>' for name, title in titles.items())
-    top = f'<table aria-label="Captions and their scores"><thead><tr>{heads}</tr></thead>'
-    return f"{top}\n<tbody>{rows}</tbody></table>"
-
-
-def page_head() -> str:
-    """Styles and scripts of the page: its own, and those of the gallery's cards with the attention maps."""
-    style, script = map(read_asset, SHARED_ASSETS)
-    _, cards = style.split("/* captions over images */")
-    return fill_template(HEAD.read_text(encoding="utf-8"), {"cards": cards, "script": script})
+    """A paragraph of plain text; demo_head.html has the styles of each kind."""
+    return Markup('<p class="{}">{}</p>').format(kind, printable(text))
 
 
 def make_control(name: str, help_text: str) -> Any:
@@ -274,7 +245,7 @@ def serve(models: ModelCache, host: str, port: int) -> None:
             max_file_size=MAX_UPLOAD,
             allowed_paths=[str(PHOTOS)],
             theme=_theme(),
-            head=page_head(),
+            head=render("deploy/demo_head.html"),
             prevent_thread_lock=True,
         )
     except OSError as error:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from PIL import Image
+
 from captioner.data.images import ImageError, open_image
 from captioner.datasets.inspect import QUANTILES, Finding
 from captioner.errors import printable
-from captioner.reports.page import escape, fill_template, jpeg_uri, read_asset
+from captioner.reports.page import render
 
 WIDTH, BAR = 80, 40  # columns of the terminal, and of the longest bar
 MAX_BARS = 15
@@ -112,55 +114,20 @@ def _vocabulary_table(split: Report) -> list[list[str]]:
 
 def as_html(report: Report) -> str:
     """The report as a page that needs no other file and no network; it states where a long list is shortened."""
-    findings = "".join(map(_finding_html, report["findings"]))
-    if not any(finding.serious for finding in report["findings"]):
-        findings = f'<p class="good">{_no_problem(report).capitalize()}.</p>\n{findings}'
-    values = {"findings": findings, "splits": "".join(map(_split_html, report["splits"]))}
-    return fill_template(read_asset("dataset_report.html"), {**values, "page.css": read_asset("page.css")})
+    splits = [
+        {**split, "facts": _facts(split), "bars": _bars(split), "table": _vocabulary_table(split)}
+        for split in report["splits"]
+    ]
+    limits = {"max_groups": MAX_GROUPS, "max_images": MAX_IMAGES, "max_lines": PAGE_LINES}
+    findings, no_problem = report["findings"], _no_problem(report).capitalize()
+    values = {"findings": findings, "splits": splits, "no_problem": no_problem, "thumbnail": _thumbnail, **limits}
+    return render("reports/dataset_report.html", **values)
 
 
-def _split_html(split: Report) -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in _facts(split))
-    chart = "".join(
-        f'<tr><th scope="row">{words}</th><td><div class="bar" style="width: {share:.1%}"></div></td>'
-        f"<td>{count:,}</td></tr>\n"
-        for words, count, share in _bars(split)
-    )
-    head, *body = _vocabulary_table(split)
-    table = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>\n"
-    table += "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in body)
-    return (
-        f"<section>\n<h2>{escape(split['name'])}</h2>\n"
-        f'<p class="faint">{escape(split["path"])} ({escape(split["format"])})</p>\n'
-        f'<dl>\n{rows}</dl>\n<h3>Words per caption</h3>\n<table class="chart">\n{chart}</table>\n'
-        f"<h3>Vocabulary</h3>\n<table>\n{table}</table>\n</section>\n"
-    )
-
-
-def _finding_html(finding: Finding) -> str:
-    kind = 'class="warning" open' if finding.serious else 'class="note"'
-    opening = f"<details {kind}><summary>{escape(finding.heading)}: {len(finding.lines):,}</summary>\n"
-    if finding.images is not None:
-        shown, limit = "".join(map(_group_html, finding.images[:MAX_GROUPS])), MAX_GROUPS
-    else:
-        items = "".join(f"<li>{escape(line)}</li>\n" for line in finding.lines[:PAGE_LINES])
-        shown, limit = f"<ul>\n{items}</ul>\n", PAGE_LINES
-    more = len(finding.lines) - limit
-    rest = f'<p class="faint">… and {more:,} more; --json has all.</p>\n' if more > 0 else ""
-    return f"{opening}{shown}{rest}</details>\n"
-
-
-def _group_html(group: Sequence[tuple[str, str, Any]]) -> str:
-    """Duplicates side by side."""
-    cells = []
-    for split, file, path in group[:MAX_IMAGES]:
-        name = escape(f"{split}/{file}")
-        try:
-            small = open_image(path, size_hint=THUMBNAIL_SIDE)
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            image = f'<img src="{jpeg_uri(small)}" width="{small.width}" height="{small.height}" alt="">'
-        except ImageError:  # it has changed since it was inspected
-            image = ""
-        cells.append(f"<figure>{image}<figcaption>{name}</figcaption></figure>")
-    more = f'<p class="faint">and {len(group) - MAX_IMAGES:,} more</p>' if len(group) > MAX_IMAGES else ""
-    return f'<div class="group">{"".join(cells)}{more}</div>\n'
+def _thumbnail(path: Any) -> Image.Image | None:
+    try:
+        small = open_image(path, size_hint=THUMBNAIL_SIDE)
+    except ImageError:  # it has changed since it was inspected
+        return None
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return small

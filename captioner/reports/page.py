@@ -1,16 +1,15 @@
-"""An HTML page that needs no other file, no server and no network, written piece by piece from a template."""
+"""HTML pages that need no other file, no server and no network, made from Jinja templates."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import io
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from PIL import Image
 
 from captioner.errors import UserError, printable
@@ -19,8 +18,36 @@ from captioner.files import atomic_write
 if TYPE_CHECKING:
     from typing import Self
 
-SHARED_ASSETS = ("page.css", "maps.js")  # templates include them as {{page.css}} and {{maps.js}}
 QUALITY = 80  # of JPEGs
+PIECES = Markup("<!-- pieces -->")  # no other value in a template can be this, for < is escaped
+
+
+def jpeg_uri(image: Image.Image, quality: int = QUALITY) -> Markup:
+    """The image as a data: URI."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, optimize=True)
+    return Markup("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+
+
+def _printable_value(value: Any) -> Any:
+    """Replace what no page can hold, such as the broken Unicode of a file name."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent.parent),  # named by package, such as reports/gallery.html
+    autoescape=True,
+    finalize=_printable_value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters["jpeg_uri"] = jpeg_uri
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of the package as HTML."""
+    return TEMPLATES.get_template(template).render(values)
 
 
 class Page:
@@ -28,8 +55,9 @@ class Page:
 
     Args:
         path: the file; its folder is created when missing.
-        template: name of the HTML file in this package; :meth:`write` adds pieces where it has {{pieces}}.
-        values: HTML for the other {{names}} above the pieces.
+        template: its name. :meth:`write` adds pieces where it has ``{{ pieces }}``; what follows is evaluated at the
+            end, and takes what is known only then from ``page``, which is this object.
+        values: the other variables of the template.
 
     Attributes:
         failures: a line for each image without a caption, listed below the pieces.
@@ -38,18 +66,17 @@ class Page:
         UserError: the file cannot be written there.
     """
 
-    def __init__(self, path: Path, template: str, **values: str) -> None:
+    def __init__(self, path: Path, template: str, **values: Any) -> None:
         self.path = path
         self.failures: list[str] = []
-        whole = fill_template(read_asset(template), {name: read_asset(name) for name in SHARED_ASSETS})
-        top, self.bottom = whole.split("{{pieces}}")
-        self.top = fill_template(top, values)
+        # Strings, one for each expression and each text between two
+        self.rendered = TEMPLATES.get_template(template).generate(page=self, pieces=PIECES, **values)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             part = stack.enter_context(atomic_write(self.path))
             self.file = stack.enter_context(open(part, "w", encoding="utf-8"))
-            self.file.write(self.top)
+            self.file.writelines(iter(self.rendered.__next__, PIECES))
             self.file.flush()
             self.stack = stack.pop_all()
         return self
@@ -59,7 +86,7 @@ class Page:
             self.stack.__exit__(Exception, Exception(), None)
             return
         with self.stack:
-            self.file.write(fill_template(self.bottom, {"failures": self._failures_html(), **self.end_values()}))
+            self.file.writelines(self.rendered)
 
     def write(self, piece: str) -> None:
         """Add some HTML."""
@@ -69,35 +96,3 @@ class Page:
             raise UserError(
                 f"{self.path}: cannot be written ({error}); name another place or free disk space"
             ) from None
-
-    def end_values(self) -> dict[str, str]:
-        """HTML for the {{names}} below the pieces."""
-        return {}
-
-    def _failures_html(self) -> str:
-        if not self.failures:
-            return ""
-        items = "".join(f"<li>{escape(failure)}</li>\n" for failure in self.failures)
-        return f'<section class="failures">\n<h2>Images without a caption</h2>\n<ul>\n{items}</ul>\n</section>\n'
-
-
-def read_asset(name: str) -> str:
-    """The text of a file of this package."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """Replace each {{name}} that has a value; a {{name}} inside a value stays."""
-    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: values.get(match[1], match[0]), template)
-
-
-def escape(text: str) -> str:
-    """Text as HTML; characters that no page can hold, such as the broken Unicode of a file name, become ?."""
-    return html.escape(printable(text))
-
-
-def jpeg_uri(image: Image.Image, quality: int = QUALITY) -> str:
-    """The image as a data: URI."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

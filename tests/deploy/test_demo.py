@@ -17,10 +17,11 @@ from html_page import Page
 
 from captioner.config import SearchConfig
 from captioner.data.images import MAX_PIXELS
-from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, page_head, results_html, search_config
+from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, results_html, search_config
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import SHIPPED
+from captioner.reports.page import render
 
 BROWSER = "/usr/bin/chromium"
 DEFAULTS = asdict(SearchConfig())
@@ -146,7 +147,7 @@ def test_controls_and_search_config_agree():
 
 
 def test_the_head_has_the_styles_and_scripts_of_the_cards():
-    html = page_head()
+    html = render("deploy/demo_head.html")
     assert "{{" not in html
     assert "function draw(" in html
     assert ".word {" in html

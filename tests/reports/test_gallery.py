@@ -151,11 +151,12 @@ def test_a_report_that_cannot_be_written(cli, tmp_path, images):
     assert is_one_line(err, "page.html", "cannot be written")
 
 
-def test_the_template_is_installed(tmp_path):
-    """What ``pip install`` copies has the page beside the module."""
+def test_the_templates_are_installed(tmp_path):
+    """What ``pip install`` copies has the pages, styles and scripts beside the modules."""
     code = "import setuptools; setuptools.setup()"
     command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    installed = tmp_path / "lib" / "captioner" / "reports"
-    for name in ("gallery.html", "evaluation.html", "page.css", "maps.js"):
-        assert (installed / name).read_bytes() == (ROOT / "captioner" / "reports" / name).read_bytes()
+    files = [path for path in (ROOT / "captioner").glob("*/*") if path.suffix in (".html", ".css", ".js")]
+    assert {"gallery.html", "evaluation.html", "page.css", "maps.js"} < {path.name for path in files}
+    for path in files:
+        assert (tmp_path / "lib" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
