@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from captioner.config import ModelConfig
 from captioner.errors import UserError, one_line
@@ -71,11 +71,13 @@ def weights_digest(name: str) -> str:
 def _fold_batchnorm(module: nn.Module) -> None:
     """Fold each BatchNorm of a ResNet into the convolution before it: the same function, a fifth faster on a CPU."""
     for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (name, convolution), (next_name, norm) in pairwise(children):
+        for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(parent, next_name, nn.Identity())
+                statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                    convolution.weight, convolution.bias, *statistics
+                )
+                setattr(parent, name, nn.Identity())
 
 
 class Encoder(nn.Module):

@@ -16,9 +16,9 @@ from captioner.models.backbones import build_backbone, feature_channels, paramet
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
-SLOW = ("alexnet", "convnext_tiny", "efficientnet_b0", "inception_v3", "maxvit_t", "swin_t", "vit_b_32")
-FAST = ("densenet121", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf")
-FAST += ("shufflenet_v2_x0_5", "squeezenet1_1")
+SLOW = ("alexnet", "convnext_tiny", "efficientnet_b0", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2")
+SLOW += ("regnet_y_400mf", "shufflenet_v2_x0_5", "swin_t", "vit_b_32")
+FAST = ("densenet121", "googlenet", "mobilenet_v3_small", "squeezenet1_1")
 FIXED = {"maxvit_t": 224, "vit_b_32": 224, "inception_v3": 96}
 
 
@@ -158,7 +158,7 @@ def test_trainable_layers_of_any_network(downloaded):
         Encoder(ModelConfig("mobilenet_v3_small", 64, 0, 14))
 
 
-@pytest.mark.parametrize("trained", [0, 1])
+@pytest.mark.parametrize("trained", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_with_another_network(tiny, tmp_path, cli, downloaded, trained):
     downloaded("squeezenet1_1")
     out = tmp_path / "run"
@@ -249,7 +249,13 @@ def test_timm_keeps_its_buffers(timm, tmp_path):
         assert torch.equal(model.features(images(1, 160)), again.features(images(1, 160)))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "test_vit3", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mobilenetv4_conv_small_035", "test_vit3"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("test_convnext", "test_efficientnet")),
+    ],
+)
 def test_the_last_stage_of_timm_is_one_that_is_used(timm, name):
     """Not a layer of the head, behind the pooling."""
     encoder = Encoder(ModelConfig(f"timm:{name}", 160, 0, 1))

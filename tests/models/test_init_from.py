@@ -31,8 +31,10 @@ def decoders_differ(a: Captioner, b: Captioner) -> list[str]:
     return [name for name in one if not torch.equal(one[name], two[name])]
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_embeddings": True}, {"cell": "rnn", "layers": 2}, {"cell": "gru"}])
-@pytest.mark.parametrize("trained", [0, 1])
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [({}, 0), ({}, 1), ({"tie_embeddings": True}, 0), ({"cell": "rnn", "layers": 2}, 0), ({"cell": "gru"}, 0)],
+)
 def test_a_model_of_the_same_kind_is_taken_whole(tmp_path, options, trained):
     first, second = other(trained=trained, **options), make_captioner(trained, **options)
     if trained:
