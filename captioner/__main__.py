@@ -11,18 +11,14 @@ from captioner import __version__
 from captioner.cli.parser import COMMANDS, Parser
 from captioner.errors import REFUSALS, UserError, printable
 
-OVERVIEW = "\n".join(
-    [
-        "usage: captioner COMMAND [options]",
-        "",
-        "Point it at COCO-style data and get a captioning model; point it at an image and get a caption.",
-        "",
-        *(f"  {name:<14}{about}" for name, about in COMMANDS.items()),
-        "",
-        "captioner COMMAND --help explains the main options of a command, --help all explains all.",
-        "A boolean is --name or --no_name; --n-best is the same option as --n_best.",
-    ]
-)
+OVERVIEW = """usage: captioner COMMAND [options]
+
+Point it at COCO-style data and get a captioning model; point it at an image and get a caption.
+
+{commands}
+
+captioner COMMAND --help explains the main options of a command, --help all explains all.
+A boolean is --name or --no_name; --n-best is the same option as --n_best."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"captioner {name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        _discard_stdout()
+        _flush_or_discard()
         return 141
     except OSError as error:
         return _fail(name, _explain_os_error(error))
@@ -66,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     if name in ("--help", "-h", "help") or (name == "data" and arguments[:1] in (["--help"], ["-h"])):
-        print(OVERVIEW)
+        print(OVERVIEW.format(commands="\n".join(f"  {name:<14}{about}" for name, about in COMMANDS.items())))
         return 0
     if name == "--version":
         print(f"captioner {__version__}")
@@ -81,9 +77,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _fail(name: str, message: str) -> int:
-    print(
-        f"captioner {name}: error: {message}" if name in COMMANDS else f"captioner: error: {message}", file=sys.stderr
-    )
+    command = f"captioner {name}" if name in COMMANDS else "captioner"
+    print(f"{command}: error: {message}", file=sys.stderr)
     return 2
 
 
@@ -91,19 +86,19 @@ def _explain_os_error(error: OSError) -> str:
     """The message for an error of the operating system that names a file or is one of :data:`REFUSALS`."""
     if error.filename is None and error.errno not in REFUSALS:
         raise error
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _discard_stdout()
+    _flush_or_discard()
     where = printable(str(error.filename or "the output"))
     advice = "free disk space, fix the permissions or name another" if error.errno in REFUSALS else "name another"
     return f"{where} cannot be used ({error.strerror}): {advice}"
 
 
-def _discard_stdout() -> None:
-    """Drop the buffer of standard output; writing it at exit would fail again."""
-    with suppress(OSError):  # it has no file descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush_or_discard() -> None:
+    """Flush standard output; if it cannot be written, drop its buffer, so that writing at exit does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # it has no file descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_underscores(argument: str) -> str:

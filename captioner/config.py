@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from captioner.errors import UserError
 
@@ -14,22 +14,16 @@ ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resne
 IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
 
 
-class Limits(NamedTuple):
-    """The numbers that an option may have, and how a message describes them."""
-
-    holds: Callable[[float], bool]
-    expected: str
-
-
-AT_LEAST_0 = Limits(lambda x: x >= 0, "0 or more")
-AT_LEAST_1 = Limits(lambda x: x >= 1, "1 or more")
-POSITIVE = Limits(lambda x: x > 0, "more than 0")
-BELOW_1 = Limits(lambda x: 0 <= x < 1, "0 up to, but not including, 1")
-ABOVE_0_TO_1 = Limits(lambda x: 0 < x <= 1, "more than 0, up to 1")
+Limits = tuple[Callable[[float], bool], str]  # which numbers an option may have, and their description in messages
+AT_LEAST_0: Limits = (lambda x: x >= 0, "0 or more")
+AT_LEAST_1: Limits = (lambda x: x >= 1, "1 or more")
+POSITIVE: Limits = (lambda x: x > 0, "more than 0")
+BELOW_1: Limits = (lambda x: 0 <= x < 1, "0 up to, but not including, 1")
+ABOVE_0_TO_1: Limits = (lambda x: 0 < x <= 1, "more than 0, up to 1")
 
 
-def _from_to(least: int, most: int) -> Limits:
-    return Limits(lambda x: least <= x <= most, f"{least} to {most}")
+def _from_to(least: float, most: float) -> Limits:
+    return (lambda x: least <= x <= most, f"{least} to {most}")
 
 
 @dataclass(frozen=True)
@@ -54,19 +48,9 @@ class _Config:
             raise UserError(f"{self._group}{name} is {getattr(self, name)!r}: expected {expected}")
 
     def _limit(self, names: str, limits: Limits) -> None:
+        holds, expected = limits
         for name in names.split():
-            self._require(limits.holds(getattr(self, name)), name, limits.expected)
-
-
-def _expected_encoder(name: str) -> str | None:
-    """What a message says was expected; None for an encoder of captioner or torchvision, or any name of timm."""
-    if name in ENCODERS or re.fullmatch(r"timm:[\w.]+", name):
-        return None
-    import torchvision.models
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    close = ", ".join(get_close_matches(name, [*names, *ENCODERS], 4, 0.4)) or "convnext_tiny, vit_b_16"
-    return None if name in names else f"resnet50_v1, a model of torchvision such as {close}, or timm:NAME"
+            self._require(holds(getattr(self, name)), name, expected)
 
 
 @dataclass(frozen=True)
@@ -78,17 +62,13 @@ class ModelConfig(_Config, group="model."):
         image_size: images are resized to squares of this many pixels a side
         second_size: encode images also at this smaller size and concatenate both features (0 = one size)
         trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
-        grid: keep grid × grid features of an image, for attention or, concatenated, for the frames of a clip (0 = their
-            mean)
-        attention: attention over the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two
-            LSTMs)
+        grid: grid × grid features of an image are kept, for attention or for the frames of a clip (0 = their mean)
+        attention: to the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two LSTMs)
         attention_size: size of the space in which grid cells and hidden state are compared
-        frames: caption clips and albums, from up to this many evenly spaced frames or images, encoded by a recurrent
-            network (0 = caption single images)
+        frames: caption clips and albums, from up to this many evenly spaced frames or images (0 = single images)
         cell: recurrent cell; rnn is the lecture's tanh RNN
         layers: number of recurrent layers, 1 to 5
-        image_as: how the image enters the decoder: at every_step (W_ih v, the lecture's formula), as the first_word
-            (Show and Tell) or as the initial_state
+        image_as: how the image enters: at every_step (W_ih v), as the first_word (Show and Tell) or the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
         dropout: dropout before the output layer and between recurrent layers
@@ -119,30 +99,22 @@ class ModelConfig(_Config, group="model."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = _expected_encoder(self.encoder)
-        self._require(expected is None, "encoder", expected or "")
+        self._check_encoder()
         self._limit("image_size", _from_to(32, 1024))
         self._limit("grid", _from_to(0, 64))
         self._limit("layers", _from_to(1, 5))
-        self._limit(
-            "trainable_layers", _from_to(0, 5 if self.encoder in ENCODERS else 100)
-        )  # others: the encoder checks
+        most = 5 if self.encoder in ENCODERS else 100  # the encoder checks the number of its stages
+        self._limit("trainable_layers", _from_to(0, most))
         self._limit("attention_size hidden_size embedding_size", AT_LEAST_1)
         self._limit("dropout input_dropout feature_dropout cell_dropout", BELOW_1)
-        self._require(
-            self.second_size == 0 or 32 <= self.second_size < self.image_size,
-            "second_size",
-            f"0, or 32 to below image_size ({self.image_size})",
-        )
+        smaller = self.second_size == 0 or 32 <= self.second_size < self.image_size
+        self._require(smaller, "second_size", f"0, or 32 to below image_size ({self.image_size})")
         self._require(self.frames == 0 or 2 <= self.frames <= 256, "frames", "0 (one image), or 2 to 256")
         if self.attention != "none":
             self._require(self.grid > 0, "grid", f"1 or more, such as 7, for {self.attention} attention")
             self._require(self.frames == 0, "frames", "0 with attention, which sees one image")
-            self._require(
-                (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step"),
-                "attention",
-                "none, unless cell is lstm, layers 1, image_as every_step",
-            )
+            possible = (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step")
+            self._require(possible, "attention", "none, unless cell is lstm, layers 1, image_as every_step")
         elif self.frames == 0:
             self._require(self.grid == 0, "grid", "0 without attention or frames")
         if self.grid == 0:
@@ -150,6 +122,16 @@ class ModelConfig(_Config, group="model."):
         if self.tie_embeddings:
             sizes = f"embedding_size ({self.embedding_size}) and hidden_size ({self.hidden_size})"
             self._require(self.embedding_size == self.hidden_size, "tie_embeddings", f"false, since {sizes} differ")
+
+    def _check_encoder(self) -> None:
+        if self.encoder in ENCODERS or re.fullmatch(r"timm:[\w.]+", self.encoder):
+            return
+        import torchvision.models
+
+        names = torchvision.models.list_models(module=torchvision.models)
+        close = ", ".join(get_close_matches(self.encoder, [*names, *ENCODERS], 4, 0.4)) or "convnext_tiny, vit_b_16"
+        expected = f"resnet50_v1, a model of torchvision such as {close}, or timm:NAME"
+        self._require(self.encoder in names, "encoder", expected)
 
 
 @dataclass(frozen=True)
@@ -173,11 +155,9 @@ class DataConfig(_Config, group="data."):
         max_length: captions are cut to this many words
         batch_size: captions in a batch, in each process
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
-        horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions;
-            features of a frozen encoder then take twice the space
+        horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
         feature_cache: folder for the features, which a frozen encoder computes once
-        feature_memory: features up to this many GiB are held in memory (of the GPU, if there is one); larger ones are
-            read from disk batch by batch
+        feature_memory: features up to this many GiB are held in memory (of the GPU, if any); larger ones stay on disk
         workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
 
@@ -302,14 +282,11 @@ class SearchConfig(_Config):
         self._limit("length_penalty no_repeat_ngram diversity top_k seed", AT_LEAST_0)
         self._limit("top_p", ABOVE_0_TO_1)
         self._limit("min_length", _from_to(0, self.max_length))
-        self._require(0 <= self.min_p <= 1, "min_p", "0 to 1")
+        self._limit("min_p", _from_to(0, 1))
         self._require(self.temperature > 0, "temperature", "more than 0 (beam 1 is greedy search)")
         self._require(self.sample or self.n_best <= self.beam, "n_best", f"1 to the beam width ({self.beam})")
-        self._require(
-            self.groups >= 1 and self.beam % self.groups == 0,
-            "groups",
-            f"1 or more, a divisor of the beam width ({self.beam})",
-        )
+        divides = self.groups >= 1 and self.beam % self.groups == 0
+        self._require(divides, "groups", f"1 or more, a divisor of the beam width ({self.beam})")
         # An option without effect is a mistake.
         if self.sample:
             self._require(not self.must, "must", "no words together with sample: beam search finds them")
@@ -365,11 +342,9 @@ class TrainConfig(_Config, group="train."):
     """The optimisation.
 
     Args:
-        objective: xe: cross-entropy with teacher forcing; scst: self-critical training by CIDEr-D,
-            after xe (--init_from)
+        objective: xe (cross-entropy, teacher forcing) or scst (self-critical by CIDEr-D, after xe with --init_from)
         rollouts: captions sampled for an image (scst)
-        baseline: what the reward of a sample is compared with: the mean reward of the image's other samples (others) or
-            the reward of its greedy caption (greedy) (scst)
+        baseline: subtracted from a sample's reward: the mean of the image's others or its greedy caption's (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
         xe_weight: weight of the cross-entropy of the training captions in the loss (scst)
         epochs: maximum number of passes over the training captions

@@ -18,6 +18,5 @@ def choose_workers(workers: int, device: str) -> int:
     """`workers`; for -1 no process if the network runs on the CPU too, else one per core, at most 8."""
     if workers < -1:
         raise UserError(f"--workers is {workers}: expected -1 (choose) or more")
-    if workers >= 0:
-        return workers
-    return 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+    chosen = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+    return chosen if workers == -1 else workers

@@ -7,11 +7,9 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, err
 
 
 class UserError(Exception):
-    """A mistake in the input or in the environment.
+    """A mistake in the input or the environment, in one printable line: what is wrong, where, and what to do.
 
-    The message is one line: what is wrong, where, and what to do. The command line prints it after
-    ``captioner: error:`` and exits with code 2. Line breaks that come from file names or files become spaces, control
-    characters and broken Unicode question marks.
+    The command line prints it after ``captioner: error:`` and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -19,7 +17,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """The text as one line without control characters, also those that change the direction of writing."""
+    """The text as one line: line breaks become spaces; control characters and broken Unicode, question marks."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 

@@ -25,18 +25,15 @@ def escapes_folder(name: str) -> bool:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file to read; unlike ``open``, never wait for a pipe.
-
-    Raises:
-        OSError: the file is missing or unreadable, or is a folder, a pipe or a device.
-    """
+    """Open a file to read; OSError if it is a folder, a pipe or a device. Unlike ``open``, never wait for a pipe."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(number).st_mode
     if stat.S_ISREG(mode):
         return open(number, "rb")
     os.close(number)
-    directory = stat.S_ISDIR(mode)
-    raise OSError(errno.EISDIR if directory else errno.EINVAL, "a folder" if directory else "a pipe or a device", path)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "a folder", path)
+    raise OSError(errno.EINVAL, "a pipe or a device", path)
 
 
 def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) -> None:
@@ -61,11 +58,7 @@ def json_type(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file (UTF-8, with or without a byte-order mark).
-
-    Raises:
-        UserError: one line with the path, and the line and column where the JSON breaks.
-    """
+    """Parse a JSON file (UTF-8, with or without a byte-order mark)."""
     return parse_json(path, read_text(path))
 
 
@@ -96,30 +89,30 @@ def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, trial: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, which replaces it when the block ends without an error; a link stays a link.
 
-    Raises:
-        UserError: `path` cannot be written, or is a folder, a pipe or a device.
+    A trial replaces nothing.
     """
     final = Path(os.path.realpath(path))
-    part = (
-        final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"
-    )  # some writers choose the format by the suffix
+    part = final.parent / f".{final.stem}.{os.getpid()}.part{final.suffix}"  # some writers need the suffix
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.exists(final) and not os.path.isfile(final):
             raise OSError(errno.EINVAL, "it is a folder" if os.path.isdir(final) else "it is a pipe or a device")
         yield part
-        publish(part, final)
+        if not trial:
+            publish(part, final)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{path}: cannot be written: {reason}; name another place, free disk space or fix the permissions"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _unwritable(place: object, error: OSError) -> UserError:
+    advice = "name another place, free disk space or fix the permissions"
+    return UserError(f"{place}: cannot be written: {error.strerror or error}; {advice}")
 
 
 def publish(part: Path, final: Path, flush: bool = True) -> None:
@@ -132,12 +125,9 @@ def publish(part: Path, final: Path, flush: bool = True) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends without an error.
+    """A temporary folder beside `out` (--output), which takes its name when the block ends without an error.
 
-    What a crashed run left in the temporary folder is removed. Messages call `out` --output.
-
-    Raises:
-        UserError: `out` exists and is not empty, another run is writing it, or it cannot be written.
+    `out` must be new or empty. What a crashed run left in the temporary folder is removed.
     """
     from filelock import FileLock, Timeout
 
@@ -145,7 +135,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     part = out.parent / f".{out.name}.part"
     lock = FileLock(f"{part}.lock", timeout=0)
     try:
-        if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
             raise UserError(f"--output {typed} exists already: name another folder or delete that one first")
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock:
@@ -163,25 +153,13 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     except Timeout:
         raise UserError(f"another run is writing --output {typed}: wait for it or name another folder") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"--output {typed}: cannot be written: {reason}; name another place, free disk space or fix the permissions"
-        ) from error
+        raise _unwritable(f"--output {typed}", error) from error
 
 
 def check_writable(path: Path) -> None:
-    """Check, before hours of work, that a file can be written; only its folder is created.
-
-    Raises:
-        UserError: as :func:`atomic_write`.
-    """
-    with contextlib.suppress(_Writable), atomic_write(path) as part:
+    """Check, before hours of work, that :func:`atomic_write` can write a file; only its folder is created."""
+    with atomic_write(path, trial=True) as part:
         part.touch()
-        raise _Writable
-
-
-class _Writable(Exception):
-    """Ends the trial of :func:`check_writable` before anything is replaced."""
 
 
 def write_text(path: str | os.PathLike, text: str, errors: str = "strict") -> None:

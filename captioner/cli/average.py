@@ -17,9 +17,8 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="two or more files or folders of runs")
     parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
-    parser.add_argument(
-        "--annotations", type=str, help="captions that select the checkpoints, in any format of docs/data.md"
-    )
+    about = "captions that select the checkpoints, in any format of docs/data.md"
+    parser.add_argument("--annotations", type=str, help=about)
     parser.add_argument("--images", type=str, help="folder that their file names are relative to, if needed")
     parser.add_argument("--beam", type=int, default=1, help="beam width of the captions that select")
 
@@ -72,8 +71,7 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
     features: list[torch.Tensor] = []  # of a frozen encoder, which all members share
 
     def encode() -> Iterator[torch.Tensor]:
-        paths = [example.path for example in examples]
-        workers = choose_workers(-1, device)
+        paths, workers = [example.path for example in examples], choose_workers(-1, device)
         for images, errors in read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames):
             if bad := next(filter(None, errors), None):
                 raise unreadable_image(bad)

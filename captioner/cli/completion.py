@@ -45,13 +45,12 @@ def _add_copy(action: Action, parser: ArgumentParser) -> None:
     """Declare an option of a :class:`Parser` as plain argparse, which shtab understands."""
     import shtab
 
-    about = (action.help or "").replace("%", "%%")
-    names = action.option_strings or [action.dest]
+    names, about = action.option_strings or [action.dest], (action.help or "").replace("%", "%%")
+    metavar = str(action.metavar or "")
     if action.nargs == 0:
         parser.add_argument(*names, action="store_true", help=about)
-        return
-    metavar = str(action.metavar or "")
-    choices = metavar[1:-1].split(",") if metavar.startswith("{") else None
-    new: Any = parser.add_argument(*names, nargs=action.nargs, choices=choices, help=about)
-    if choices is None:
+    elif metavar.startswith("{"):  # {one,of,these}
+        parser.add_argument(*names, nargs=action.nargs, choices=metavar[1:-1].split(","), help=about)
+    else:
+        new: Any = parser.add_argument(*names, nargs=action.nargs, help=about)
         new.complete = shtab.FILE

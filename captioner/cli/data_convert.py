@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from captioner.cli.options import add_columns_argument, add_skip_argument, add_split_arguments, read_split
+from captioner.cli.options import add_skip_argument, add_split_arguments, read_split
 from captioner.errors import UserError
 
 
@@ -19,7 +19,6 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("path", type=str, metavar="CAPTIONS", help="captions, in any format of docs/data.md")
     add_split_arguments(parser, "train")
-    add_columns_argument(parser)
     add_skip_argument(parser)
     parser.add_argument("--to", type=Literal["coco", "webdataset"], required=True, help="the new format")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from captioner.cli.options import (
-    add_columns_argument,
     add_model_arguments,
     add_skip_argument,
     add_split_arguments,
@@ -41,7 +40,6 @@ def configure(parser: Any) -> None:
     add_model_arguments(parser)
     parser.add_argument("--annotations", type=str, required=True, help="references, in any format of docs/data.md")
     add_split_arguments(parser)
-    add_columns_argument(parser)
     add_skip_argument(parser)
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
     parser.add_argument("--compare_checkpoint", type=str, help="also caption with this model, and compare the two")

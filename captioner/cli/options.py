@@ -25,12 +25,8 @@ def add_run_arguments(parser: Any, output: str) -> None:
 
 def add_checkpoint_arguments(parser: Any) -> None:
     """``--checkpoint``, which may be given several times for an ensemble, and ``--device``."""
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        type=str,
-        help="file of a model or folder of a run (default: the shipped model); repeat it for an ensemble",
-    )
+    about = "file of a model or folder of a run (default: the shipped model); repeat it for an ensemble"
+    parser.add_argument("--checkpoint", action="append", type=str, help=about)
     add_device_argument(parser)
 
 
@@ -48,16 +44,16 @@ def add_model_arguments(parser: Any) -> None:
 
 
 def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = "") -> None:
-    """``--images``, ``--split`` and ``--list``, which select captioned images; with a prefix ``--val_images`` …"""
+    """``--images``, ``--split`` and ``--list``, which select captioned images; with a prefix ``--val_images`` …
+
+    Without a prefix also ``--columns``, which holds for all tables.
+    """
     parser.add_argument(f"--{prefix}images", type=str, help="folder that their file names are relative to, if needed")
     parser.add_argument(f"--{prefix}split", type=str, default=split, help="which split, if there are several")
     parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one a line")
-
-
-def add_columns_argument(parser: Any) -> None:
-    """``--columns``, the names of the columns of a table."""
-    about = "IMAGE,CAPTION: names of a table's columns, if they are not the usual ones"
-    parser.add_argument("--columns", type=str, help=about)
+    if not prefix:
+        about = "IMAGE,CAPTION: names of a table's columns, if they are not the usual ones"
+        parser.add_argument("--columns", type=str, help=about)
 
 
 def add_skip_argument(parser: Any) -> None:

@@ -41,11 +41,7 @@ MAX_MESSAGE = 600  # characters of an error message, which may quote a whole fil
 
 
 def _load_yaml(text: str) -> Any:
-    """Parse options or a value as jsonargparse does, but refuse YAML that expands to far more than its size.
-
-    Raises:
-        yaml.YAMLError: the YAML is invalid, has an alias, or is nested deeper than MAX_DEPTH.
-    """
+    """Parse YAML as jsonargparse does, but refuse aliases, which can expand to far more than their size, and depth."""
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
@@ -64,10 +60,7 @@ set_loader("yaml", _load_yaml, (yaml.YAMLError,))
 
 
 class Flag(ActionYesNo):
-    """A boolean: ``--sample`` and ``--no_sample``; in a group ``--data.lines`` and ``--data.no_lines``.
-
-    The opposite of an option that is itself named no_…, such as ``--no_bad_ending``, is ``--bad_ending``.
-    """
+    """A boolean: ``--data.lines`` and ``--data.no_lines``; ``--no_bad_ending`` and ``--bad_ending``."""
 
     def __init__(self, option_strings: list[str], dest: str, **more: Any) -> None:
         super().__init__(option_strings=option_strings, dest=dest, **more)
@@ -117,10 +110,9 @@ class Help(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """The parser of one command; its errors are one line.
+    """The parser of one command, a module of :mod:`captioner.cli`; its errors are one line.
 
-    A module of :mod:`captioner.cli` with many options names in ``MAIN`` those that ``--help`` explains;
-    ``--help all`` explains all.
+    A module with many options names in ``MAIN`` those that ``--help`` explains; ``--help all`` explains all.
     """
 
     def __init__(self, name: str) -> None:
@@ -129,21 +121,14 @@ class Parser(ArgumentParser):
         self.command.configure(self)
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
-        """Declare an option; one of type bool is a :class:`Flag`.
-
-        jsonargparse copies this method to the groups of the parser.
-        """
+        """Declare an option; one of type bool is a :class:`Flag`. jsonargparse copies this method to groups."""
         if options.get("type") is bool:
-            options = {**options, "action": Flag}
             del options["type"]
+            options["action"] = Flag
         return super().add_argument(*names, **options)
 
     def parse(self, arguments: list[str]) -> Any:
-        """The options, their groups as dataclasses.
-
-        Raises:
-            SystemExit: an option is wrong (code 2), or --print_config was given.
-        """
+        """The options, their groups as dataclasses; SystemExit if one is wrong (code 2) or for --print_config."""
         for typed, following in pairwise([*arguments, ""]):
             option, equals, _ = typed.partition("=")
             flag = self._option_string_actions.get(option)
@@ -161,16 +146,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on stderr and exit with code 2; messages of jsonargparse become the words of the user."""
         text = " ".join(message.split())
-        if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: Expected an? (.+?)\. Got value: (.*)', text):
-            key, kind, value = found.groups()
-            text = f"{self._shown(key)} is {value}: expected {_kind(kind)}"
-        elif found := re.match(
-            r'Parser key "(.+?)": Does not validate.* Subtypes: \[(.+?)\] .*Given value: (.*)', text
-        ):
-            kinds = sorted(map(_kind, found[2].split(", ")))  # in no fixed order
-            text = f"{self._shown(found[1])} is {found[3]}: expected {' or '.join(kinds)}"
-        elif found := re.match(r'Parser key "(.+?)": (.+)', text):
-            text = f"{self._shown(found[1])}: {found[2]}"
+        if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
+            text = f"{self._shown(found[1])}{_reason(found[2])}"
         elif found := re.match(r"the following arguments are required: (.+)", text):
             text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
         elif found := re.match(r"unrecognized arguments: (\S+)", text):
@@ -186,7 +163,8 @@ class Parser(ArgumentParser):
         """The help of all options, or of the main ones."""
         options = [action for action in self._actions if action.option_strings]
         required = [f"{each.option_strings[0]} …" for each in options if each.required]
-        positional = [_usage(action) for action in self._actions if not action.option_strings]
+        words = [action for action in self._actions if not action.option_strings]
+        positional = [f"{each.metavar or each.dest}{' …' * (each.nargs == ONE_OR_MORE)}" for each in words]
         self.usage = " ".join([self.prog, *positional, *required, "[options]"])
         main = getattr(self.command, "MAIN", "").split()
         if main and not everything:
@@ -200,10 +178,8 @@ class Parser(ArgumentParser):
 
     def _shown(self, dest: str) -> str:
         """``--length_norm`` for length_norm, ``IMAGE`` for the positional images."""
-        found = next((action for action in self._actions if action.dest == dest), None)
-        if found is None or found.option_strings:
-            return f"--{dest}"
-        shown = str(found.metavar or dest)
+        metavars = {each.dest: str(each.metavar or dest) for each in self._actions if not each.option_strings}
+        shown = metavars.get(dest, f"--{dest}")
         return dest if shown.startswith("{") else shown  # {one,of,these}
 
     def _unknown(self, typed: str) -> str:
@@ -214,6 +190,16 @@ class Parser(ArgumentParser):
         return f"there is no option {typed}" + (f": did you mean {close[0]}?" if close else "")
 
 
+def _reason(text: str) -> str:
+    """`` is three: expected a whole number`` for ``Expected a <class 'int'>. Got value: three``."""
+    if found := re.match(r"Expected an? (.+?)\. Got value: (.*)", text):
+        return f" is {found[2]}: expected {_kind(found[1])}"
+    if found := re.match(r"Does not validate.* Subtypes: \[(.+?)\] .*Given value: (.*)", text):
+        kinds = sorted(map(_kind, found[1].split(", ")))  # in no fixed order
+        return f" is {found[2]}: expected {' or '.join(kinds)}"
+    return f": {text}"
+
+
 def _kind(annotation: str) -> str:
     """``a whole number`` for ``<class 'int'>``."""
     names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -221,8 +207,3 @@ def _kind(annotation: str) -> str:
         return "one of " + found[1].replace("'", "")
     name = annotation.removeprefix("<class '").removesuffix("'>")
     return names.get(name, name)
-
-
-def _usage(positional: Action) -> str:
-    name = str(positional.metavar or positional.dest)
-    return f"{name} [{name} …]" if positional.nargs == ONE_OR_MORE else name

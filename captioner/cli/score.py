@@ -11,7 +11,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.options import add_columns_argument, add_split_arguments, config_of
+from captioner.cli.options import add_split_arguments, config_of
 
 
 def configure(parser: Any) -> None:
@@ -25,7 +25,6 @@ def configure(parser: Any) -> None:
         help="references, in any format of docs/data.md, or {id: [caption, …]}",
     )
     add_split_arguments(parser)
-    add_columns_argument(parser)
     parser.add_argument(
         "--results", type=str, required=True, help="captions, as JSON or JSON Lines, one for each image"
     )

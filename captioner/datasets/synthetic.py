@@ -6,22 +6,16 @@ Small enough to train on in minutes, and every caption can be checked against th
 from __future__ import annotations
 
 import json
-import os
 import random
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.errors import UserError
 from captioner.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Item = TypeVar("Item")
-IMAGES, VAL = 2000, 200  # number of training and validation images by default
-SIZE = 96  # side in pixels of an image by default
 
 KINDS = ("circle", "square", "triangle")
 COLORS = {
@@ -36,7 +30,6 @@ RADIUS = {"small": 0.105, "large": 0.21}  # half the height of a shape, as a sha
 BACKGROUNDS = {"light": (235, 235, 235), "dark": (25, 25, 25)}
 RELATIONS = {"above": "below", "to the left of": "to the right of"}  # of the first shape to the second: the inverse
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y) of a moving shape
-FRAMES = 8  # of a clip by default
 STEP = (0.08, 0.12)  # range of what a shape moves from frame to frame, as a share of the side
 SINGLE = 0.2  # share of the images with one shape
 HELD_OUT = 0.15  # share of the scenes that only val may show
@@ -63,7 +56,6 @@ MOVE_TEMPLATES = (
     "a {color} {kind} goes {direction}",
     "there is a {color} {kind} that moves {direction}",
 )
-PLAIN_WORDS = {word: word for word in (*RADIUS, *RELATIONS, *RELATIONS.values())}
 SYNONYMS = {
     "small": "little",
     "large": "big",
@@ -74,8 +66,7 @@ SYNONYMS = {
 }
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One shape: a key of RADIUS, a key of COLORS, one of KINDS."""
 
     size: str
@@ -83,20 +74,15 @@ class Shape:
     kind: str
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The content of an image: one shape and no relation, or two shapes of different colours and their relation.
+class Scene(NamedTuple):
+    """The content of an image: one shape, or two of different colours and their relation (a key of RELATIONS)."""
 
-    The upper or left shape comes first; `relation` is a key of RELATIONS, `background` one of BACKGROUNDS.
-    """
-
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]  # the upper or left one comes first
     relation: str | None
     background: str
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """The content of a clip: a shape that moves in one of DIRECTIONS over one of BACKGROUNDS."""
 
     shape: Shape
@@ -104,11 +90,10 @@ class Move:
     background: str
 
 
-def _shapes() -> list[Shape]:
-    return [Shape(*words) for words in product(RADIUS, COLORS, KINDS)]
+SHAPES = [Shape(*words) for words in product(RADIUS, COLORS, KINDS)]
 
 
-def _part(items: list[Item], held_out: bool, seed: str) -> list[Item]:
+def _part(items: list[Any], held_out: bool, seed: str) -> list[Any]:
     """A random HELD_OUT share of the items, or the others."""
     random.Random(seed).shuffle(items)
     cut = round(HELD_OUT * len(items))
@@ -117,21 +102,18 @@ def _part(items: list[Item], held_out: bool, seed: str) -> list[Item]:
 
 def scenes(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
     """All scenes with one shape and all with two, of the part held out for val or of the training part."""
-    single = [Scene((shape,), None, background) for shape, background in product(_shapes(), BACKGROUNDS)]
+    single = [Scene((shape,), None, background) for shape, background in product(SHAPES, BACKGROUNDS)]
     pairs = [
         Scene((first, second), relation, background)
-        for first, second, relation, background in product(_shapes(), _shapes(), RELATIONS, BACKGROUNDS)
+        for first, second, relation, background in product(SHAPES, SHAPES, RELATIONS, BACKGROUNDS)
         if first.color != second.color
     ]
     return _part(single, held_out, f"{seed} contents"), _part(pairs, held_out, f"{seed} contents")
 
 
 def moves(held_out: bool, seed: int) -> list[Move]:
-    """All moves of the part held out for val, or of the training part.
-
-    A shape on a background is in one part with all four directions, so that its looks do not tell the direction.
-    """
-    looks = _part(list(product(_shapes(), BACKGROUNDS)), held_out, f"{seed} moves")
+    """All moves of the part held out for val, or of the training part; a shape on a background has all four there."""
+    looks = _part(list(product(SHAPES, BACKGROUNDS)), held_out, f"{seed} moves")
     return [Move(shape, direction, background) for shape, background in looks for direction in DIRECTIONS]
 
 
@@ -142,11 +124,11 @@ def captions(scene: Scene | Move, rng: random.Random) -> list[str]:
     >>> captions(scene, random.Random(0))[0]
     'a small red circle above a large blue square'
     """
-    texts: list[str] = []
     if isinstance(scene, Move):
-        words = {**asdict(scene.shape), "direction": scene.direction}
+        words = {**scene.shape._asdict(), "direction": scene.direction}
         return [text.format(**words).replace("a orange", "an orange") for text in MOVE_TEMPLATES]
-    for words in (PLAIN_WORDS, SYNONYMS):
+    texts: list[str] = []
+    for words in ({word: word for word in SYNONYMS}, SYNONYMS):
         names = [f"{words[shape.size]} {shape.color} {shape.kind}" for shape in scene.shapes]
         if scene.relation is None:
             texts += [text.format(first=names[0], background=scene.background) for text in SINGLE_TEMPLATES]
@@ -191,8 +173,8 @@ def _render(placed: list[tuple[Shape, float, float]], background: str, size: int
 def trajectory(move: Move, frames: int, rng: random.Random) -> list[tuple[float, float]]:
     """The position (x, y) of the shape in each frame, as shares of the side from 0 to 1.
 
-    It starts anywhere and re-enters at the edge opposite to the one it leaves by. In every single frame all positions
-    are then equally likely, whatever the direction: only the order of the frames tells it.
+    It starts anywhere and re-enters at the opposite edge. In every single frame all positions are then equally likely:
+    only the order of the frames tells the direction.
     """
     (x, y), step, (right, down) = (rng.random(), rng.random()), rng.uniform(*STEP), DIRECTIONS[move.direction]
     return [((x + i * step * right) % 1, (y + i * step * down) % 1) for i in range(frames)]
@@ -208,44 +190,56 @@ def draw_clip(move: Move, size: int, frames: int, rng: random.Random) -> list[Im
 
 
 def make_shapes(
-    out: Path, images: int = IMAGES, val: int = VAL, size: int = SIZE, seed: int = 0, frames: int = 0
+    output: Path = Path("data/shapes"),
+    count: int = 2000,
+    val_count: int = 200,
+    size: int = 96,
+    seed: int = 0,
+    moving: bool = False,
+    frames: int = 8,
 ) -> None:
-    """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into the folder `out`.
+    """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into a folder.
 
     The scenes are split at random before anything is drawn, so no val image shows the scene of a training image, while
-    every word occurs in both. Within a split a scene may occur again, at other positions. With `frames` the images are
-    clips, animated GIFs of that many frames; see :func:`moves`.
+    every word occurs in both. With one version of Pillow the same options give the same bytes.
 
-    With one version of Pillow the same options give the same bytes. A set that exists with the same options is left as
-    it is; anything else in `out` is a UserError.
+    Args:
+        output: folder of the data set; left as it is if it has a data set with the same options
+        count: number of training images
+        val_count: number of validation images; none shows what a training image shows
+        size: width and height of an image in pixels
+        seed: another seed draws other images
+        moving: draw clips (animated GIFs) in which one shape moves left, right, up or down
+        frames: frames of a clip
     """
-    out = Path(os.path.realpath(out))
-    options = {"images": images, "val": val, "size": size, "seed": seed}
-    if frames:
-        options["frames"] = frames
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = _read_options(out)
-        if found == options:
-            print(f"{out} exists already with the same options: left as it is")
-            return
-        what = "something else" if found is None else f"a shapes set with other options ({found})"
-        raise UserError(f"--output {out} holds {what}: name another folder or delete that one first")
-    with atomic_folder(out) as folder:
-        _write_split(folder, "train", range(1, images + 1), options)
-        _write_split(folder, "val", range(images + 1, images + val + 1), options)
+    limits = {"count": (1, 1_000_000), "val_count": (1, 1_000_000), "size": (32, 1024), "frames": (2, 256)}
+    given = {"count": count, "val_count": val_count, "size": size, "frames": frames}
+    for option, (least, most) in limits.items():
+        if not least <= given[option] <= most:
+            raise UserError(f"--{option} is {given[option]}: expected {least} to {most}")
+    options = {"images": count, "val": val_count, "size": size, "seed": seed, **({"frames": frames} if moving else {})}
+    found = _read_options(output)
+    if found == options:
+        print(f"{output} exists already with the same options: left as it is")
+        return
+    if found:
+        raise UserError(f"--output {output} has other options ({found}): name another folder or delete that one first")
+    with atomic_folder(output) as folder:
+        _write_split(folder, "train", range(1, count + 1), options)
+        _write_split(folder, "val", range(count + 1, count + val_count + 1), options)
 
 
-def _read_options(out: Path) -> dict[str, int] | None:
-    """The options that the shapes set in `out` was made with; None if there is no such set."""
+def _read_options(folder: Path) -> dict[str, int] | None:
+    """The options that the shapes set in `folder` was made with; None if there is no such set."""
     try:
-        return json.loads((out / "captions_val.json").read_text(encoding="utf-8"))["info"]["shapes"]
+        return json.loads((folder / "captions_val.json").read_text(encoding="utf-8"))["info"]["shapes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write_split(folder: Path, split: str, ids: range, options: dict[str, int]) -> None:
     """Draw the images with these ids into `folder`/`split` and write their captions."""
-    size, frames = options["size"], options.get("frames", 0)
+    size, frames = options["size"], options.get("frames")
     rng = random.Random(f"{options['seed']} {split}")
     single, pairs = scenes(split == "val", options["seed"])
     moving = moves(split == "val", options["seed"])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, captions_of, is_one_line
+from helpers import ROOT, is_one_line
 from pycocotools.coco import COCO
 
 from captioner import __version__
@@ -288,35 +288,6 @@ def test_evaluate_with_a_bad_image(evaluate, fresh, tmp_path):
     assert code == 0
     assert "2 images skipped" in err
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4
-
-
-def results(coco, tmp_path, change=lambda rows: rows):
-    rows = [{"image_id": 112 + n, "caption": captions_of(12 + n, 1)[0]} for n in range(6)]
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps(change(rows)))
-    return ["score", "--annotations", coco.annotations("val"), "--results", file]
-
-
-def test_score_of_perfect_captions(cli, tiny, tmp_path):
-    code, out, err = cli(*results(tiny, tmp_path))
-    assert (code, err) == (0, "")
-    assert "BLEU-4      100.00" in out
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (lambda rows: rows[1:], ["1 without a caption (e.g. [112])"]),
-        (lambda rows: [*rows, {"image_id": 5, "caption": "a"}], ["1 without references (e.g. [5])"]),
-        (lambda rows: [*rows, {"image_id": 112, "caption": "else"}], ["112", "twice"]),
-        (lambda rows: {"rows": rows}, ["rows"]),
-    ],
-    ids=["missing", "extra", "twice", "no list"],
-)
-def test_score_of_other_images(cli, tiny, tmp_path, change, parts):
-    code, out, err = cli(*results(tiny, tmp_path, change))
-    assert (code, out) == (2, "")
-    assert is_one_line(err, *parts), err
 
 
 # ---- shapes

@@ -52,6 +52,12 @@ def test_references_as_a_mapping(score, tiny, tmp_path):
         assert score(results, annotations=tmp_path / "references.json") == score(FORMATS["coco.json"])
 
 
+def test_the_first_reference_is_a_perfect_caption(score):
+    code, out, err = score([{"image_id": image, "caption": captions_of(image - 100, 1)[0]} for image, _, _ in ROWS])
+    assert (code, err) == (0, "")
+    assert "BLEU-4      100.00" in out
+
+
 def test_missing_and_extra_images(score, tmp_path):
     rows = [*FORMATS["coco.json"][2:], {"image_id": 5, "caption": "a"}]
     parts = ["mine.json", "2 without a caption (e.g. [112, 113])", "1 without references (e.g. [5])"]

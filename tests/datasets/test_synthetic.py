@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.cli.shapes import shapes
 from captioner.datasets.synthetic import (
     BACKGROUNDS,
     COLORS,
@@ -24,6 +23,7 @@ from captioner.datasets.synthetic import (
     Shape,
     captions,
     draw,
+    make_shapes,
     moves,
     scenes,
     trajectory,
@@ -71,13 +71,13 @@ def digest(folder):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("shapes") / "set"
-    shapes(out, count=60, val_count=30, size=64)
+    make_shapes(out, count=60, val_count=30, size=64)
     return out
 
 
 def test_the_seed_decides_every_byte(made, tmp_path):
-    shapes(tmp_path / "same", count=60, val_count=30, size=64)
-    shapes(tmp_path / "other", count=60, val_count=30, size=64, seed=1)
+    make_shapes(tmp_path / "same", count=60, val_count=30, size=64)
+    make_shapes(tmp_path / "other", count=60, val_count=30, size=64, seed=1)
     assert digest(tmp_path / "same") == digest(made) != digest(tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "same"]  # nothing left beside them
 
@@ -149,27 +149,27 @@ def test_val_shows_nothing_that_train_shows(made):
 @pytest.mark.parametrize(("option", "value"), [("count", 0), ("val_count", 0), ("size", 16), ("size", 5000)])
 def test_bad_options(tmp_path, option, value):
     with pytest.raises(UserError, match=f"--{option} is {value}"):
-        shapes(tmp_path / "set", **{option: value})
+        make_shapes(tmp_path / "set", **{option: value})
     assert not any(tmp_path.iterdir())
 
 
 def test_an_output_that_exists(tmp_path, capsys):
     out = tmp_path / "set"
     out.mkdir()
-    shapes(out, count=3, val_count=2, size=32)  # an empty folder is fine
+    make_shapes(out, count=3, val_count=2, size=32)  # an empty folder is fine
     before = digest(out), out.stat().st_mtime_ns
-    shapes(out, count=3, val_count=2, size=32)
+    make_shapes(out, count=3, val_count=2, size=32)
     assert "left as it is" in capsys.readouterr().out
     with pytest.raises(UserError, match="other options"):
-        shapes(out, count=4, val_count=2, size=32)
+        make_shapes(out, count=4, val_count=2, size=32)
     assert (digest(out), out.stat().st_mtime_ns) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     for foreign in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(UserError, match="something else"):
-            shapes(foreign, count=3, val_count=2, size=32)
+        with pytest.raises(UserError, match="exists already"):
+            make_shapes(foreign, count=3, val_count=2, size=32)
     with pytest.raises(UserError, match="cannot be written"):
-        shapes(tmp_path / "mine" / "thesis.txt" / "set", count=3, val_count=2, size=32)
+        make_shapes(tmp_path / "mine" / "thesis.txt" / "set", count=3, val_count=2, size=32)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
@@ -179,7 +179,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("captioner.datasets.synthetic.captions", stop)
     with pytest.raises(KeyboardInterrupt):
-        shapes(tmp_path / "set", count=3, val_count=2, size=32)
+        make_shapes(tmp_path / "set", count=3, val_count=2, size=32)
     assert not any(tmp_path.iterdir())
 
 
@@ -188,7 +188,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 
 def test_clips_move_as_their_captions_say(tmp_path):
     for name in ("one", "two"):
-        shapes(tmp_path / name, count=30, val_count=10, size=64, moving=True, frames=5)
+        make_shapes(tmp_path / name, count=30, val_count=10, size=64, moving=True, frames=5)
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     for split, count in (("train", 30), ("val", 10)):
         data = json.loads((tmp_path / "one" / f"captions_{split}.json").read_text())
@@ -241,10 +241,10 @@ def test_val_has_looks_that_train_has_not_and_no_look_tells_the_direction():
 
 
 def test_a_set_of_clips_is_another_set(tmp_path):
-    shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
-    shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
+    make_shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
+    make_shapes(tmp_path / "set", count=3, val_count=2, size=32, moving=True)
     for other in ({}, {"moving": True, "frames": 9}):
         with pytest.raises(UserError, match="other options"):
-            shapes(tmp_path / "set", count=3, val_count=2, size=32, **other)
+            make_shapes(tmp_path / "set", count=3, val_count=2, size=32, **other)
     with pytest.raises(UserError, match="--frames is 1"):
-        shapes(tmp_path / "other", moving=True, frames=1)
+        make_shapes(tmp_path / "other", moving=True, frames=1)
