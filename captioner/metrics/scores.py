@@ -288,10 +288,10 @@ class _Corpus:
         self.frequencies = frequencies
         refs: References = [[]] * len(hypotheses) if references is None else references
         captions = [words for hypothesis, image in zip(hypotheses, refs, strict=True) for words in (hypothesis, *image)]
-        self.text = list(chain.from_iterable(captions))  # T words
-        ids = {word: i for i, word in enumerate(dict.fromkeys(self.text))}
-        self.vocabulary = len(ids)
-        self.words = np.fromiter(map(ids.__getitem__, self.text), np.int64, len(self.text))  # (T,) 0..vocabulary − 1
+        flat = list(chain.from_iterable(captions))
+        self.vocabulary = list(dict.fromkeys(flat))
+        ids = {word: i for i, word in enumerate(self.vocabulary)}
+        self.words = np.fromiter(map(ids.__getitem__, flat), np.int64, len(flat))  # (T,) places in `vocabulary`
         self.size = np.fromiter(map(len, captions), np.int64, len(captions))  # (C,) words of each caption
         self.start = np.cumsum(self.size) - self.size  # (C,) its first word
         self.references = np.fromiter(map(len, refs), np.int64, len(refs))  # (N,) number of each image's references
@@ -308,13 +308,13 @@ class _Corpus:
         """
         caption = np.repeat(np.arange(len(self.size)), self.size)  # (T,) of each n-gram, by its first word
         end = np.repeat(self.start + self.size, self.size)  # (T,)
-        place, gram, distinct = np.arange(len(self.words)), self.words, self.vocabulary
+        place, gram, distinct = np.arange(len(self.words)), self.words, len(self.vocabulary)
         most = 1 + int(self.references.max())  # captions of an image
         for n in range(1, order + 1):
             if n > 1:
                 fits = place + n <= end
                 place, end, caption, gram = place[fits], end[fits], caption[fits], gram[fits]
-                pairs, gram = np.unique(gram * self.vocabulary + self.words[place + n - 1], return_inverse=True)
+                pairs, gram = np.unique(gram * len(self.vocabulary) + self.words[place + n - 1], return_inverse=True)
                 distinct = len(pairs)
             image = self.image[caption]
             key = (image * distinct + gram) * most + caption - self.hypothesis[image]  # image, n-gram, caption
@@ -367,7 +367,8 @@ def _idf(corpus: _Corpus, grams: _Grams) -> np.ndarray:
         has_reference = grams.rows > grams.is_hypothesis[grams.first]  # (G,)
         images = np.bincount(grams.gram[grams.first][has_reference], minlength=len(grams.start))
     else:
-        ngrams = (tuple(corpus.text[start : start + grams.n]) for start in grams.start)
+        places = grams.start[:, None] + np.arange(grams.n)  # (distinct, n)
+        ngrams = (tuple(corpus.vocabulary[word] for word in words) for words in corpus.words[places].tolist())
         images = np.fromiter((frequencies.counts[ngram] for ngram in ngrams), np.int64)
     logs = np.log(np.arange(1, (frequencies.images if frequencies else len(corpus.references)) + 1))
     return logs[-1] - logs[np.maximum(images, 1) - 1]
