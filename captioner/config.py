@@ -346,7 +346,6 @@ class TrainConfig(_Config, group="train."):
         rollouts: captions sampled for an image (scst)
         baseline: subtracted from a sample's reward: the mean of the image's others or its greedy caption's (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
-        xe_weight: weight of the cross-entropy of the training captions in the loss (scst)
         epochs: maximum number of passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
@@ -367,7 +366,6 @@ class TrainConfig(_Config, group="train."):
     rollouts: int = 5
     baseline: Literal["others", "greedy"] = "others"
     bleu_weight: float = 0.0
-    xe_weight: float = 0.0
     epochs: int = 12
     lr: float = 3e-3
     encoder_lr: float = 2e-5
@@ -388,7 +386,7 @@ class TrainConfig(_Config, group="train."):
         least = 2 if self.baseline == "others" else 1
         self._require(self.rollouts >= least, "rollouts", f"{least} or more with {self.baseline} baseline")
         self._limit("epochs", AT_LEAST_1)
-        self._limit("bleu_weight xe_weight weight_decay clip_norm patience keep samples", AT_LEAST_0)
+        self._limit("bleu_weight weight_decay clip_norm patience keep samples", AT_LEAST_0)
         self._limit("lr encoder_lr checkpoint_minutes", POSITIVE)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
         self._limit("warmup label_smoothing ema_decay", BELOW_1)

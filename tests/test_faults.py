@@ -25,10 +25,11 @@ from captioner.errors import UserError
 from captioner.files import atomic_folder
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
-from captioner.training import callbacks, run_folder, sanity_checks
+from captioner.training import callbacks, checks
+from captioner.training import run as training_run
 from captioner.training.base_task import GPU_CHECK_INTERVAL, BaseTask, BatchRecord
 from captioner.training.callbacks import AtomicCheckpointIO
-from captioner.training.sanity_checks import same_caption, shared_images
+from captioner.training.checks import same_caption, shared_images
 from captioner.training.task import CaptionTask
 
 FULL = OSError(28, "No space left on device")
@@ -223,7 +224,7 @@ def test_a_place_one_may_not_look_at(tmp_path, cli, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(training_run, "LOCK_TIMEOUT", 0.1)
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
         assert train(tiny, tmp_path / "run") == 2
@@ -241,7 +242,7 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path, capsys, monkeypatch):
 def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
     """However they were started: here by torchrun, on a second machine."""
     place = f"Path({str(tmp_path)!r})"
-    code = "from pathlib import Path; from captioner.training import run_folder as run; run.LOCK_TIMEOUT = 0.1"
+    code = "from pathlib import Path; from captioner.training import run; run.LOCK_TIMEOUT = 0.1"
     environment = {**os.environ, "RANK": "8", "LOCAL_RANK": "0"}
     with FileLock(tmp_path / ".lock"):
         subprocess.run(
@@ -419,7 +420,7 @@ def test_validation_images_among_the_training_images_are_told(tmp_path, monkeypa
     assert is_one_line(line, "1 of 4 validation images", "007.png is 002.png", "data inspect")
     val[1].path.unlink()
     assert shared_images(train, val) == []  # features may be all that is left
-    monkeypatch.setattr(sanity_checks, "MAX_CANDIDATES", 0)
+    monkeypatch.setattr(checks, "MAX_CANDIDATES", 0)
     assert shared_images(train, train)[0].startswith("6 of 6 validation images")  # the same files are not read
 
 
@@ -429,7 +430,7 @@ def test_of_many_shared_images_some_are_counted(tmp_path, monkeypatch):
     for one, other in zip(train, val, strict=True):
         shutil.copy(one.path, other.path)
     assert shared_images(train, val)[0].startswith("6 of 6 validation images")
-    monkeypatch.setattr(sanity_checks, "MAX_COMPARED", 3)
+    monkeypatch.setattr(checks, "MAX_COMPARED", 3)
     assert shared_images(train, val)[0].startswith("at least 3 of 6 validation images")
 
 

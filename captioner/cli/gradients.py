@@ -20,26 +20,17 @@ Curve = dict[str, Any]
 def configure(parser: Any) -> None:
     """Declare the options."""
     cache = DataConfig.feature_cache
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        type=str,
-        help="file of a model or folder of a run (default: the shipped model); repeat it for several models",
-    )
+    about = "file of a model or folder of a run (default: the shipped model); repeat it for several models"
+    parser.add_argument("--checkpoint", action="append", type=str, help=about)
     parser.add_argument("--annotations", type=str, help="captions, in any format of docs/data.md")
     parser.add_argument("--images", type=str, help="folder that their file names are relative to")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
     parser.add_argument("--count", type=int, default=200, help="how many of the longest captions are measured")
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        type=Literal["trained", "untrained"],
-        default=["trained"],
-        help="weights of the model, new ones as at the start of training, or both",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the untrained weights: a run with this train.seed began with them"
-    )
+    kinds = Literal["trained", "untrained"]
+    about = "trained weights, new ones as at the start of training, or both"
+    parser.add_argument("--weights", nargs="+", type=kinds, default=["trained"], help=about)
+    about = "of the untrained weights: a run with this train.seed began with them"
+    parser.add_argument("--seed", type=int, default=0, help=about)
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
     parser.add_argument("--output", type=str, help="draw the curves to this PNG, SVG or PDF")
     parser.add_argument("--json", type=str, help="also write the numbers to this JSON file")
@@ -48,7 +39,7 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Measure, print, write and draw; see the module's docstring."""
     from captioner.files import write_json
-    from captioner.training.curves import import_pyplot
+    from captioner.training.curves import import_pyplot, save_figure
 
     if options.annotations is None or options.images is None:
         raise UserError("--annotations (captions JSON) and --images (folder) are both needed")
@@ -56,8 +47,7 @@ def run(options: Any) -> None:
         raise UserError(f"--count is {options.count}: expected 1 or more")
     if not all(0 < scale < math.inf for scale in options.scale):
         raise UserError(f"--scale is {options.scale}: expected numbers above 0")
-    if options.output is not None:
-        import_pyplot("--output")  # fail before the work if it is missing
+    plt = import_pyplot("--output") if options.output else None  # fails before the work if it is missing
     curves = []
     print("| model | W_hh × | largest singular value | at distance 1 | farthest | factor a step |")
     print("|---|---|---|---|---|---|")
@@ -73,13 +63,12 @@ def run(options: Any) -> None:
             )
     if options.json is not None:
         write_json(Path(options.json), curves)
-    if options.output is not None:
-        _draw(curves, Path(options.output))
+    if plt is not None:
+        save_figure(_figure(plt, curves), Path(options.output))
 
 
 def _parts(curve: Curve) -> list[str]:
-    """The parts of the state: h, and c in an LSTM."""
-    return [part for part in "hc" if part in curve]
+    return [part for part in "hc" if part in curve]  # c in an LSTM only
 
 
 def _measure(options: Any) -> Iterator[Curve]:
@@ -92,6 +81,7 @@ def _measure(options: Any) -> Iterator[Curve]:
 
     for file in map(resolve_checkpoint, options.checkpoint or [None]):
         trained = Captioner.load(file)
+        name = file.resolve().parent.name if file.stem in ("best", "last", "captioner") else file.stem  # of the run
         features, words, lengths = _longest(trained, options)
         models = {"trained": trained}
         if "untrained" in options.weights:
@@ -108,7 +98,7 @@ def _measure(options: Any) -> Iterator[Curve]:
                 norms = gradient_norms(*model.start_search(features), words, lengths)
                 means = [norm.clamp(min=1e-30).log().mean(dim=0).exp().tolist() for norm in norms]
                 yield {
-                    "model": _name(file),
+                    "model": name,
                     "weights": kind,
                     "cell": model.config.cell,
                     "layers": model.config.layers,
@@ -145,15 +135,9 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
     return features, words, torch.tensor([len(ids) for _, ids in pairs])
 
 
-def _name(file: Path) -> str:
-    """The folder of the run, for the files of a run."""
-    return file.resolve().parent.name if file.stem in ("best", "last", "captioner") else file.stem
+def _figure(plt: Any, curves: list[Curve]) -> Any:
+    from captioner.training.curves import literal
 
-
-def _draw(curves: list[Curve], target: Path) -> None:
-    from captioner.training.curves import import_pyplot, literal, save_figure
-
-    plt = import_pyplot("--output")
     figure, axis = plt.subplots(figsize=(8.5, 4.0), layout="constrained")
     colours: dict[Any, str] = {}  # one for each model and scale, whichever weights and part of the state
     for curve in curves:
@@ -168,4 +152,4 @@ def _draw(curves: list[Curve], target: Path) -> None:
     axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axis.set(yscale="log", xlabel="words between the state and the loss", ylabel="gradient norm, relative to one word")
     figure.legend(fontsize=8, loc="outside right upper")
-    save_figure(figure, target)
+    return figure

@@ -5,7 +5,7 @@ Example: captioner pretrain --data.text captions_train.json --output runs/lm
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
 # The options that a training without images has.
+CELL = ("cell", "layers", "hidden_size", "embedding_size", "dropout", "input_dropout", "tie_embeddings")
 GROUPS: dict[str, tuple[type, tuple[str, ...]]] = {
     "data": (TextConfig, tuple(field.name for field in fields(TextConfig))),
-    "model": (
-        ModelConfig,
-        ("cell", "layers", "hidden_size", "embedding_size", "dropout", "input_dropout", "tie_embeddings"),
-    ),
+    "model": (ModelConfig, CELL),
     "train": (TrainConfig, ("epochs", "lr", "weight_decay", "warmup", "clip_norm", "samples", "seed")),
     "trainer": (TrainerConfig, ("accelerator", "precision", "log_every_n_steps")),
 }
@@ -39,25 +37,13 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
-    from captioner.training.run_folder import lock_folder
+    from captioner.training.run import lock_folder
 
     with lock_folder(Path(options.output)) as folder:
         _pretrain(options, folder)
 
 
 def _pretrain(options: Any, folder: Path) -> None:
-    if options.data.text is None:
-        raise UserError("--data.text (a text file, or a captions JSON) is needed")
-    settings = {
-        name: {key: value for key, value in asdict(options[name]).items() if key in kept}
-        for name, (_, kept) in GROUPS.items()
-    }
-
-    from captioner.training.run_folder import prepare_run, read_last_checkpoint
-
-    vocabulary, train_ids, val_ids = _encode_text(options.data)
-    resumed = prepare_run(folder, settings, options.resume)
-
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
 
@@ -66,8 +52,11 @@ def _pretrain(options: Any, folder: Path) -> None:
     from captioner.models.language_model import LanguageModel, language_model_weights
     from captioner.training.callbacks import best_and_last
     from captioner.training.language_task import LanguageTask, TextSamples
-    from captioner.training.trainer import configure_process, export_best, fit, make_trainer
+    from captioner.training.run import configure_process, export_best, fit, make_trainer, prepare_run
 
+    settings = {name: {key: getattr(options[name], key) for key in kept} for name, (_, kept) in GROUPS.items()}
+    vocabulary, train_ids, val_ids = _encode_text(options.data)
+    resumed = prepare_run(folder, settings, options.resume)
     configure_process()
     data, config = options.data, options.train
     pl.seed_everything(config.seed, verbose=False)
@@ -81,8 +70,6 @@ def _pretrain(options: Any, folder: Path) -> None:
         f"{len(val_ids):,} for validation, {len(vocabulary):,} {'words' if data.level == 'word' else 'characters'}, "
         f"{len(train):,} chunks an epoch on {trainer.strategy.root_device}"
     )
-    if resumed:
-        read_last_checkpoint(folder)  # a clear message if it is damaged
     loaders = [DataLoader(streams, batch_size=None) for streams in (train, val)]
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)
     slim = export_best(folder, "lm.safetensors", language_model_weights)
@@ -93,15 +80,13 @@ def _pretrain(options: Any, folder: Path) -> None:
 
 
 def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
-    """Vocabulary, and ids (N,) of the training and the validation text.
-
-    Raises:
-        UserError: the training text has too few words, lacks one of the prompt, or leaves none for validation.
-    """
+    """Vocabulary, and ids (N,) of the training and the validation text."""
     from captioner.data.text_stream import encode_text, hold_out, read_corpus, sequences
     from captioner.data.vocabulary import SPECIAL, Vocabulary
 
-    train = read_corpus(Path(str(data.text)))
+    if data.text is None:
+        raise UserError("--data.text (a text file, or a captions JSON) is needed")
+    train = read_corpus(Path(data.text))
     if data.val_text is None:
         train, val = hold_out(train, data.val_share)
     else:
@@ -114,7 +99,5 @@ def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"--data.prompt: {unknown[0]!r} is not in the vocabulary of {data.text}")
     train_ids, val_ids = (encode_text(part, vocabulary, data.lines) for part in (train, val))
     if len(val_ids) < 2:
-        raise UserError(
-            f"nothing of {data.text} is left for validation: --data.val_share or --data.val_text gives more"
-        )
+        raise UserError(f"nothing of {data.text} is left for validation: raise --data.val_share or use --data.val_text")
     return vocabulary, train_ids, val_ids

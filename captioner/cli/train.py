@@ -41,7 +41,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
-    from captioner.training.run_folder import lock_folder, scratch_folder
+    from captioner.training.run import lock_folder, scratch_folder
 
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
@@ -51,24 +51,20 @@ def run(options: Any) -> None:
 
 
 def _train(options: Any, folder: Path) -> None:
-    from captioner.training.run_folder import prepare_run, read_last_checkpoint
-
-    settings = {name: asdict(options[name]) for name in GROUPS}
-    resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
-
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from captioner.models.init_from import init_from
     from captioner.training.callbacks import make_callbacks
-    from captioner.training.dry_run import DryRun
-    from captioner.training.sanity_checks import SanityChecks
+    from captioner.training.checks import DryRun, SanityChecks
+    from captioner.training.run import export_best, fit, make_trainer, prepare_run, read_last_checkpoint
     from captioner.training.task import CaptionTask
-    from captioner.training.trainer import export_best, fit, make_trainer
 
+    settings = {name: asdict(options[name]) for name in GROUPS}
+    resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
     data, model = _data_and_model(options)
     config, trainer_options, say = options.train, settings["trainer"], rank_zero_only(print)
     callbacks = [*make_callbacks(folder, config, data.val.examples), SanityChecks(data)]
-    dry_run = DryRun(min_batches=max(2, trainer_options["accumulate_grad_batches"]))
+    dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
         callbacks.append(dry_run)
         trainer_options |= {"limit_val_batches": 2, "check_val_every_n_epoch": 1}
@@ -110,7 +106,7 @@ def _data_and_model(options: Any) -> tuple[Any, Any]:
     from captioner.models.captioner import Captioner
     from captioner.models.encoder import Encoder, weights_digest
     from captioner.training.datamodule import CaptionData
-    from captioner.training.trainer import configure_process
+    from captioner.training.run import configure_process
 
     configure_process()
     by_image, seed = options.train.objective == "scst", options.train.seed

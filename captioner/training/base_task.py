@@ -9,10 +9,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from captioner.config import TrainConfig
 from captioner.errors import UserError
-from captioner.training.optimizer import make_optimizer
 
 GPU_CHECK_INTERVAL = 50  # steps; each check waits for the GPU
 
@@ -26,8 +27,16 @@ class BatchRecord(NamedTuple):
     examples: Tensor | None
 
 
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: linear warm-up over `warmup` × `steps` steps, then half a cosine down to 0."""
+    climb = warmup * steps
+    if step < climb:
+        return (step + 1) / (climb + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - climb) / max(1.0, steps - climb))))
+
+
 class BaseTask(pl.LightningModule):
-    """Base of the Lightning modules.
+    """Base of the Lightning modules: optimiser, reproducible dropout, clipped gradients.
 
     Gradients are checked for NaN and infinity: on a CPU at each step, before it is applied; on a GPU every
     GPU_CHECK_INTERVAL steps, and before each validation and checkpoint. In 16-mixed precision the loss scaler skips
@@ -36,9 +45,8 @@ class BaseTask(pl.LightningModule):
 
     Args:
         model: a module with a `decoder`, maybe an `encoder`, and a `header` for the checkpoints.
-        config: of the optimisation.
-        steps: optimiser steps of the whole training, for the learning rate. (Lightning's own estimate would set up
-            the loaders before the state of a resumed run is restored.)
+        steps: optimiser steps of the whole training. (Lightning's own estimate would set up the loaders before the
+            state of a resumed run is restored.)
     """
 
     syncs_every_step = False  # whether each step waits for the GPU anyway, so that a check costs nothing
@@ -46,18 +54,35 @@ class BaseTask(pl.LightningModule):
     def __init__(self, model: Any, config: TrainConfig, steps: int) -> None:
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
-        self.batches: list[BatchRecord] = []
-        """The batches since the last optimiser step."""
-        self.unchecked: list[tuple[Tensor, list[BatchRecord]]] = []
-        """Gradient norm and batches of each optimiser step since the last check."""
+        self.batches: list[BatchRecord] = []  # since the last optimiser step
+        self.unchecked: list[tuple[Tensor, list[BatchRecord]]] = []  # norm and batches of each step since the check
 
     def configure_optimizers(self) -> Any:
-        # Fused AdamW would unscale fp16 gradients itself, after they are clipped.
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
-        return make_optimizer(self.model, self.config, self.steps, fused)
+        """AdamW with warm-up and cosine decay; weight decay applies to matrices other than the word embedding.
+
+        The decoder is trained with `lr`, the stages of the encoder with ``encoder_lr · encoder_lr_decay^d``, where the
+        last stage has depth d = 0.
+        """
+        config, decoder = self.config, self.model.decoder
+        encoder: Any = getattr(self.model, "encoder", None)
+        rates = [(parameter, config.lr) for parameter in decoder.parameters()]
+        for name, parameter in encoder.named_parameters() if encoder is not None else ():
+            if parameter.requires_grad:
+                rates.append((parameter, config.encoder_lr * config.encoder_lr_decay ** encoder.stages_after[name]))
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter, lr in rates:
+            decays = parameter.dim() >= 2 and parameter is not decoder.embedding.weight
+            groups.setdefault((lr, config.weight_decay if decays else 0.0), []).append(parameter)
+        optimizer = AdamW(
+            [{"params": each, "lr": lr, "weight_decay": weight_decay} for (lr, weight_decay), each in groups.items()],
+            # Fused AdamW would unscale fp16 gradients itself, after they are clipped.
+            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
+        )
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.steps, config.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout by seed, epoch, batch and process alone, so that a resumed run repeats it."""
+        # Dropout depends on seed, epoch, batch and process alone, so that a resumed run repeats it.
         key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
@@ -77,15 +102,10 @@ class BaseTask(pl.LightningModule):
 
     @property
     def check_interval(self) -> int:
-        """Steps from one check of the gradients to the next."""
         return 1 if self.device.type == "cpu" or self.syncs_every_step else GPU_CHECK_INTERVAL
 
     def check_gradients(self, end: bool = False) -> None:
-        """Check the gradient norms since the last check; `end`: training is over.
-
-        Raises:
-            UserError: one is not finite; the message names the first such batch.
-        """
+        """Raise UserError that names the first batch since the last check whose gradient norm is not finite."""
         if not self.unchecked:
             return
         steps, self.unchecked = self.unchecked, []

@@ -41,11 +41,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it.
-
-        Raises:
-            UserError: the disk is full, or the folder is not writable.
-        """
         try:
             with atomic_write(path) as part:
                 try:
@@ -78,10 +73,7 @@ class ResumableEarlyStopping(EarlyStopping):
 
 
 class TerminateRanks(Callback):
-    """Ends the other processes after an error in the first: they would wait for it.
-
-    Lightning does so after Ctrl-C only.
-    """
+    """Ends the other processes after an error in the first, for which they would wait; Lightning does after Ctrl-C."""
 
     def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher
@@ -91,7 +83,7 @@ class TerminateRanks(Callback):
 
 
 class Throughput(Callback):
-    """Logs captions per second of training over all processes, validation excluded."""
+    """Logs captions per second of training over all processes: with loading and waiting, without validation."""
 
     last_end: float | None = None  # of the previous batch of this epoch
 
@@ -99,7 +91,6 @@ class Throughput(Callback):
         self.last_end = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Measure from the end of one batch to the end of the next: loading and waiting for the device count."""
         now = time.perf_counter()
         if self.last_end is not None:
             rate = trainer.world_size * len(batch.words) / (now - self.last_end)
@@ -123,14 +114,11 @@ def print_scores(trainer: pl.Trainer, names: Iterable[str]) -> str:
 
 
 class SampleCaptions(Callback):
-    """After each validation: prints a line of scores, and shows the captions of a few images, always the same ones.
-
-    The captions are appended to samples.md in the folder of the run, and shown with their images in TensorBoard.
-    """
+    """Prints the scores of each validation, and adds captions of the same few images to samples.md and TensorBoard."""
 
     def __init__(self, folder: Path, examples: list[Example], number: int) -> None:
         step = max(1, len(examples) // max(1, number))
-        self.folder, self.chosen = folder, {i: examples[i] for i in list(range(0, len(examples), step))[:number]}
+        self.folder, self.chosen = folder, dict([*enumerate(examples)][::step][:number])
 
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
         if not trainer.is_global_zero:
@@ -170,25 +158,18 @@ def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tens
 
 def best_and_last(folder: Path, monitor: str, mode: str) -> list[Callback]:
     """best.ckpt, the epoch with the best `monitor`, and last.ckpt after every epoch."""
-    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **options),
-        ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **options),
+        ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False),
+        ModelCheckpoint(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
     ]
 
 
 def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> list[Callback]:
     """The callbacks of ``captioner train``; `examples` are those of validation."""
-    interval = timedelta(minutes=config.checkpoint_minutes)
     best, last = best_and_last(folder, "val_cider", "max")
-    parts: list[Callback] = [
-        TerminateRanks(),
-        Throughput(),
-        SampleCaptions(folder, examples, config.samples),
-        best,
-        MidEpochCheckpoint(folder, "last", train_time_interval=interval, enable_version_counter=False),
-        last,
-    ]
+    interval = timedelta(minutes=config.checkpoint_minutes)
+    timed = MidEpochCheckpoint(folder, "last", train_time_interval=interval, enable_version_counter=False)
+    parts = [TerminateRanks(), Throughput(), SampleCaptions(folder, examples, config.samples), best, timed, last]
     if config.keep:
         name = "epoch-{epoch}-cider-{val_cider:.2f}"
         options: dict[str, Any] = {"save_top_k": config.keep, "auto_insert_metric_name": False}

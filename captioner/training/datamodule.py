@@ -31,7 +31,6 @@ class CaptionData(pl.LightningDataModule):
     """Training and validation captions; see :class:`captioner.config.DataConfig`.
 
     Args:
-        data, model: the options.
         seed: of the order of the batches and the augmentation.
         by_image: whether a batch has all captions of its images, also where batches of captions alone would be faster.
         sample: for a dry run; see :class:`DataSplit`.
@@ -62,20 +61,14 @@ class CaptionData(pl.LightningDataModule):
         else:
             self.vocabulary = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
-            raise UserError(
-                f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count, which counts words"
-            )
+            raise UserError(f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count")
         # Work per image (encoder, attention keys, frames) is then done once for all captions of an image.
         by_image = by_image or self.train.table is None or model.grid > 0 or model.frames > 0
         self.train_set = self._dataset(self.train, by_image, seed, tokenized)
         self.val_set = self._dataset(self.val, by_image=True)
 
     def check_features(self) -> None:
-        """Check the cached features of the first image of each split.
-
-        Raises:
-            UserError: they are not those of the encoder.
-        """
+        """Raise UserError unless the cached features of the first image of each split are those of the encoder."""
         if self.train.folder is not None or self.val.folder is not None:
             encoder = Encoder(self.model)
             for split in (self.train, self.val):
@@ -106,11 +99,9 @@ class CaptionData(pl.LightningDataModule):
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
 
     def state_dict(self) -> dict[str, Any]:
-        """What last.ckpt keeps of the data."""
         return {"global_batch_size": self.global_batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
         self.global_batch_size = state_dict["global_batch_size"]
 
     def train_dataloader(self) -> DataLoader:
@@ -147,8 +138,7 @@ class CaptionData(pl.LightningDataModule):
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
         workers = choose_workers(self.data.workers, best_device()) if dataset.rows is None else 0
-        pin = torch.cuda.is_available()
-        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=pin)
+        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Look up the features of row numbers on the device, where the table is moved with the first batch."""

@@ -31,8 +31,7 @@ class LanguageTask(BaseTask):
     def __init__(self, model: LanguageModel, train: TrainConfig, steps: int) -> None:
         super().__init__(model, train, steps)
         self.state: State | None = None
-        self.sums: dict[str, list[Tensor]] = {}
-        """Nats and number of tokens of each batch of training and of validation."""
+        self.sums: dict[str, list[Tensor]] = {}  # nats and number of tokens of each batch of a split
 
     def loss(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
         """Mean cross-entropy of a chunk, nats a token; the state is carried on."""

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
-from captioner.data.annotations import Example, read_examples
+from captioner.data.annotations import read_examples
 from captioner.data.clips import album_images
 from captioner.data.dataset import read_images
 from captioner.data.features import FeatureFile, feature_folder, write_features
@@ -41,24 +42,19 @@ def extract_features(
     frames: int = 0,
     mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
-    """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; NaN for an unreadable image if `skip_bad`.
+    """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; (b, frames, …) of clips and albums.
 
-    With `frames` each path is a clip or an album, and blocks are (b, frames, F) or (b, frames, P, F). With `mirrored`
-    the images are flipped left to right.
-
-    Raises:
-        UserError: an image cannot be read, and not `skip_bad`.
+    With `skip_bad` the features of an unreadable image are NaN; with `mirrored` the images are flipped left to right.
     """
     device = encoder.mean.device
     shape = (frames, *encoder.feature_shape) if frames else encoder.feature_shape
     for images, errors in read_images(paths, image_size, batch_size, workers, frames):
-        bad = [error for error in errors if error is not None]
-        if bad and not skip_bad:
-            raise unreadable_image(bad[0])
+        good = [error is None for error in errors]
+        if not all(good) and not skip_bad:
+            raise unreadable_image(next(filter(None, errors)))
         block = np.full((len(errors), *shape), np.nan, dtype=np.float16)
         if len(images):
             with torch.inference_mode():
-                good = [error is None for error in errors]
                 images = images.flip(-1) if mirrored else images
                 block[good] = encoder(images.to(device, non_blocking=True)).half().cpu().numpy()
         yield block
@@ -67,30 +63,20 @@ def extract_features(
 class DataSplit:
     """The examples of a split, with the features of their images if the encoder is frozen.
 
-    Args:
-        name: train or val.
-        data, model: the options.
-        sample: for a dry run: where features are missing, compute those of a few images, which all images then share.
-
-    Attributes:
-        examples: the readable images, with their captions.
-        table: (rows, F), (rows, P, F), (rows, S, F) … fp16 features, in memory or memory-mapped; None if the encoder
-            is trained.
-        rows: (examples,) the row of each example in the table; None if the encoder is trained.
-        mirrored_rows: (examples,) the row of the mirrored image; None unless mirrored images are trained on.
-        folder: of the feature file; None if there is none.
-        missing: number of features still to compute, after a `sample`, each of which took that many `seconds` and
-            has that many `bytes`.
+    For a dry run with `sample`: where features are missing, those of a few images are computed, which all then share.
     """
 
-    missing, seconds, bytes = 0, 0.0, 0
+    table: Tensor | np.ndarray | None = None  # (rows, F), (rows, P, F) … fp16 features, in memory or memory-mapped
+    rows: np.ndarray | None = None  # (examples,) the row of each example in the table
+    mirrored_rows: np.ndarray | None = None  # (examples,) the row of its mirrored image
+    folder: Path | None = None  # of the feature file
+    missing, seconds, bytes = 0, 0.0, 0  # number of features still to compute after a sample; time and size of each
 
     def __init__(self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False) -> None:
         annotations = getattr(data, name)
         if annotations is None:
             raise UserError(
-                f"--data.{name} is needed: the captions of the {name} split, and for most formats "
-                f"--data.{name}_images, the folder of its images"
+                f"--data.{name} (captions) is needed, and for most formats --data.{name}_images (folder of the images)"
             )
         self.data, self.model = data, model
         self.examples, skipped = read_examples(
@@ -102,15 +88,14 @@ class DataSplit:
             skip_bad=data.skip_bad_images,
             albums=model.frames > 0,
         )
-        self.table: Tensor | np.ndarray | None = None
-        self.rows: np.ndarray | None = None
-        self.mirrored_rows: np.ndarray | None = None
-        self.folder: Path | None = None
         self.mirrors = name == "train" and data.horizontal_flip
+        bad = np.zeros(len(self.examples), dtype=bool)
         if model.trainable_layers == 0:
-            skipped += self._open_features(Path(annotations).stem, sample)
+            bad = self._open_features(Path(annotations).stem, sample)
         elif data.skip_bad_images and not sample:
-            skipped += self._drop(self._unreadable())
+            bad = self._unreadable()
+        skipped += [f"{example.path}: cannot be read" for example in compress(self.examples, bad)]
+        self.examples = [*compress(self.examples, ~bad)]
         if skipped:
             rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if not self.examples:
@@ -125,47 +110,40 @@ class DataSplit:
         self.mirrored_rows = None if self.mirrored_rows is None else self.mirrored_rows[kept]
 
     def check_features(self, encoder: Encoder) -> None:
-        """Compute the features of the first image anew, and compare them with the cached ones.
-
-        Raises:
-            UserError: they differ.
-        """
+        """Compute the features of the first image anew; raise UserError if the cached ones differ."""
         if self.folder is None or self.table is None or self.rows is None:
             return
         example, cached = self.examples[0], self.table[self.rows[0]]
         anew = next(extract_features(encoder, [example.path], self.model.image_size, 1, 0, True, self.model.frames))
-        a, b = (np.asarray(each, np.float64).ravel() for each in (anew, cached))
-        with np.errstate(all="ignore"):  # features of zeros alone have no cosine
-            cosine = float(a @ b / np.sqrt(a @ a * (b @ b)))
-        if np.isfinite(a).all() and not cosine >= MIN_COSINE:  # not finite if the image is not there any more
+        a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (anew, cached))
+        cosine = float(torch.cosine_similarity(a, b, dim=0))
+        if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is not there any more
             raise UserError(
                 f"the features of {example.name} in {self.folder} are not those of {self.model.encoder} (cosine "
                 f"{cosine:.2f}, expected {MIN_COSINE} to 1): delete the folder to compute them again"
             )
 
-    def _open_features(self, label: str, sample: bool) -> list[str]:
-        """Open the features, computed first if they are missing; the images that cannot be read are dropped."""
+    def _open_features(self, label: str, sample: bool) -> np.ndarray:
+        """Open the features, computed first if they are missing; (examples,) bool: the images that cannot be read."""
         data, model = self.data, self.model
-        paths = [example.path for example in self.examples]
-        names = [example.name for example in self.examples]
+        paths, names = [e.path for e in self.examples], [e.name for e in self.examples]
         if self.mirrors:  # the file has the rows of all images, then those of all mirrored images
             names += [f"{name} mirrored" for name in names]
         fingerprint = self._fingerprint()
         label = f"{label}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
-        device = best_device()
-        workers = choose_workers(data.workers, device)
+        workers = choose_workers(data.workers, best_device())
         options = (model.image_size, IMAGE_BATCH_SIZE, workers, data.skip_bad_images, model.frames)
         if sample and not folder.exists():
             return self._sample_features(paths, len(names), options)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
-            encoder = Encoder(model).to(device)
+            encoder = Encoder(model).to(best_device())
             yield from extract_features(encoder, paths[first:], *options)
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
-        shape = (model.frames, *feature_shape(model)) if model.frames else feature_shape(model)
+        shape = ((model.frames,) if model.frames else ()) + feature_shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint, shape)
         bad = file.unreadable[: len(paths)]
@@ -175,27 +153,31 @@ class DataSplit:
         self.mirrored_rows = self.rows + len(paths) if self.mirrors else None
         if file.rows.nbytes <= data.feature_memory * 2**30:
             self.table = torch.from_numpy(np.array(file.rows))
-        return self._drop(bad)
+        return bad
 
     def _fingerprint(self) -> dict[str, str | int]:
         """What the features depend on: encoder, transform, and names and sizes of the images."""
-        model = self.model
-        digest = hashlib.sha256()
+        model, digest = self.model, hashlib.sha256()
         for example in self.examples:
-            for name, size in _files(example, model.frames > 0):
+            path, name = example.path, example.name
+            files = [(name, path)]
+            if model.frames and not isinstance(path, Member) and path.is_dir():
+                files = [(os.path.join(name, inner.name), inner) for inner in album_images(path)]
+            for name, file in files:
+                size = file.size if isinstance(file, Member) else os.stat(file).st_size
                 digest.update(f"{name}\0{size}\0".encode())
-        fingerprint: dict[str, str | int] = {
+        optional = {"grid": model.grid, "frames": model.frames, "mirrored": "after the others" if self.mirrors else ""}
+        return {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
             "transform": f"whole image, bicubic, {model.image_size} px, second look {model.second_size} px",
             "dtype": "float16",
             "images": digest.hexdigest()[:16],
+            **{name: value for name, value in optional.items() if value},
         }
-        optional = {"grid": model.grid, "frames": model.frames, "mirrored": "after the others" if self.mirrors else ""}
-        return fingerprint | {name: value for name, value in optional.items() if value}
 
-    def _sample_features(self, paths: Sequence[Any], rows: int, options: Any) -> list[str]:
-        """Compute the features of a few images, which stand for those of all."""
+    def _sample_features(self, paths: Sequence[Any], rows: int, options: Any) -> np.ndarray:
+        """Compute the features of a few images, which stand for those of all, so that none counts as unreadable."""
         few = paths[:: -(-len(paths) // (3 * IMAGE_BATCH_SIZE))]
         encoder = Encoder(self.model).to(best_device())
         blocks, times = [], []
@@ -211,32 +193,15 @@ class DataSplit:
         self.bytes = table[0].nbytes
         self.table, self.rows = torch.from_numpy(table), np.arange(len(paths)) % len(table)
         self.mirrored_rows = self.rows if self.mirrors else None
-        return []
+        return np.zeros(len(paths), dtype=bool)
 
     def _unreadable(self) -> np.ndarray:
         """(examples,) bool: the images that cannot be decoded, for a trained encoder, which has no feature file."""
         paths = [example.path for example in self.examples]
         workers = choose_workers(self.data.workers, best_device())
-        batches = read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames)
-        bad = []
+        bad: list[bool] = []
         with tqdm(total=len(paths), unit="image", desc="checking images", disable=None) as bar:
-            for _, errors in batches:
+            for _, errors in read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames):
                 bad += [error is not None for error in errors]
                 bar.update(len(errors))
-        return np.array(bad)
-
-    def _drop(self, bad: np.ndarray) -> list[str]:
-        """Remove unreadable images; returns a message for each."""
-        dropped = [f"{e.path}: cannot be read" for e, is_bad in zip(self.examples, bad, strict=True) if is_bad]
-        self.examples = [e for e, is_bad in zip(self.examples, bad, strict=True) if not is_bad]
-        return dropped
-
-
-def _files(example: Example, albums: bool) -> list[tuple[str, int]]:
-    """Names and sizes in bytes of the files of an example: several in an album."""
-    path, name = example.path, example.name
-    if isinstance(path, Member):
-        return [(name, path.size)]
-    if albums and path.is_dir():
-        return [(os.path.join(name, inner.name), inner.stat().st_size) for inner in album_images(path)]
-    return [(name, os.stat(path).st_size)]
+        return np.array(bad, dtype=bool)

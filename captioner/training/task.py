@@ -29,8 +29,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """(R, V) logits, (R,) ids → scalar."""
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:  # (R, V), (R,) → scalar
         log_probs = torch.log_softmax(logits, dim=1)
         ctx.save_for_backward(log_probs, targets)
         ctx.smoothing = smoothing
@@ -39,10 +38,9 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """The gradient, computed in the memory of the log-probabilities."""
         log_probs, targets = ctx.saved_tensors
         rows, words = log_probs.shape
-        result = log_probs.exp_().sub_(ctx.smoothing / words)
+        result = log_probs.exp_().sub_(ctx.smoothing / words)  # in the memory of the log-probabilities
         result[torch.arange(rows, device=result.device), targets] -= 1 - ctx.smoothing
         return result.mul_(gradient / rows), None, None
 
@@ -70,21 +68,17 @@ class CaptionTask(BaseTask):
     ) -> None:
         super().__init__(model, train, steps)
         self.search_config, self.references, self.rewards = search, references, rewards
-        self.val_captions: dict[int, str] = {}
-        """By number of the example; of this process, after the validation of all processes."""
-        self.val_losses: list[tuple[float, int]] = []
-        """Mean loss and number of tokens of each validation batch; of this process, then of all."""
+        # Of this process, after the validation of all processes:
+        self.val_captions: dict[int, str] = {}  # by number of the example
+        self.val_losses: list[tuple[float, int]] = []  # mean and number of tokens of each batch
         self.syncs_every_step = rewards is not None
 
     # ---- training
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens.
-
-        PAD and UNK are no targets.
-        """
+        """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens."""
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]  # (N, T)
-        real = (targets != PAD) & (targets != UNK)
+        real = (targets != PAD) & (targets != UNK)  # others are no targets
         features = self.model.features(batch.images)
         logits = self.model.decoder(features, inputs, batch.image_of, real).float()  # (R, V)
         smoothing = self.config.label_smoothing if self.training else 0.0
@@ -92,10 +86,10 @@ class CaptionTask(BaseTask):
 
     @torch.no_grad()
     def sample_captions(self, features: Tensor, count: int, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """Sample `count` captions of each of I images, or decode the greedy one for 0.
+        """Sample `count` captions of each of I images, or decode the greedy one for 0: N in all, image by image.
 
         Returns:
-            words: (N, M) ids, those of one image one after the other, END after the captions that ended.
+            words: (N, M) ids, END after the captions that ended.
             lengths: (N,) tokens of each caption, END among them.
         """
         config = SearchConfig(sample=count > 0, beam=1, n_best=count or 1, max_length=self.search_config.max_length)
@@ -138,13 +132,9 @@ class CaptionTask(BaseTask):
             baseline = (sampled.sum(dim=1, keepdim=True) - sampled) / (count - 1)
         log_probs, real = self.log_probs(features, words, lengths)
         advantage = (sampled - baseline).view(-1, 1).expand(real.shape)[real]  # (R,)
-        loss = scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
-        if self.config.xe_weight:
-            loss = loss + self.config.xe_weight * scale_loss_for_ddp(*self.loss(batch))
-        return loss
+        return scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One batch of captions, or of images for which captions are sampled."""
         if self.rewards is None:
             loss = scale_loss_for_ddp(*self.loss(batch))
         else:
@@ -159,7 +149,6 @@ class CaptionTask(BaseTask):
         self.val_captions, self.val_losses = {}, []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Decode a caption of each image, and compute the loss."""
         features = self.model.features(batch.images)
         loss, number = self.loss(batch._replace(images=features))
         self.val_losses.append((float(loss), number))
@@ -185,9 +174,8 @@ class CaptionTask(BaseTask):
             "val_bad_endings": 100 * metrics.ending_share(hypotheses, BAD_ENDINGS),
         }
         # All processes have the same numbers, so that their mean changes nothing.
-        self.log("val_cider", torch.tensor(cider, device=self.device), prog_bar=True, batch_size=1, sync_dist=True)
-        tensors = {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
-        self.log_dict(tensors, batch_size=1, sync_dist=True)
+        self.log("val_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log_dict(scores, batch_size=1, sync_dist=True)
 
 
 def scale_loss_for_ddp(mean: Tensor, number: int) -> Tensor:

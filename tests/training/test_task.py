@@ -16,7 +16,7 @@ from captioner.data.dataset import Batch
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder
-from captioner.training.optimizer import warmup_cosine
+from captioner.training.base_task import warmup_cosine
 from captioner.training.rewards import Rewards
 from captioner.training.task import CaptionTask, SmoothedCrossEntropy
 

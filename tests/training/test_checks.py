@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import arguments, is_one_line
 
-from captioner.training.dry_run import duration
+from captioner.training.checks import duration
 
 
 def files(folder):

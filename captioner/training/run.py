@@ -1,35 +1,48 @@
-"""The folder of a run: its lock, its config.yaml, and whether it has a run that can be resumed."""
+"""A training run: its folder with a lock, config.yaml and checkpoints, and the Lightning Trainer."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 import yaml
+from filelock import FileLock, Timeout
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from captioner.errors import UserError, one_line
+from captioner.errors import REFUSALS, UserError, one_line
 from captioner.files import write_text
+from captioner.models.checkpoint import load_pickle, read_checkpoint, save_slim
+from captioner.training.callbacks import AtomicCheckpointIO, ProgressBar
 
 LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run outlive it by a moment
 # Options that a resumed run may change, since they do not change what is computed.
 FREE_OPTIONS = {"data.feature_cache", "data.feature_memory", "data.workers"}
 FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples"}
-FINAL_MODELS = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
 # What Lightning needs of last.ckpt to resume.
 LAST_CHECKPOINT: dict[str, type] = {"state_dict": dict, "loops": dict, "callbacks": dict, "captioner": dict}
 LAST_CHECKPOINT |= {"optimizer_states": list, "lr_schedulers": list, "pytorch-lightning_version": str}
 LAST_CHECKPOINT |= {"epoch": int, "global_step": int}
-
-
-def process_rank() -> int:
-    """The rank of this process in a distributed training, however it was started; 0 is the first process."""
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) or 0
+IRRELEVANT_WARNINGS = (
+    "Checkpoint directory .* exists and is not empty",  # it has config.yaml, and in a resumed run the checkpoints
+    ".*isinstance.treespec, LeafSpec.* is deprecated",  # in Lightning's own code
+    "The number of training batches .* is smaller than the logging interval",  # each epoch is logged, too
+    "Found .* module.s. in eval mode",  # the frozen encoder
+    "Be aware that when using `ckpt_path`, callbacks",  # the interval of last.ckpt may differ
+    ".*does not have many workers",  # batches are cut from arrays; images have workers beside a GPU
+)
 
 
 @contextmanager
@@ -37,13 +50,8 @@ def lock_folder(folder: Path) -> Iterator[Path]:
     """Create the folder, and lock it against other runs; a new folder is removed again if the run is refused.
 
     The other processes of a distributed training rely on the lock of the first one.
-
-    Raises:
-        UserError: another run has the lock, or the folder is not writable.
     """
-    from filelock import FileLock, Timeout
-
-    if process_rank() != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield folder
         return
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
@@ -74,8 +82,6 @@ def lock_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder for a dry run, which the first process removes before and after it."""
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
     remove = rank_zero_only(shutil.rmtree)
     remove(folder, ignore_errors=True)  # of a killed dry run
     try:
@@ -87,24 +93,16 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     """Write config.yaml of a new run, or check that the run in the folder can be resumed with these settings.
 
-    Args:
-        folder: of the run.
-        settings: the values of the options, by group.
-        resume: whether to continue an existing run.
-
-    Returns:
-        Whether there is a run to resume.
-
-    Raises:
-        UserError: there is a run but not `resume`, it had other options, or its last.ckpt is missing.
+    `settings` are the values of the options, by group. Returns whether there is a run to resume.
     """
     last, config = folder / "last.ckpt", folder / "config.yaml"
-    if process_rank() != 0:  # the first process has checked
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # the first process has checked
         return resume and last.exists()
     if os.path.exists(last):
         if not resume:
             raise UserError(f"{folder} has a run already: --resume continues it, another --output starts a new one")
         _check_settings(config, settings)
+        read_last_checkpoint(folder)
         return True
     _check_no_models(folder, resume)
     write_text(config, yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False))
@@ -133,10 +131,15 @@ def _check_settings(config: Path, settings: dict[str, Any]) -> None:
 
 def _check_no_models(folder: Path, resume: bool) -> None:
     """Refuse to overwrite the models of a run without last.ckpt, unless it was killed in its first epoch."""
-    models = [folder / name for name in FINAL_MODELS if os.path.exists(folder / name)]
+    names = ("captioner.safetensors", "lm.safetensors", "best.ckpt")
+    models = [folder / name for name in names if os.path.exists(folder / name)]
     if not models:
         return
-    if not ([each.name for each in models] == ["best.ckpt"] and _of_first_epoch(models[0])):
+    first_epoch = False
+    if models == [folder / "best.ckpt"]:
+        with suppress(OSError, ValueError, AttributeError):  # of a file that is no checkpoint
+            first_epoch = load_pickle(models[0], mmap=True).get("epoch") == 0
+    if not first_epoch:
         raise UserError(
             f"{folder} has {models[0].name}, but no last.ckpt to resume from: put back a copy, or train into another "
             f"--output, for example with --init-from {models[0]}"
@@ -145,24 +148,8 @@ def _check_no_models(folder: Path, resume: bool) -> None:
         raise UserError(f"{folder} has a run that was killed: --resume starts it again, another --output a new one")
 
 
-def _of_first_epoch(best: Path) -> bool:
-    from captioner.models.checkpoint import load_pickle
-
-    try:
-        checkpoint = load_pickle(best, mmap=True)
-    except (OSError, ValueError):
-        return False
-    return isinstance(checkpoint, dict) and checkpoint.get("epoch") == 0
-
-
 def read_last_checkpoint(folder: Path) -> dict[str, Any]:
-    """The content of last.ckpt of a run.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    from captioner.models.checkpoint import load_pickle
-
+    """The content of last.ckpt of a run, which must have what Lightning needs to resume."""
     path = folder / "last.ckpt"
     try:
         checkpoint = load_pickle(path, mmap=True)
@@ -177,3 +164,69 @@ def read_last_checkpoint(folder: Path) -> dict[str, Any]:
             f"{path} is damaged ({one_line(error)}): put back a copy, or start another run with --init-from "
             f"{folder / 'best.ckpt'}"
         ) from None
+
+
+def configure_process() -> None:
+    """Set the precision of matrix products, and silence warnings that do not help the user."""
+    torch.set_float32_matmul_precision("high")
+    # A full disk in the writer thread of TensorBoard: the checkpoints report it.
+    threading.excepthook = lambda error: None if error.exc_type is OSError else threading.__excepthook__(error)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def choose_precision(accelerator: str) -> str:
+    """The fastest precision that trains well: bf16 where the GPU supports it, or the CPU by AMX."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # missing in the oldest torch
+    return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
+
+
+def make_trainer(folder: Path, epochs: int, callbacks: Sequence[Callback], options: dict[str, Any]) -> pl.Trainer:
+    """The Trainer of a run in a folder; `options` are passed on, with precision `auto` resolved."""
+    if options["precision"] == "auto":
+        options = {**options, "precision": choose_precision(options["accelerator"])}
+    terminal = sys.stderr.isatty()
+    version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
+    return pl.Trainer(
+        **options,
+        callbacks=[*callbacks, *([ProgressBar()] if terminal else [])],
+        plugins=[AtomicCheckpointIO()],
+        max_epochs=epochs,
+        logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module gives each process its batches
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+    )
+
+
+def fit(trainer: pl.Trainer, task: Any, folder: Path, resumed: bool, *data: Any) -> None:
+    """Lightning's fit, with one line for a full disk and for a lost process, and KeyboardInterrupt after Ctrl-C."""
+    try:
+        trainer.fit(task, *data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)  # type: ignore[misc]
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    except RuntimeError as error:  # of gloo or NCCL, if another process is gone
+        lost = re.search("connection (closed|reset|refused)|broken pipe|process exited", str(error), re.IGNORECASE)
+        if trainer.world_size == 1 or not lost:
+            raise
+        raise UserError(
+            f"another process of this training ended ({lost[0]}): see its message, and continue with --resume"
+        ) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise UserError(
+            f"{folder} cannot be written ({error}): free disk space or fix the permissions, and continue from "
+            "last.ckpt with --resume"
+        ) from None
+
+
+def export_best(folder: Path, name: str, select: Any = dict) -> Path:
+    """Write best.ckpt as a slim checkpoint for inference, with the tensors that `select` returns of all."""
+    header, weights = read_checkpoint(folder / "best.ckpt")
+    save_slim(folder / name, header, select(weights))
+    return folder / name
