@@ -67,21 +67,20 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
     model = Captioner.load(options.checkpoints[0], device)
     examples, _ = read_examples(options.annotations, options.images, "val", albums=model.frames > 0)
     references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
-    frozen = model.config.trainable_layers == 0
-    features: list[torch.Tensor] = []  # of a frozen encoder, which all members share
+    paths, workers = [example.path for example in examples], choose_workers(-1, device)
 
     def encode() -> Iterator[torch.Tensor]:
-        paths, workers = [example.path for example in examples], choose_workers(-1, device)
         for images, errors in read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames):
             if bad := next(filter(None, errors), None):
                 raise unreadable_image(bad)
             yield model.features(images.to(device))
 
+    # All members share a frozen encoder, whose features are computed once.
+    features = list(encode()) if model.config.trainable_layers == 0 else None
+
     @torch.inference_mode()
     def score(members: list[int]) -> float:
         model.load_weights(average([states[i] for i in members]))
-        if frozen and not features:
-            features.extend(encode())
         found = [captions for batch in features or encode() for captions in model.search(batch, search)]
         words = [metrics.ptb_tokenize(captions[0].text if captions else "") for captions in found]
         return 100 * float(metrics.cider_d(references, words).mean())

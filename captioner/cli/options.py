@@ -44,10 +44,7 @@ def add_model_arguments(parser: Any) -> None:
 
 
 def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = "") -> None:
-    """``--images``, ``--split`` and ``--list``, which select captioned images; with a prefix ``--val_images`` …
-
-    Without a prefix also ``--columns``, which holds for all tables.
-    """
+    """``--images``, ``--split``, ``--list`` and ``--columns`` of captioned images; with a prefix ``--val_images`` …"""
     parser.add_argument(f"--{prefix}images", type=str, help="folder that their file names are relative to, if needed")
     parser.add_argument(f"--{prefix}split", type=str, default=split, help="which split, if there are several")
     parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one a line")

@@ -92,10 +92,8 @@ class AttentionDecoder(nn.Module):
     def attend(self, h: Tensor, keys: Tensor, a: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Additive attention over the cells, and over a `sentinel` (A · R, E) of each row.
 
-        `h` (A · R, H) are the states of R rows for each image, `keys` and `a` as from `project_image`.
-
-        Returns:
-            z (A · R, E) and the weights α (A · R, P), or (A · R, P + 1) with the sentinel last.
+        `h` (A · R, H) are the states of R rows for each image, `keys` and `a` as from `project_image`. Returns
+        z (A · R, E) and the weights α (A · R, P), or (A · R, P + 1) with the sentinel last.
         """
         query = self.query(h).unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, D)
         scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float()  # (A, R, P)
@@ -110,8 +108,7 @@ class AttentionDecoder(nn.Module):
     def advance(self, gates: Tensor, state: State, keys: Tensor, a: Tensor) -> tuple[Tensor, State, Tensor]:
         """One step of the recurrence; `gates` (A · R, 4H or 5H) is the share of x_t in those of the first LSTM.
 
-        Returns:
-            (A · R, H) from which the words are predicted, the new state, and the weights of :meth:`attend`.
+        Returns (A · R, H) from which the words are predicted, the new state, and the weights of :meth:`attend`.
         """
         if self.kind == "soft":
             h, c = state
@@ -158,8 +155,7 @@ class AttentionDecoder(nn.Module):
             hidden    caption 1 0, then 1 0, then 1             S = 5 rows: the active ones, step by step
             rows      [1, 3, ·], [0, 2, 4]                      of `hidden`, for each word of each caption
 
-        Returns:
-            (S, H) from which the words are predicted, the weights (S, P or P + 1), and (N, T) the row of each word.
+        Returns (S, H) from which the words are predicted, the weights (S, P or P + 1), and (N, T) the row of each word.
         """
         image, keys, a = self.project_image(features)
         positions = torch.arange(1, real.shape[1] + 1, device=real.device)  # (T,)

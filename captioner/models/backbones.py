@@ -33,14 +33,13 @@ class Preprocessing(NamedTuple):
 
 
 class TorchvisionViT(nn.Module):
-    """torchvision's ViT, whose feature map is the last layer's tokens without the class token."""
+    """torchvision's ViT (B, 3, H, W) → (B, C, h, w), the last layer's tokens without the class token."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
         self.class_token, self.conv_proj, self.encoder = vit.class_token, vit.conv_proj, vit.encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, C, h, w)."""
         x = self.conv_proj(x)
         size = x.shape[-2:]
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)  # (B, 1 + hw, C)
@@ -48,14 +47,13 @@ class TorchvisionViT(nn.Module):
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm, whose tokens become a feature map."""
+    """A network of timm (B, 3, H, W) → (B, C, h, w); tokens are put in the places of their patches."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, C, h, w)."""
         model: Any = self.model
         x = model.forward_features(x)
         if not isinstance(x, Tensor):  # two branches, such as CrossViT's
@@ -93,13 +91,9 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
     out. ``resnet50_v1`` is the network of He et al. 2015, with the stride in the 1×1 convolution of a stage's first
     block; torchvision's ``resnet50`` is v1.5, with the stride in the 3×3 convolution.
 
-    Args:
-        name: resnet50_v1, a torchvision classification model, or timm:NAME.
-        sizes: H = W of its images; a ViT of timm resizes its position embedding to others than it was trained at.
-        pretrained: for timm, which downloads its own weights; the caller loads those of the others.
-
-    Raises:
-        UserError: timm is missing, does not have the network, or cannot get its weights.
+    `name` is resnet50_v1, a torchvision classification model or timm:NAME; `sizes` are H = W of its images, to which a
+    ViT of timm resizes its position embedding. `pretrained` networks of timm download their weights; the caller loads
+    those of the others. UserError if timm is missing, does not have the network, or cannot get its weights.
     """
     if name.startswith(TIMM):
         return TimmBackbone(_build_timm(name, sizes, pretrained))
@@ -141,9 +135,9 @@ def feature_channels(name: str, sizes: tuple[int, ...]) -> int:
             if batch != 2 or width == 0:
                 raise ValueError
         except (RuntimeError, AssertionError, ValueError, IndexError):
-            example = f"such as {preprocessing(name).size}, which it was trained at"
+            advice = f"expected a size that {name} takes, such as {preprocessing(name).size}, which it was trained at"
             other = "" if option == "image_size" else "; 0 leaves the second resolution out"
-            raise UserError(f"model.{option} is {size}: expected a size that {name} takes, {example}{other}") from None
+            raise UserError(f"model.{option} is {size}: {advice}{other}") from None
     return found
 
 

@@ -176,37 +176,33 @@ class CaptionModel(nn.Module):
 
 NO_CAPTION = "no caption satisfies all constraints: allow more words, a wider beam or fewer constraints"
 NO_ATTENTION = (
-    "this model has no attention maps: open one that was trained with attention (--model.attention soft "
-    "--model.grid 7), and no ensemble"
+    "this model has no attention maps: open one trained with --model.attention and --model.grid, no ensemble"
 )
 
 
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     """The ids of the words in `config`; UserError if one is unknown or no caption can satisfy all constraints."""
+    must_not = vocabulary.split(config.must_not)
 
     def ids(option: str, text: str) -> tuple[int, ...]:
         words = vocabulary.split(text)
-        unknown = [word for word in words if word not in vocabulary.ids]
-        if unknown:
-            raise UserError(
-                f"{option}: {unknown[0]!r} is not in the vocabulary, the {len(vocabulary):,} words that are frequent "
-                "in the training captions: use another word"
-            )
+        for word in words:
+            if word not in vocabulary.ids:
+                size = f"{len(vocabulary):,} words"
+                raise UserError(f"{option}: {word!r} is not in the vocabulary of {size}: use another word")
+            if word in must_not:
+                raise UserError(f"{option} and must_not both name {word!r}: remove it from one")
         return tuple(vocabulary.ids[word] for word in words)
 
     for option in ("must", "must_not", "no_bad_ending", "no_repeat_word") if vocabulary.level == "char" else ():
         if getattr(config, option):
             raise UserError(f"{option} constrains words: this model writes characters")
     prefix, must = ids("prefix", config.prefix), tuple(dict.fromkeys(ids("must", config.must)))
-    must_not = [vocabulary.ids[word] for word in vocabulary.split(config.must_not) if word in vocabulary.ids]
-    for option, wanted in (("prefix", prefix), ("must", must)):
-        for word in wanted:
-            if word in must_not:
-                raise UserError(f"{option} and must_not both name {vocabulary.words[word]!r}: remove it from one")
     width, needed = config.beam // config.groups, len(prefix) + len(set(must) - set(prefix))
     if len(must) >= width:
         raise UserError(f"must names {len(must)} words: a beam (in each group) of {len(must) + 1} or more is needed")
     if needed > config.max_length:
         raise UserError(f"prefix and must need {needed} words: max_length is {config.max_length}")
     endings = tuple(vocabulary.ids[word] for word in BAD_ENDINGS if word in vocabulary.ids)
-    return Ids(START, END, (PAD, START, UNK, *must_not), endings, prefix, must)
+    avoided = [vocabulary.ids[word] for word in must_not if word in vocabulary.ids]
+    return Ids(START, END, (PAD, START, UNK, *avoided), endings, prefix, must)

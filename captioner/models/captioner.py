@@ -42,8 +42,6 @@ class Captioner(CaptionModel):
         kind = ClipDecoder if config.frames else AttentionDecoder if self.has_attention else Decoder
         self.decoder = kind(config, len(vocabulary), feature_shape(config)[-1])
 
-    # ---- captions
-
     def features(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) uint8 → (I, F) or (I, P, F), of S frames each (I, S, …); features pass through."""
         if images.is_floating_point():
@@ -65,8 +63,6 @@ class Captioner(CaptionModel):
         weights = self.decoder.attention_weights(self.features(images), words).cpu()  # (I, T, P or P + 1)
         grid = self.config.grid
         return [w[: len(i), : grid**2].unflatten(1, (grid, grid)) for w, i in zip(weights, ids, strict=True)]
-
-    # ---- checkpoints
 
     def header(self) -> dict[str, Any]:
         return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
@@ -102,10 +98,8 @@ class Captioner(CaptionModel):
         config, vocabulary = checkpoint.parse_header(path, header)
         digest, own_encoder = header["encoder_digest"], checkpoint.brings_encoder(config, header)
         if not own_encoder and (here := weights_digest(config.encoder)) != digest:
-            raise UserError(
-                f"{path} was trained on other weights of {config.encoder} ({digest}) than those here ({here}): "
-                "put back the file they came from"
-            )
+            found = f"other weights of {config.encoder} ({digest}) than those here ({here})"
+            raise UserError(f"{path} was trained on {found}: put back the file they came from")
         check_fits(path, header, weights)
         model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
         model.load_weights(weights)
@@ -113,7 +107,7 @@ class Captioner(CaptionModel):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy tensors that :func:`check_fits` accepts; those of the encoder may be missing."""
-        state = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+        state = dict(weights)
         if self.config.tie_embeddings:
             state["decoder.output.weight"] = state["decoder.embedding.weight"]
         missing, unexpected = self.load_state_dict(state, strict=False)
@@ -151,11 +145,9 @@ class Ensemble(CaptionModel):
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
         members: Any = self.members
-        features: dict[int, Tensor] = {}  # by encoder
-        for model in members:
-            if id(model.encoder) not in features:
-                features[id(model.encoder)] = model.features(images)
-        return ensemble([model.start_search(features[id(model.encoder)]) for model in members])
+        one_of_each = {model.encoder: model for model in members}  # an encoder that models share runs once
+        features = {encoder: model.features(images) for encoder, model in one_of_each.items()}
+        return ensemble([model.start_search(features[model.encoder]) for model in members])
 
 
 def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: str | torch.device) -> CaptionModel:

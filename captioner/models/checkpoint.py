@@ -36,14 +36,10 @@ TORCH_ERRORS += (ArithmeticError, AssertionError, AttributeError, LookupError, T
 
 
 def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
-    """The file of a checkpoint.
+    """The file of a checkpoint; UserError if a folder or the hub has none.
 
-    Args:
-        path: the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
-            Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
-
-    Raises:
-        UserError: the folder has no checkpoint, huggingface_hub is missing, or the hub has no such model.
+    `path` is the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
+    Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
     """
     name = os.fspath(SHIPPED if path is None else path)
     if name.startswith("hf://"):
@@ -69,11 +65,7 @@ def _download(address: str) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a checkpoint on the CPU; `path` is as for :func:`resolve_checkpoint`.
-
-    Raises:
-        UserError: missing, unreadable, damaged, or not a checkpoint of captioner.
-    """
+    """Header and tensors, on the CPU, of the checkpoint that :func:`resolve_checkpoint` finds; UserError if invalid."""
     file = resolve_checkpoint(path)
     if not file.is_file():
         raise UserError(f"there is no checkpoint {file}: train one with `captioner train`, or name another file")
@@ -121,9 +113,7 @@ def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
     torch.save never compresses, so that an uncompressed file cannot unfold to more than its size. `mmap` maps the
     tensors into memory instead of reading them; `legacy` allows torch's format before zip archives.
 
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, compressed, or has code in it.
+    OSError if the file cannot be read; ValueError if it is damaged, compressed, or has code in it.
     """
     try:
         if zipfile.is_zipfile(file):

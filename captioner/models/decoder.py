@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,12 +43,10 @@ class RecurrentLayers(nn.Module):
         sizes = [input_size] + [config.hidden_size] * (config.layers - 1)
         self.layers = nn.ModuleList(CELLS[config.cell](size, config.hidden_size, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
-        if config.cell == "lstm":  # the gates have two biases, which are added
-            for name, bias in self.named_parameters():
-                if name.endswith("bias_ih_l0"):
-                    init_forget_bias(bias, config.hidden_size)
-                elif name.endswith("bias_hh_l0"):
-                    nn.init.zeros_(bias)
+        layer: Any
+        for layer in self.layers if config.cell == "lstm" else ():
+            init_forget_bias(layer.bias_ih_l0, config.hidden_size)
+            nn.init.zeros_(layer.bias_hh_l0)  # added to the other one
 
     def zero_state(self, rows: int, like: Tensor) -> State:
         """h_0 = 0: (rows, L, H), twice for an LSTM (h and c), with the dtype and device of `like`."""
@@ -146,15 +146,9 @@ class Decoder(nn.Module):
         return self.rnn(self.input_dropout(image).unsqueeze(1), state)[1], no_context
 
     def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
-        """The next word.
+        """The next word after `words` (A · R,): log-probabilities (A · R, V) and the new state.
 
-        Args:
-            words: (A · R,) the last words, the R beams of an image side by side.
-            state: as from `start`, A · R rows.
-            context: as from `start`, A rows.
-
-        Returns:
-            (A · R, V) log-probabilities of the next word, and the state after `words`.
+        The R beams of an image stand side by side; `state` and `context` are as from `start`, of A · R and A rows.
         """
         image = context[0].unsqueeze(1)  # (A, 1, E)
         x = (self.embedding(words).unflatten(0, (image.shape[0], -1)) + image).flatten(0, 1)  # (A · R, E)

@@ -55,7 +55,7 @@ def weights_file(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _cached_digest(path: Path, size: int, modified: int) -> str:
+def _cached_digest(path: Path, modified: int) -> str:
     return file_digest(path)
 
 
@@ -64,8 +64,7 @@ def weights_digest(name: str) -> str:
     if name.startswith(backbones.TIMM):
         return backbones.timm_digest(name)
     file = weights_file(name)
-    status = file.stat()
-    return _cached_digest(file, status.st_size, status.st_mtime_ns)
+    return _cached_digest(file, file.stat().st_mtime_ns)
 
 
 def _fold_batchnorm(module: nn.Module) -> None:
@@ -91,7 +90,7 @@ class Encoder(nn.Module):
     caption batches are too small and too few to estimate better ones.
 
     Args:
-        config: encoder, image_size, second_size, grid and trainable_layers count.
+        config: with the encoder, image_size, second_size, grid and trainable_layers.
         weights: False leaves the parameters uninitialised, for a checkpoint that brings its own.
 
     Attributes:

@@ -24,9 +24,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise stays as it is. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have stay as they are.
-
-    Raises:
-        UserError: the file is not a checkpoint, or nothing in it fits.
+    UserError if nothing fits.
     """
     header, theirs = read_checkpoint(path)
     vocabulary = parse_header(path, header)[1]
