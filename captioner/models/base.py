@@ -175,9 +175,7 @@ class CaptionModel(nn.Module):
 
 
 NO_CAPTION = "no caption satisfies all constraints: allow more words, a wider beam or fewer constraints"
-NO_ATTENTION = (
-    "this model has no attention maps: open one trained with --model.attention and --model.grid, no ensemble"
-)
+NO_ATTENTION = "this model has no attention maps: open one trained with --model.attention (no ensemble)"
 
 
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
