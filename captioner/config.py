@@ -42,6 +42,10 @@ class _Config:
             if get_origin(kind) is Literal:
                 self._require(value in choices, name, f"one of {', '.join(choices)}")
             self._require(value is not None or type(None) in choices, name, "a value")
+        self._check()
+
+    def _check(self) -> None:
+        """What else must hold."""
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
@@ -97,8 +101,7 @@ class ModelConfig(_Config, group="model."):
     cell_dropout: float = 0.0
     tie_embeddings: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self._check_encoder()
         self._limit("image_size", _from_to(32, 1024))
         self._limit("grid", _from_to(0, 64))
@@ -182,8 +185,7 @@ class DataConfig(_Config, group="data."):
     feature_memory: float = 8.0
     workers: int = -1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self._limit("fraction", ABOVE_0_TO_1)
         self._limit("min_count max_length batch_size", AT_LEAST_1)
         self._limit("feature_memory", AT_LEAST_0)
@@ -221,8 +223,7 @@ class TextConfig(_Config, group="data."):
     sample_tokens: int = 100
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self._require(0 < self.val_share < 1, "val_share", "more than 0, less than 1")
         self._limit("min_count tbptt_steps batch_size sample_tokens", AT_LEAST_1)
         self._limit("temperature", AT_LEAST_0)
@@ -276,8 +277,7 @@ class SearchConfig(_Config):
     min_p: float = 0.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self._limit("beam n_best max_length", AT_LEAST_1)
         self._limit("length_penalty no_repeat_ngram diversity top_k seed", AT_LEAST_0)
         self._limit("top_p", ABOVE_0_TO_1)
@@ -291,15 +291,13 @@ class SearchConfig(_Config):
         if self.sample:
             self._require(not self.must, "must", "no words together with sample: beam search finds them")
             self._require(self.groups == 1, "groups", "1 together with sample, which needs no groups")
-        else:
-            self._require_default("temperature top_k top_p min_p seed", "unless sample is true")
-        if self.groups == 1:
-            self._require_default("diversity", "unless groups is 2 or more")
-
-    def _require_default(self, names: str, unless: str) -> None:
-        for name in names.split():
-            default = getattr(SearchConfig, name)
-            self._require(getattr(self, name) == default, name, f"{default} {unless}")
+        for names, used, unless in (
+            ("temperature top_k top_p min_p seed", self.sample, "sample is true"),
+            ("diversity", self.groups > 1, "groups is 2 or more"),
+        ):
+            for name in names.split():
+                default = getattr(SearchConfig, name)
+                self._require(used or getattr(self, name) == default, name, f"{default} unless {unless}")
 
 
 @dataclass(frozen=True)
@@ -330,8 +328,7 @@ class ServeConfig(_Config):
     decoders: int = 4
     allow_urls: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self._limit("max_batch queue max_images max_bytes max_request max_pixels decoders", AT_LEAST_1)
         self._limit("max_wait_ms", AT_LEAST_0)
         self._limit("timeout", POSITIVE)
@@ -381,8 +378,7 @@ class TrainConfig(_Config, group="train."):
     samples: int = 6
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         least = 2 if self.baseline == "others" else 1
         self._require(self.rollouts >= least, "rollouts", f"{least} or more with {self.baseline} baseline")
         self._limit("epochs", AT_LEAST_1)
