@@ -22,7 +22,7 @@ test: install-test  ## the tests; slow ones by make slow
 	$(BIN)/python -m pytest
 
 slow: install-test  ## the slow tests: whole trainings, killed and resumed ones, every command of the README
-	$(BIN)/python -m pytest -m slow -n 0
+	$(BIN)/python -m pytest -m "slow or hypothesis" -n 0 --hypothesis-profile many
 
 lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff check .

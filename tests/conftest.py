@@ -7,8 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side; torch reads it when it is imported
+
+# Examples of each property: a few by default, many in make slow (--hypothesis-profile many).
+PROFILE = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("few", max_examples=25, **PROFILE)
+settings.register_profile("many", max_examples=300, **PROFILE)
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 from helpers import refused
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.files import read_json, write_json
@@ -17,7 +17,6 @@ json_values = st.recursive(
 
 
 @given(json_values)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_is_read(tmp_path, data):
     path = tmp_path / "new" / "folder" / "file.json"
     write_json(path, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import refused
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.data.annotations import Example, read_examples, read_references
@@ -74,7 +74,6 @@ captions = st.sampled_from(["a cat", "  two\nlines \t", "ünï", " ", ""])
 
 
 @given(st.lists(ids, unique=True, max_size=5), st.lists(st.tuples(ids, captions), max_size=12))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_skipping_keeps_exactly_the_good_ones_and_names_the_rest(folder, listed, written):
     data = {
         "images": [{"id": image, "file_name": "b.jpg"} for image in listed],

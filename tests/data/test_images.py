@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
@@ -134,7 +134,6 @@ def test_float_grey_is_scaled_by_the_range_it_stands_for(top):
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=12), st.sampled_from([np.float32, np.int32]))
-@settings(max_examples=60, deadline=None)
 def test_any_deep_grey_gives_an_image_that_keeps_the_order(values, kind):
     values = np.array(values, dtype=np.float32)
     if kind is np.int32:
@@ -218,7 +217,6 @@ def real_exif() -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
 def test_a_corrupt_exif_block_does_not_spoil_the_image(data):
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP"]))
     block = bytearray(real_exif())
@@ -233,7 +231,6 @@ def test_a_corrupt_exif_block_does_not_spoil_the_image(data):
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400), st.sampled_from([1, 6]))
-@settings(max_examples=40, deadline=None)
 def test_a_size_hint_never_goes_below_the_hint(width, height, hint, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -307,7 +304,6 @@ def test_an_image_cut_short_is_refused_unless_nothing_visible_was_lost(kind, tmp
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_random_damage_never_raises_anything_but_image_error(data):
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "JPEG2000"]))
     damaged = bytearray(encoded(photograph(12, 8), kind))
@@ -377,7 +373,6 @@ def test_opening_leaves_no_file_open_and_the_warning_filters_as_they_were(tmp_pa
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
 def test_both_transforms_give_uint8_of_the_size_asked_for(width, height, size):
     image = photograph(width, height)
     for tensor in (eval_transform(image, size), train_transform(image, size, None)):
@@ -447,7 +442,6 @@ def test_train_keeps_left_and_right():
 
 
 @given(st.tuples(*[st.integers(40, 190)] * 3), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
 def test_train_never_changes_the_hue(colour, seed):
     image = Image.new("RGB", (20, 20), colour)
     view = train_transform(image, 4, torch.Generator().manual_seed(seed))[:, 0, 0].tolist()

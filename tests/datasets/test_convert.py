@@ -8,7 +8,7 @@ import sys
 import pytest
 from coco_split import scene, write_split
 from helpers import is_one_line
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
@@ -29,7 +29,6 @@ def captions(examples):
     return [(example.image_id, example.captions) for example in examples]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FACTS, st.booleans(), st.integers(1, 4))
 def test_there_and_back(tmp_path_factory, facts, named, shard_size):
     folder = tmp_path_factory.mktemp("round")

@@ -10,7 +10,7 @@ from urllib.error import URLError
 
 import pytest
 from hostile import Hostile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.datasets import download as module
@@ -135,7 +135,6 @@ def test_a_shorter_file_is_restarted(get):
         max_size=8,
     )
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_bytes_are_right_whatever_is_interrupted(tmp_path, server, script):
     """In the end the server works: the file is its last version, or was complete before the change."""
     path = tmp_path / "a.zip"

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT, SHADES, captions_of, draw, is_one_line
 from hostile import Hostile, make_zip
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.datasets import download, fetch
@@ -184,7 +184,6 @@ def test_a_zip_put_there_by_hand_is_not_removed(get, tmp_path):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_never_become_files(tmp_path, flips):
     """Every file that comes out of a damaged zip is one that went in, or nothing comes out."""
     files = {"photos/a.txt": b"a dog runs " * 20, "photos/b.bin": random.Random(0).randbytes(300)}

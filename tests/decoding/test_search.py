@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,7 +22,6 @@ from captioner.models.decoder import Decoder
 BANNED = (PAD, START, UNK)
 IDS = Ids(START, END, BANNED)
 NEVER = float("-inf")
-quick = settings(max_examples=60, deadline=None, database=None)
 
 
 def of_rows(context: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -346,7 +345,6 @@ def score_of(log_prob: float, terms: int, config: SearchConfig) -> float:
 three_words = st.lists(st.sampled_from([4, 5, 6]), max_size=2)
 
 
-@quick
 @given(
     seed=st.integers(0, 99),
     options=st.fixed_dictionaries(
@@ -383,7 +381,6 @@ def test_a_wide_beam_finds_the_best_of_all_under_any_constraints(seed, options, 
             assert allowed(ids, config, words, END)
 
 
-@quick
 @given(
     seed=st.integers(0, 999),
     beam=st.integers(3, 6),
@@ -615,7 +612,6 @@ def test_the_number_drawn_stays_below_one():
 # ---- the beam of exported models
 
 
-@quick
 @given(
     seed=st.integers(0, 999),
     beam=st.integers(1, 12),

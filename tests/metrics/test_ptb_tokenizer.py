@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.metrics.ptb_tokenizer import DROPPED, ptb_tokenize, ptb_tokenize_all
@@ -129,10 +129,8 @@ def test_at_the_end_of_the_file_nothing_follows():
 
 
 any_text = st.text() | st.text(st.sampled_from("aAbx15 .,-'’\"/&;:()<>@#$%!?\t\n\xa0\xad½é")) | st.text("Ab. 2/")
-quick = settings(max_examples=150, deadline=None, database=None)
 
 
-@quick
 @given(any_text)
 def test_words_are_lower_case_without_white_space_for_any_text(text):
     for word in ptb_tokenize(text):
@@ -142,14 +140,12 @@ def test_words_are_lower_case_without_white_space_for_any_text(text):
         assert not set(word) & set(" \t\n\r\v\f\u2028\u2029")
 
 
-@quick
 @given(any_text, st.sampled_from("\n\r\v\f\u2028\u2029"))
 def test_a_line_break_is_a_space(text, line_break):
     assert ptb_tokenize(text.replace(" ", line_break)) == ptb_tokenize(text)
     assert ptb_tokenize(f"a {text}".replace("\n", " ")) == ptb_tokenize(f"a\n{text}")
 
 
-@quick
 @given(st.lists(any_text, max_size=5))
 def test_all_at_once_is_one_by_one_with_what_follows(texts):
     lines = [" ".join(text.splitlines() + [""] * text.endswith("\n")).replace("\n", " ") for text in texts]
@@ -157,7 +153,6 @@ def test_all_at_once_is_one_by_one_with_what_follows(texts):
     assert ptb_tokenize_all(lines) == [ptb_tokenize(line, rest) for line, rest in zip(lines, rests, strict=True)]
 
 
-@quick
 @given(
     st.lists(st.sampled_from(["a", "Dog", "x.", "no.", "2", "1/2", "b.c.", "<b", ">", "(555)", ":)", "The", "'", "."]))
 )

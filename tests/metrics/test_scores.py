@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner import __version__, metrics
@@ -40,7 +40,6 @@ captions = st.lists(st.sampled_from("abcd"), max_size=7)
 sets = st.lists(captions, min_size=1, max_size=6)
 images = st.tuples(st.lists(captions, min_size=1, max_size=4), captions)
 corpora = st.lists(images, min_size=1, max_size=5).map(lambda rows: tuple(map(list, zip(*rows, strict=True))))
-quick = settings(max_examples=30, deadline=None, database=None)
 
 
 def words(text: str) -> list[str]:
@@ -126,7 +125,6 @@ def close(expected):
 # Properties
 
 
-@quick
 @given(corpora)
 def test_ranges(corpus):
     references, hypotheses = corpus
@@ -139,7 +137,6 @@ def test_ranges(corpus):
     assert 0 <= self_bleu(hypotheses) <= 1
 
 
-@quick
 @given(corpora, st.randoms(use_true_random=False))
 def test_order_of_references_does_not_matter(corpus, rng):
     references, hypotheses = corpus
@@ -148,7 +145,6 @@ def test_order_of_references_does_not_matter(corpus, rng):
         assert metric(shuffled, hypotheses) == pytest.approx(metric(references, hypotheses), abs=1e-12)
 
 
-@quick
 @given(corpora)
 def test_order_of_images_moves_only_the_scores_with_them(corpus):
     references, hypotheses = corpus
@@ -157,7 +153,6 @@ def test_order_of_images_moves_only_the_scores_with_them(corpus):
         assert metric(references[::-1], hypotheses[::-1]) == pytest.approx(metric(references, hypotheses)[::-1])
 
 
-@quick
 @given(corpora)
 def test_a_reference_twice_changes_only_cider(corpus):
     references, hypotheses = corpus
@@ -166,7 +161,6 @@ def test_a_reference_twice_changes_only_cider(corpus):
     assert (rouge_l(doubled, hypotheses) == rouge_l(references, hypotheses)).all()
 
 
-@quick
 @given(corpora)
 def test_images_together_and_alone_have_the_same_counts_and_rouge(corpus):
     counts, rouge = bleu_counts(*corpus), rouge_l(*corpus)
@@ -175,7 +169,6 @@ def test_images_together_and_alone_have_the_same_counts_and_rouge(corpus):
         assert rouge_l([refs], [words])[0] == rouge[i]
 
 
-@quick
 @given(corpora, st.integers(1, 40))
 def test_the_number_of_pairs_at_a_time_does_not_matter_to_rouge(corpus, cells):
     expected = rouge_l(*corpus)
@@ -184,7 +177,6 @@ def test_the_number_of_pairs_at_a_time_does_not_matter_to_rouge(corpus, cells):
         assert (rouge_l(*corpus) == expected).all()
 
 
-@quick
 @given(corpora)
 def test_a_word_is_anything_that_can_be_hashed(corpus):
     def renamed(words):
@@ -195,7 +187,6 @@ def test_a_word_is_anything_that_can_be_hashed(corpus):
         assert (ours == expected).all()
 
 
-@quick
 @given(corpora)
 def test_corpus_scores_are_what_each_function_gives(corpus):
     images = per_image(*corpus)
@@ -204,7 +195,6 @@ def test_corpus_scores_are_what_each_function_gives(corpus):
     assert images.corpus_scores() == close(100 * np.array(expected))
 
 
-@quick
 @given(corpora)
 def test_an_image_alone_with_the_frequencies_of_all_has_the_cider_it_has_among_them(corpus):
     frequencies, expected = DocumentFrequencies(corpus[0]), cider_d(*corpus)
@@ -214,7 +204,6 @@ def test_an_image_alone_with_the_frequencies_of_all_has_the_cider_it_has_among_t
         assert per_image([refs], [words], frequencies).cider == close(expected[i : i + 1])
 
 
-@quick
 @given(captions.filter(len), captions.filter(len))
 def test_rouge_uses_the_longest_common_subsequence(hypothesis, reference):
     @cache
@@ -229,7 +218,6 @@ def test_rouge_uses_the_longest_common_subsequence(hypothesis, reference):
     assert rouge_l([[reference]], [hypothesis]) == pytest.approx([expected])
 
 
-@quick
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=4, max_size=9), min_size=1, max_size=5))
 def test_perfect_captions(hypotheses):
     references = [[["x", "y"], words, ["a"]] for words in hypotheses]
@@ -237,13 +225,11 @@ def test_perfect_captions(hypotheses):
     assert rouge_l(references, hypotheses) == pytest.approx(1.0)
 
 
-@quick
 @given(images)
 def test_one_image_gives_no_cider(image):
     assert cider_d([image[0]], [image[1]]).tolist() == cider([image[0]], [image[1]]).tolist() == [0.0]
 
 
-@quick
 @given(sets)
 def test_self_bleu_is_the_mean_bleu_against_all_others(hypotheses):
     each = [bleu([hypotheses[:i] + hypotheses[i + 1 :]], [h])[-1] for i, h in enumerate(hypotheses[1:], 1)]
@@ -251,14 +237,12 @@ def test_self_bleu_is_the_mean_bleu_against_all_others(hypotheses):
     assert self_bleu(hypotheses) == close(np.mean([first, *each]))
 
 
-@quick
 @given(sets, st.integers(1, 5))
 def test_distinct_n_counts_distinct_ngrams(hypotheses, n):
     ngrams = [tuple(words[i : i + n]) for words in hypotheses for i in range(len(words) - n + 1)]
     assert distinct_n(hypotheses, n) == close(len(set(ngrams)) / max(1, len(ngrams)))
 
 
-@quick
 @given(sets, sets)
 def test_seen_share_counts_the_captions_of_the_training_set(hypotheses, training):
     assert seen_share(hypotheses, iter(map(tuple, training))) == close(np.mean([h in training for h in hypotheses]))
@@ -293,7 +277,6 @@ def test_rouge_l_and_cider_d_equal_coco_caption(corpus, metric, name):
     assert scores == close(each)
 
 
-@settings(quick, max_examples=100)
 @given(corpora)
 def test_all_equal_coco_caption_on_the_smallest_corpora(corpus):
     total, each = coco_caption("Bleu", *corpus)
@@ -327,7 +310,6 @@ def textbook_cider(references, hypotheses) -> list[float]:
     return scores
 
 
-@quick
 @given(corpora)
 def test_plain_cider_equals_the_textbook(corpus):
     assert cider(*corpus) == close(textbook_cider(*corpus))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner import metrics
@@ -22,7 +22,6 @@ def reward(rewards: Rewards, images, hypotheses, ended=None) -> np.ndarray:
     return rewards(np.asarray(images), words, np.array([len(caption) for caption in hypotheses]) + ended)
 
 
-@settings(max_examples=150, deadline=None)
 @given(corpora, st.sampled_from([0.0, 0.7]))
 def test_equal_to_the_metrics_with_end_as_a_word(corpus, weight):
     references, hypotheses = map(list, zip(*corpus, strict=True))
