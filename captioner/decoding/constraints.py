@@ -3,7 +3,7 @@
 A constraint is called as ``constraint(log_probs, history)`` with the log-probabilities (N, V) of the next word and the
 words so far (N, L), the same L in all rows. It writes −inf where a word may not follow and changes nothing else, so the
 log-probability of a caption remains that of the model. The functions here become constraints when their other
-arguments are bound, as in ``partial(forbid, words=[3])``. They know no model and combine in any order.
+arguments are bound, as in ``partial(forbid, words=[3])``; they combine in any order.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Greedy, beam, diverse and constrained search, and sampling, over a step function; knows no model.
-
-There is one loop, :func:`beam`. Constraints (:mod:`captioner.decoding.constraints`) forbid words. A ``choose`` function
-selects among the possible continuations: :func:`topk` (beam search), :func:`constrained` (words that must appear),
-:func:`diverse` (groups of beams) or :func:`sample`. :func:`search` combines them for a
-:class:`captioner.config.SearchConfig`.
+"""Greedy, beam, diverse and constrained search, and sampling, over a step function; docs/search.md describes them.
 
 Axes: B images, A of them still active, R live beams of each (1 before the first word, K after it), V vocabulary,
 M maximal length, L words so far, C candidates, n captions returned.
@@ -237,7 +232,6 @@ def beam(
         group_size: this many images in a row are finished together, as the groups of a diverse search.
     """
     images, device, longest = len(context[0]), context[0].device, config.max_length
-
     result = Hypotheses.empty(images, n_best, longest, end, device)
     finished = Hypotheses.empty(images, width, longest, end, device)
     active = torch.arange(images, device=device)  # (A,)
@@ -346,10 +340,7 @@ def search(
 
 
 def ensemble(members: Sequence[tuple[Step, State, State]]) -> tuple[Step, State, State]:
-    """Several models with the same vocabulary as one: the mean of their probabilities at every step.
-
-    `members` are step, state and context of each, for the same images.
-    """
+    """Several models (step, state and context of each) as one: the mean of their probabilities at every step."""
 
     def step(words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
         after: State = ()

@@ -2,9 +2,7 @@
 
 The Java programs are in pycocoevalcap (the extra `coco`). Its parts have licences of their own, among them GPL, AGPL
 and not for commercial use, so it is never imported: only its folder is located when a score is asked for.
-
-Captions are given as in :mod:`captioner.metrics.scores`. All functions raise UserError if something they need is
-missing or fails.
+All functions raise UserError if something they need is missing or fails.
 """
 
 from __future__ import annotations

@@ -275,10 +275,7 @@ def _add_external(
 
 def _write_per_image(path: Path, captions: Mapping[ID, str], scores: Sequence[Mapping[str, float]]) -> None:
     """Write a row an image: id, caption, scores."""
-    rows = [
-        {"image_id": image, "caption": caption, **each}
-        for (image, caption), each in zip(captions.items(), scores, strict=True)
-    ]
+    rows = [{"image_id": i, "caption": captions[i], **each} for i, each in zip(captions, scores, strict=True)]
     if path.suffix == ".json":
         write_json(path, rows)
         return

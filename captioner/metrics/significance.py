@@ -11,7 +11,7 @@ import numpy as np
 
 from captioner.metrics.scores import NAMES, PerImage, corpus_scores
 
-LEVEL = 0.95  # of the intervals
+QUANTILES = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of the intervals
 MAX_DRAWS = 1 << 20  # images drawn at a time, in several rounds together: about 30 MB
 
 
@@ -19,13 +19,11 @@ def intervals(images: PerImage, resamples: int = 1000, seed: int = 0) -> dict[st
     """95 % percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13) of the six corpus scores.
 
     N images are drawn with replacement `resamples` times; BLEU is computed from the summed counts of those drawn,
-    ROUGE-L and CIDEr-D are their means.
-
-    Returns:
-        {name: {"low": …, "high": …}}, the 2.5 % and 97.5 % quantiles.
+    ROUGE-L and CIDEr-D are their means. Returns {name: {"low": …, "high": …}}, the 2.5 % and 97.5 % quantiles.
     """
     scores = corpus_scores(_bootstrap(images.table(), resamples, seed), len(images.cider))  # (resamples, 6)
-    return {name: _interval(values) for name, values in zip(NAMES, scores.T, strict=True)}
+    low, high = np.quantile(scores, QUANTILES, axis=0)
+    return _by_name(low=low, high=high)
 
 
 def compare(
@@ -52,21 +50,13 @@ def compare(
     # Equal differences differ in their last digits if they were summed in another order.
     extreme = np.count_nonzero(abs(_swapped(a, b, rounds, seed)) >= abs(observed) * (1 - 1e-9), axis=0)
     p = (1 + extreme) / (1 + rounds)
-    return {
-        name: {
-            "first": float(scores_a[i]),
-            "second": float(scores_b[i]),
-            "difference": float(observed[i]),
-            **_interval(differences[:, i]),
-            "p": float(p[i]),
-        }
-        for i, name in enumerate(NAMES)
-    }
+    low, high = np.quantile(differences, QUANTILES, axis=0)
+    return _by_name(first=scores_a, second=scores_b, difference=observed, low=low, high=high, p=p)
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"low": float(low), "high": float(high)}
+def _by_name(**columns: np.ndarray) -> dict[str, dict[str, float]]:
+    """Columns of six values → {score: {column: value}}."""
+    return {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(NAMES)}
 
 
 def _bootstrap(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
