@@ -18,7 +18,7 @@ from PIL import Image
 import captioner
 from captioner.data.images import open_image
 from captioner.decoding.constraints import BAD_ENDINGS
-from captioner.reports.gallery import shades
+from captioner.reports.gallery import map_bytes
 
 
 def gallery(target: str, photos: list[str], checkpoint: str | None) -> None:
@@ -56,7 +56,7 @@ def attention(target: str, photos: list[str], checkpoint: str | None) -> None:
 def lit(image: Image.Image, weights) -> np.ndarray:
     """The image, dark where a word's weights (grid, grid) are low; (H, W, 3) from 0 to 1."""
     grid = math.isqrt(weights.numel())
-    small = Image.frombytes("L", (grid, grid), shades(weights)).resize(image.size, Image.Resampling.BICUBIC)
+    small = Image.frombytes("L", (grid, grid), map_bytes(weights)).resize(image.size, Image.Resampling.BICUBIC)
     light = np.asarray(small)[:, :, None] / 255
     return (np.asarray(image) / 255 * (0.2 + 0.8 * light) + light * (0.12, 0.05, -0.08)).clip(0, 1)  # and warm
 

@@ -27,10 +27,7 @@ from captioner.config import SearchConfig
 from captioner.errors import UserError
 from captioner.files import check_writable, write_json
 
-MAIN = """
-checkpoint device annotations images split beam output report compare compare_checkpoint json
-skip_bad_images
-"""
+MAIN = "checkpoint device annotations images split beam output report compare compare_checkpoint json skip_bad_images"
 
 
 def configure(parser: Any) -> None:
@@ -43,9 +40,7 @@ def configure(parser: Any) -> None:
     add_skip_argument(parser)
     parser.add_argument("--output", type=str, help="write the captions to this COCO results JSON")
     parser.add_argument("--compare_checkpoint", type=str, help="also caption with this model, and compare the two")
-    parser.add_argument(
-        "--report", type=str, help="also write an HTML page: the scores, and every image with its captions"
-    )
+    parser.add_argument("--report", type=str, help="also write an HTML page: scores, and every image with its captions")
     parser.add_class_arguments(ScoreOptions)
 
 

@@ -51,11 +51,8 @@ def configure(parser: Any) -> None:
     )
     parser.add_argument("--devices", type=int, default=1, help="processes of --engine ddp or ray, each on a GPU if any")
     parser.add_argument("--part_size", type=int, default=256, help="images in a part: the most an interruption costs")
-    parser.add_argument(
-        "--report",
-        type=str,
-        help="also write an HTML page with the images, the probability of each word and its attention map",
-    )
+    about = "also write an HTML page with the images, the probability of each word and its attention map"
+    parser.add_argument("--report", type=str, help=about)
 
 
 def run(options: Any) -> int:
@@ -75,10 +72,9 @@ def run(options: Any) -> int:
 
 
 def _check_combinations(options: Any) -> None:
-    if options.devices < 1:
-        raise UserError(f"--devices is {options.devices}: expected 1 or more")
-    if options.part_size < 1:
-        raise UserError(f"--part_size is {options.part_size}: expected 1 or more")
+    for name in ("devices", "part_size"):
+        if options[name] < 1:
+            raise UserError(f"--{name} is {options[name]}: expected 1 or more")
     if options.engine == "local" and options.devices > 1:
         raise UserError(f"--devices is {options.devices}: expected 1 with --engine local; ddp and ray use several")
     if options.engine != "local" and options.output is None:

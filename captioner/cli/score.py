@@ -7,7 +7,6 @@ The results are COCO results, {"id": "caption"} or JSON Lines; images are named 
 
 from __future__ import annotations
 
-from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ def configure(parser: Any) -> None:
         help="references, in any format of docs/data.md, or {id: [caption, …]}",
     )
     add_split_arguments(parser)
-    parser.add_argument(
-        "--results", type=str, required=True, help="captions, as JSON or JSON Lines, one for each image"
-    )
+    parser.add_argument("--results", type=str, required=True, help="captions, one for each image, as JSON (Lines)")
     parser.add_class_arguments(ScoreOptions)
 
 
@@ -42,9 +39,7 @@ def run(options: Any) -> None:
     wanted = config_of(ScoreOptions, options)
     images: dict[Any, Path] = {}
     if wanted.clip_score is not None and not (options.images and Path(options.images).is_dir()):
-        raise UserError(
-            f"--images is {options.images!r}: expected the folder with the images, which --clip_score reads"
-        )
+        raise UserError(f"--images is {options.images!r}: expected the folder of the images, for --clip_score")
     references, names = read_references(
         options.annotations, options.images, options.split, columns=options.columns, listed=options.list
     )
@@ -52,7 +47,7 @@ def run(options: Any) -> None:
     if wanted.clip_score is not None:
         for image in references:
             name = names.get(image, image)
-            if isinstance(name, str) and not escapes_folder(normpath(name)):
+            if isinstance(name, str) and not escapes_folder(name):
                 images[image] = Path(options.images, name)
     result = score_images(references, results, wanted, names, images, options.results)
     show_scores(result.scores, wanted.json)

@@ -6,6 +6,7 @@ Example: captioner serve --port 8000 --beam 3, then: curl -F files=@dog.jpg http
 from __future__ import annotations
 
 import signal
+import socket
 from typing import Any
 
 from captioner.cli.options import add_checkpoint_arguments, config_of, model_name, resolve_device
@@ -32,8 +33,6 @@ def run(options: Any) -> None:
         from captioner.deploy.server import make_app
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
-    import socket
-
     from captioner.models.captioner import load
 
     search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)

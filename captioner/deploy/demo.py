@@ -39,11 +39,7 @@ MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
 
 
 class ModelCache:
-    """Models of several checkpoints (None: the shipped one), each loaded on first use and kept.
-
-    Raises:
-        UserError: the first one cannot be opened, or another one is not a file.
-    """
+    """Models of several checkpoints (None: the shipped one), each loaded on first use and kept."""
 
     def __init__(self, paths: Sequence[str] | None, device: str) -> None:
         self.paths = list(dict.fromkeys(paths or [os.path.relpath(SHIPPED)]))
@@ -54,11 +50,7 @@ class ModelCache:
         self.get(self.paths[0])
 
     def get(self, path: str) -> CaptionModel:
-        """The model of one of the checkpoints.
-
-        Raises:
-            UserError: it cannot be opened, or is not one of them.
-        """
+        """The model of one of the checkpoints."""
         if path not in self.paths:
             raise UserError(f"{path} is not served here: choose one of {', '.join(self.paths)}")
         if path not in self.loaded:
@@ -72,11 +64,7 @@ def option_help() -> dict[str, str]:
 
 
 def search_config(values: Mapping[str, Any]) -> SearchConfig:
-    """The search options of the controls, by field; those of sampling are ignored when captions are not sampled.
-
-    Raises:
-        UserError: a value is missing, out of RANGES, or refused by SearchConfig.
-    """
+    """The search options of the controls, by field; those of sampling are ignored when captions are not sampled."""
     options: dict[str, Any] = {}
     for field in fields(SearchConfig):
         value = values[field.name]
@@ -228,11 +216,7 @@ def _theme() -> Any:
 
 
 def serve(models: ModelCache, host: str, port: int) -> None:
-    """Serve the page until it is interrupted.
-
-    Raises:
-        UserError: the address is not available.
-    """
+    """Serve the page until it is interrupted."""
     blocks = build_page(models)
     try:
         blocks.launch(

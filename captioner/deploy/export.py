@@ -17,6 +17,7 @@ from captioner.errors import UserError, one_line
 from captioner.files import atomic_folder, write_json
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
+from captioner.reports.page import render
 
 FORMAT = 1  # of config.json
 ENDINGS = {"onnx": "onnx", "torch-export": "pt2"}
@@ -143,7 +144,9 @@ def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
         save_slim(part / "model.safetensors", header, _lossless_state(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
         write_json(part / "config.json", config)
-        (part / "README.md").write_text(model_card(model, title, data), encoding="utf-8")
+        facts = {"words": len(model.vocabulary), "parameters": sum(each.numel() for each in model.parameters())}
+        card = render("deploy/model_card.md", title=title, data=data, config=model.config, **facts)
+        (part / "README.md").write_text(card, encoding="utf-8")
 
 
 def _lossless_state(model: Captioner) -> dict[str, Tensor]:
@@ -155,36 +158,6 @@ def _lossless_state(model: Captioner) -> dict[str, Tensor]:
         exact = value.is_floating_point() and torch.equal(value.half().float(), value.float())
         state[name] = value.half() if exact else value
     return state
-
-
-def model_card(model: Captioner, title: str, data: str) -> str:
-    """A model card in Markdown (https://huggingface.co/docs/hub/model-cards)."""
-    config, grid = model.config, model.config.grid
-    feature = f"attention ({config.attention}) over a {grid} × {grid} grid" if grid else "one feature"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"""---
-library_name: captioner
-pipeline_tag: image-to-text
-tags:
-- image-captioning
-- pytorch
----
-# {title}
-
-Writes a caption for an image: {config.encoder} ({feature}), {config.layers} layer(s) of {config.cell}, hidden size
-{config.hidden_size}, {len(model.vocabulary):,} words, {parameters:,} parameters, encoder included.
-
-```python
-import captioner
-
-model = captioner.load("PATH OF THIS FOLDER")  # or hf://organisation/name
-print(model.caption("photo.jpg"))
-```
-
-**Training data**: {data or "not stated"}. **Scores**: not stated; `captioner evaluate --checkpoint FOLDER` measures
-them. Captions repeat what was common in the training captions, even where the image shows something else, and use only
-their words.
-"""
 
 
 def push(folder: Path, name: str) -> str:

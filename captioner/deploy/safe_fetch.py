@@ -16,6 +16,8 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Global to older Pythons: protocol assignments, where clouds have their metadata; site-local addresses.
 PRIVATE = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("fec0::/10"))
 
+FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+
 
 class Refused(Exception):
     """An address that is not allowed or gave no content; one line."""
@@ -55,50 +57,36 @@ class _PublicOnly(httpcore.AsyncNetworkBackend):
 
 
 async def fetch(url: str, max_bytes: int, timeout: float) -> bytes:
-    """The content of an http or https address.
+    """The content, at most `max_bytes`, of an http or https address of a public host, on port 80 or 443.
 
-    Args:
-        url: of a public host, on port 80 or 443; it may redirect up to REDIRECTS times, to another such address.
-        max_bytes: of the content.
-        timeout: seconds without any data.
+    It may redirect up to REDIRECTS times, to another such address. `timeout` is in seconds without any data.
 
     Raises:
         Refused: any other address, or no content.
     """
-    shown = url[:200]
     try:
         async with httpcore.AsyncConnectionPool(ssl.create_default_context(), network_backend=_PublicOnly()) as pool:
             for _ in range(REDIRECTS + 1):
-                _check_address(url)
                 redirect, content = await _request(pool, url, max_bytes, timeout)
                 if redirect is None:
                     return content
                 url = redirect
-                shown = url[:200]
-        raise Refused(f"{shown}: more than {REDIRECTS} redirects")
-    except (
-        httpcore.NetworkError,
-        httpcore.TimeoutException,
-        httpcore.ProtocolError,
-        httpcore.UnsupportedProtocol,
-    ) as error:
-        raise Refused(f"{shown}: cannot be fetched ({type(error).__name__})") from None
+        raise Refused(f"{url[:200]}: more than {REDIRECTS} redirects")
+    except FAILURES as error:
+        raise Refused(f"{url[:200]}: cannot be fetched ({type(error).__name__})") from None
     except (ValueError, TypeError):  # letters as a port, brackets that do not close, characters outside ASCII
-        raise Refused(f"{shown}: is not an address") from None
-
-
-def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise Refused(f"{url[:200]}: expected http:// or https:// and a host")
-    if parts.port not in (None, 80, 443):
-        raise Refused(f"{url[:200]}: only the ports 80 and 443 are allowed")
+        raise Refused(f"{url[:200]}: is not an address") from None
 
 
 async def _request(
     pool: httpcore.AsyncConnectionPool, url: str, max_bytes: int, timeout: float
 ) -> tuple[str | None, bytes]:
     """The address that a response redirects to, or None and its content."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise Refused(f"{url[:200]}: expected http:// or https:// and a host")
+    if parts.port not in (None, 80, 443):
+        raise Refused(f"{url[:200]}: only the ports 80 and 443 are allowed")
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
     async with pool.stream("GET", url, extensions={"timeout": timeouts}) as response:
         headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}

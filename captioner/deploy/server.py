@@ -33,6 +33,14 @@ FORM_BYTES = 64 * 1024  # of a request besides its images
 BUSY = {"Retry-After": "1"}
 Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or why there is neither
 
+# For /openapi.json: FastAPI does not know what /caption reads from the body itself
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_FORM = {"schema": {"type": "object", "properties": {"files": _FILES}}}
+_JSON = {"schema": {"type": "object", "properties": {"images": _STRINGS, "urls": _STRINGS}}}
+BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _FORM, "application/json": _JSON}}}
+STATUSES = (413, 415, 422, 503, 504)  # besides 200
+
 
 class Batcher:
     """Captions images of many requests together, in a thread of its own.
@@ -121,7 +129,7 @@ class CaptionService:
         await asyncio.to_thread(self.batcher.close)
 
     async def respond(self, request: Request) -> dict[str, Any]:
-        """The answer to a request to /caption; HTTPException for one of the statuses of RESPONSES."""
+        """The answer to a request to /caption; HTTPException for one of STATUSES."""
         try:
             return await asyncio.wait_for(self._caption_request(request), self.config.timeout)
         except asyncio.TimeoutError:
@@ -196,12 +204,13 @@ def make_app(model: CaptionModel, search: SearchConfig, config: ServeConfig, nam
 
 
 def _add_routes(app: FastAPI, service: CaptionService) -> None:
-    @app.post("/caption", openapi_extra=OPENAPI, responses=RESPONSES)
+    @app.post("/caption", openapi_extra=BODY, responses={status: {} for status in STATUSES})
     async def caption(request: Request) -> dict[str, Any]:
         """Caption one or several images.
 
         The results come in the order of the images. An image that cannot be read has an `error` instead of a caption;
-        when no image can be read, the status is 422.
+        when no image can be read, the status is 422. It is 413 for too many bytes or images, 415 for neither a form
+        nor JSON, 503 while too many images are waiting, and 504 for captions that are not done in time.
         """
         return await service.respond(request)
 
@@ -247,31 +256,23 @@ async def read_sources(request: Request, config: ServeConfig) -> list[tuple[str,
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with files, or application/json with images")
-    limit = config.max_images * config.max_bytes
-    if kind == "application/json":
-        limit = limit * 4 // 3  # base64
-    limit = min(limit, config.max_request)
+    is_json = kind == "application/json"  # in base64, 4 characters for 3 bytes
+    limit = min(config.max_images * config.max_bytes * (4 if is_json else 3) // 3, config.max_request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit + FORM_BYTES:
             raise HTTPException(413, f"the request has more than {limit:,} bytes")
-    if kind == "application/json":
+    if is_json:
         sources = await asyncio.to_thread(_json_sources, bytes(body), config)  # takes up to a second
     else:
         sources = await _form_sources(request, bytes(body), config)
     if not sources:
         raise HTTPException(422, "no image: send files, images or urls")
-    _check_count(len(sources), config)
     for name, source in sources:
         if isinstance(source, bytes) and len(source) > config.max_bytes:
             raise HTTPException(413, f"{name}: {len(source):,} bytes, at most {config.max_bytes:,} for an image")
     return sources
-
-
-def _check_count(images: int, config: ServeConfig) -> None:
-    if images > config.max_images:
-        raise HTTPException(413, f"{images:,} images: at most {config.max_images} in a request")
 
 
 async def _form_sources(request: Request, body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
@@ -281,14 +282,12 @@ async def _form_sources(request: Request, body: bytes, config: ServeConfig) -> l
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, stream(), max_files=config.max_images + 1, max_fields=8)
+    parser = MultiPartParser(request.headers, stream(), max_files=config.max_images, max_fields=8)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        status = 413 if "Too many files" in error.message else 422
-        raise HTTPException(status, f"the form cannot be read: {error.message}") from None
     except Exception as error:  # starlette raises almost anything for malformed headers
-        raise HTTPException(422, f"the form cannot be read ({type(error).__name__})") from None
+        reason = error.message if isinstance(error, MultiPartException) else type(error).__name__
+        raise HTTPException(413 if "Too many files" in reason else 422, f"the form cannot be read: {reason}") from None
     sources = []
     for field, value in form.multi_items():
         if isinstance(value, str):
@@ -305,11 +304,11 @@ def _json_sources(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
         raise HTTPException(422, "the body is not JSON") from None
     if not isinstance(content, dict) or len(content) != 1 or not {"images", "urls"} >= content.keys():
         raise HTTPException(422, 'expected {"images": ["<base64>", …]} or {"urls": ["https://…", …]}')
-    (kind, values), *_ = content.items()
-    if isinstance(values, list):
-        _check_count(len(values), config)
+    ((kind, values),) = content.items()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HTTPException(422, f"{kind!r} must be a list of strings")
+    if len(values) > config.max_images:
+        raise HTTPException(413, f"{len(values):,} images: at most {config.max_images} in a request")
     if kind == "images":
         return [(f"image {number}", _decode_base64(number, value)) for number, value in enumerate(values)]
     if not config.allow_urls:
@@ -323,23 +322,3 @@ def _decode_base64(number: int, text: str) -> bytes | ImageError:
         return base64.b64decode(text.split(",", 1)[-1] if text.startswith("data:") else text, validate=True)
     except ValueError:
         return ImageError(f"image {number}: is not base64")
-
-
-RESPONSES: dict[int | str, Any] = {
-    413: {"description": "too many bytes or images"},
-    415: {"description": "neither a form nor JSON"},
-    422: {"description": "no image can be captioned"},
-    503: {"description": "too many are waiting"},
-    504: {"description": "not done in time"},
-}
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"files": _FILES}}},
-            "application/json": {"schema": {"type": "object", "properties": {"images": _STRINGS, "urls": _STRINGS}}},
-        },
-    }
-}

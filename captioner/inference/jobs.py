@@ -27,23 +27,14 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """How images are captioned, in plain values that can be sent to other processes.
+    """How images are captioned, in plain values that can be sent to other processes."""
 
-    Attributes:
-        checkpoints: files; None: the shipped model.
-        search: the options of the search.
-        batch_size: images decoded together.
-        workers: processes that read images, for each process that captions.
-        device: cpu, cuda, …; where each process has its own GPU, cuda means that one.
-        devices: processes that caption, 1 or more.
-    """
-
-    checkpoints: list[str] | None
+    checkpoints: list[str] | None  # None: the shipped model
     search: SearchConfig
-    batch_size: int
-    workers: int
-    device: str
-    devices: int = 1
+    batch_size: int  # images decoded together
+    workers: int  # processes that read images, for each process that captions
+    device: str  # cpu, cuda, …; where each process has its own GPU, cuda means that one
+    devices: int  # processes that caption, 1 or more
 
     def settings(self) -> dict[str, Any]:
         """What captions depend on besides the images: digests of the checkpoints, and the search options."""
@@ -71,18 +62,10 @@ def caption_record(image: Any, result: list[Caption] | UserError, n_best: int) -
 def caption_parts(
     engine: str, job: CaptionJob, folder: Path, items: Sequence[Any], model: CaptionModel, size: int
 ) -> PartFolder:
-    """Caption all images to a folder of parts; parts that exist already stay as they are.
+    """Caption the images of :func:`captioner.data.inputs.find_inputs` to a folder of parts; existing parts stay.
 
-    Args:
-        engine: one of ENGINES.
-        job: its options.
-        folder: of the parts.
-        items: images, as :func:`captioner.data.inputs.find_inputs` gives them.
-        model: that of the job, in this process.
-        size: images in a part, rounded up to whole batches, so that every engine makes the same batches.
-
-    Raises:
-        UserError: a search option is wrong, a package is missing, the folder holds something else, or a process died.
+    `model` is that of the job, in this process. `size`, the images in a part, is rounded up to whole batches, so that
+    every engine makes the same batches.
     """
     search_ids(model.vocabulary, job.search)  # before anything is written
     batch = clips_per_batch(job.batch_size, model.frames)

@@ -31,7 +31,6 @@ class Predictor(pl.LightningModule):
     def __init__(self, job: CaptionJob, parts: PartFolder, numbers: Sequence[int]) -> None:
         super().__init__()
         self.job, self.parts, self.numbers = job, parts, numbers
-        self.model: CaptionModel
 
     def setup(self, stage: str) -> None:
         """Load the model in each process; Lightning then moves it to the process's device."""
@@ -56,11 +55,7 @@ class Predictor(pl.LightningModule):
 
 
 def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """Caption these chunks in ``job.devices`` processes; yield the numbers when all parts are written.
-
-    Raises:
-        UserError: a process died or failed. The parts written so far stay.
-    """
+    """Caption these chunks in ``job.devices`` processes; yield the numbers when all parts are written."""
     from torch.multiprocessing.spawn import ProcessException
 
     trainer = pl.Trainer(

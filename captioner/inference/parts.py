@@ -23,22 +23,14 @@ class PartFolder:
     """Chunk n is the items n · size … (n + 1) · size − 1; its records, a JSON line an item, are ``part-n.jsonl``.
 
     A part is written under another name and renamed: a part that exists is whole, and chunks without one remain to be
-    done. ``manifest.json`` states what the parts depend on; a run with another manifest is refused.
-
-    Args:
-        folder: created when missing.
-        items: images; their names are compared, not their contents.
-        size: items in a chunk, 1 or more; the last one may have fewer.
-        settings: plain values by name that the records depend on besides the items.
+    done. ``manifest.json`` states what the parts depend on, which is the names of the items, `size` and `settings`, by
+    name; a run with another manifest is refused.
     """
 
     def __init__(self, folder: Path, items: Sequence[Any], size: int, settings: Mapping[str, Any]) -> None:
         self.folder, self.items, self.size = folder, items, size
-        digest = hashlib.sha256()
-        for item in items:
-            digest.update(os.fsencode(f"{item}\n"))
-        inputs = {"images": len(items), "their names": digest.hexdigest()[:16], "part_size": size}
-        self.manifest = {**inputs, **settings}
+        digest = hashlib.sha256(b"".join(os.fsencode(f"{item}\n") for item in items)).hexdigest()[:16]
+        self.manifest = {"images": len(items), "their names": digest, "part_size": size, **settings}
 
     def __len__(self) -> int:
         """Number of chunks."""
@@ -46,11 +38,7 @@ class PartFolder:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Lock the folder for this run; create it, or check its manifest.
-
-        Raises:
-            UserError: it holds something else, another run writes there, or it cannot be written.
-        """
+        """Lock the folder for this run; create it, or check its manifest."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=0):
@@ -76,9 +64,7 @@ class PartFolder:
         keys = sorted(key for key in {**here, **there} if there.get(key) != here.get(key))
         if keys:
             differences = "; ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
-            raise UserError(
-                f"{self.folder} holds parts of another run ({differences}): delete it or name another --output"
-            )
+            raise UserError(f"{self.folder} is of another run ({differences}): delete it or name another --output")
 
     def chunk(self, number: int) -> Sequence[Any]:
         """The items of a chunk."""
@@ -105,11 +91,7 @@ class PartFolder:
             yield number
 
     def records(self) -> Iterator[Record]:
-        """The records of all items, in their order; one part is in memory at a time.
-
-        Raises:
-            UserError: a part is missing, damaged, or has not one record for each item of its chunk.
-        """
+        """The records of all items, in their order; one part is in memory at a time. UserError if it is damaged."""
         for number in range(len(self)):
             file, items = self._file(number), self.chunk(number)
             try:

@@ -35,9 +35,6 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
 
     This process writes the parts, so a cluster needs no shared folder for them. Ray replaces an actor that dies and
     gives its chunks to the new one, without limit.
-
-    Raises:
-        UserError: Ray is missing or failed. The parts written so far stay.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures are also raised here

@@ -16,8 +16,7 @@ from captioner.reports.page import render
 
 WIDTH, BAR = 80, 40  # columns of the terminal, and of the longest bar
 MAX_BARS = 15
-TERMINAL_LINES, PAGE_LINES = 5, 100  # lines of a finding that are shown
-MAX_GROUPS, MAX_IMAGES = 50, 6  # groups of duplicates on the page, and images of a group
+TERMINAL_LINES = 5  # lines of a finding that are shown
 THUMBNAIL_SIDE = 160  # pixels of the long side
 
 Report = Mapping[str, Any]  # what captioner.datasets.inspect.inspect returns
@@ -118,9 +117,8 @@ def as_html(report: Report) -> str:
         {**split, "facts": _facts(split), "bars": _bars(split), "table": _vocabulary_table(split)}
         for split in report["splits"]
     ]
-    limits = {"max_groups": MAX_GROUPS, "max_images": MAX_IMAGES, "max_lines": PAGE_LINES}
-    findings, no_problem = report["findings"], _no_problem(report).capitalize()
-    values = {"findings": findings, "splits": splits, "no_problem": no_problem, "thumbnail": _thumbnail, **limits}
+    no_problem = _no_problem(report).capitalize()
+    values = {"findings": report["findings"], "splits": splits, "no_problem": no_problem, "thumbnail": _thumbnail}
     return render("reports/dataset_report.html", **values)
 
 

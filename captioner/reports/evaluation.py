@@ -42,8 +42,7 @@ class EvaluationPage(Page):
         two = len(names) > 1
         super().__init__(path, "reports/evaluation.html", heading=heading, attention=attention, two=two)
         self.names, self.size = names, LARGE if count <= MAX_LARGE else SMALL
-        self.places: dict[Any, int] = {}  # in `images`, by image id
-        self.images: list[dict[str, Any]] = []  # for the script of the page
+        self.images: dict[Any, dict[str, Any]] = {}  # by id, for the script of the page
         self.summary: dict[str, Any] = {}  # of evaluation_summary.html
 
     def add(self, example: Example, captions: Sequence[Caption], other: Sequence[Caption] | str | None = None) -> None:
@@ -60,23 +59,20 @@ class EvaluationPage(Page):
             for colour, name, each in zip(COLOURS, self.names, systems, strict=False)
         ]
         self.write(render("reports/evaluation_card.html", **card))
-        self.places[example.image_id] = len(self.images)
         best = [each[0] if isinstance(each[0], str) else each[0].text for each in systems]
-        self.images.append(
-            {
-                "name": printable(example.name),
-                "captions": [printable(text) for text in best],
-                "references": [printable(reference) for reference in example.captions],
-                "perplexity": round(captions[0].perplexity, 3),
-            }
-        )
+        self.images[example.image_id] = {
+            "name": printable(example.name),
+            "captions": [printable(text) for text in best],
+            "references": [printable(reference) for reference in example.captions],
+            "perplexity": round(captions[0].perplexity, 3),
+        }
 
     def finish(self, scored: ScoringResult) -> None:
         """Set the scores of the images that were added."""
         systems = [image_scores(scores) for scores in scored.per_image]
         for image, *each in zip(scored.ids, *systems, strict=True):
             rounded = [{name: round(value, 2) for name, value in scores.items()} for scores in each]
-            self.images[self.places[image]]["scores"] = rounded
+            self.images[image]["scores"] = rounded
         texts = [*scored.words, [caption for captions in scored.references for caption in captions]]
         self.summary = {
             "scores": scored.scores,
@@ -85,7 +81,6 @@ class EvaluationPage(Page):
             "series": list(zip(COLOURS, self.names, strict=False)),
             "ciders": histogram([100 * images.cider for images in scored.per_image], whole=False),
             "lengths": histogram([[len(words) for words in text] for text in texts], whole=True),
-            "facts": _facts(scored.scores),
             "words": _words(scored.words[0], scored.references),
         }
 
@@ -96,20 +91,6 @@ def _lines(captions: Sequence[Caption | str]) -> list[dict[str, Any] | str]:
         caption if isinstance(caption, str) else caption_values(caption, with_maps=i == 0)
         for i, caption in enumerate(captions)
     ]
-
-
-def _facts(scores: dict[str, Any]) -> dict[str, str]:
-    facts = {
-        "images": f"{scores['images']:,}",
-        "distinct captions": f"{scores['distinct']:.1f} %",
-        "vocabulary": f"{scores['vocabulary']:,} words",
-        "mean length": f"{scores['mean_length']:.2f} words",
-        "self-BLEU": f"{scores['self-BLEU-4']:.2f}",
-        "CIDEr, captions shuffled": f"{scores['CIDEr-shuffled']:.2f}",
-    }
-    if "seen_in_training" in scores:
-        facts["copies of training captions"] = f"{scores['seen_in_training']:.1f} %"
-    return facts
 
 
 def histogram(samples: Sequence[Any], whole: bool) -> list[tuple[str, list[float]]]:

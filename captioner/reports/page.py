@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
@@ -36,7 +36,7 @@ def _printable_value(value: Any) -> Any:
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent.parent),  # named by package, such as reports/gallery.html
-    autoescape=True,
+    autoescape=select_autoescape(),  # in .html
     finalize=_printable_value,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -46,7 +46,7 @@ TEMPLATES.filters["jpeg_uri"] = jpeg_uri
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the package as HTML."""
+    """The text of a template."""
     return TEMPLATES.get_template(template).render(values)
 
 
@@ -61,9 +61,6 @@ class Page:
 
     Attributes:
         failures: a line for each image without a caption, listed below the pieces.
-
-    Raises:
-        UserError: the file cannot be written there.
     """
 
     def __init__(self, path: Path, template: str, **values: Any) -> None:
@@ -93,6 +90,4 @@ class Page:
         try:
             self.file.write(piece)
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error}); name another place or free disk space"
-            ) from None
+            raise UserError(f"{self.path}: cannot be written ({error}); free disk space or name another") from None

@@ -156,7 +156,7 @@ def test_the_templates_are_installed(tmp_path):
     code = "import setuptools; setuptools.setup()"
     command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    files = [path for path in (ROOT / "captioner").glob("*/*") if path.suffix in (".html", ".css", ".js")]
+    files = [path for path in (ROOT / "captioner").glob("*/*") if path.suffix in (".html", ".css", ".js", ".md")]
     assert {"gallery.html", "evaluation.html", "page.css", "maps.js"} < {path.name for path in files}
     for path in files:
         assert (tmp_path / "lib" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
