@@ -81,7 +81,7 @@ def _pretrain(options: Any, folder: Path) -> None:
 
 def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
     """Vocabulary, and ids (N,) of the training and the validation text."""
-    from captioner.data.text_stream import encode_text, hold_out, read_corpus, sequences
+    from captioner.data.text_stream import encode_text, hold_out, read_corpus
     from captioner.data.vocabulary import SPECIAL, Vocabulary
 
     if data.text is None:
@@ -91,7 +91,8 @@ def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
         train, val = hold_out(train, data.val_share)
     else:
         val = read_corpus(Path(data.val_text))
-    vocabulary = Vocabulary.build(sequences(train, data.lines), data.min_count, data.level)
+    sequences = train.split("\n") if data.lines else [train]  # a line break between lines is no token
+    vocabulary = Vocabulary.build(sequences, data.min_count, data.level)
     if len(vocabulary) <= len(SPECIAL):
         raise UserError(f"no {data.level} of {data.text} is seen {data.min_count} times: lower --data.min_count")
     unknown = [word for word in vocabulary.split(data.prompt) if word not in vocabulary.ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ from PIL import Image, UnidentifiedImageError
 
 from captioner.data.images import (
     MAX_PIXELS,
-    SUFFIXES,
     VIDEOS,
     ImageError,
     eval_transform,
     image_errors,
+    is_image_name,
     open_file,
     open_image,
 )
@@ -42,7 +43,7 @@ def evenly_spaced(available: int, wanted: int) -> list[int]:
 
 def album_images(folder: str | os.PathLike) -> list[Path]:
     """The images directly in a folder, 2.jpg before 10.jpg, without hidden ones."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    names = list(filter(is_image_name, os.listdir(folder)))
     names.sort(key=lambda name: ([int(n) if n.isdigit() else n for n in re.split(r"([0-9]+)", name.lower())], name))
     return [Path(folder, name) for name in names]
 
@@ -52,15 +53,9 @@ def load_pixels(
 ) -> Tensor:
     """The input of a model: uint8 (3, size, size) for an image, (frames, 3, size, size) for a clip or album.
 
-    Args:
-        source: whatever :func:`captioner.data.images.open_image` takes. With `frames` also a video (read by PyAV), an
-            animated image, or a folder, the album of the images in it.
-        size: side in pixels of a frame.
-        frames: number of frames, taken at even distances; a shorter clip is padded at its end with frames of 0.
-        transform: turns each frame into a tensor.
-
-    Raises:
-        ImageError: something cannot be read.
+    `source` is whatever :func:`captioner.data.images.open_image` takes; with `frames` also a video (read by PyAV), an
+    animated image, or a folder, the album of the images in it. The frames are taken at even distances; a shorter clip
+    is padded at its end with frames of 0. ImageError if something cannot be read.
     """
     if not frames:
         if _is_video(source):
@@ -76,7 +71,7 @@ def load_pixels(
 
 def thumbnail(source: Any, size: int) -> Image.Image:
     """An image, or the middle frame of a clip or album, for display; its short side is `size` or more."""
-    is_clip = _is_video(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
+    is_clip = _is_video(source) or _is_album(source)
     frames = list(_frames(source, 3, size)) if is_clip else [open_image(source, size_hint=size)]
     return frames[len(frames) // 2]
 
@@ -85,11 +80,15 @@ def _is_video(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith(VIDEOS)
 
 
+def _is_album(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+
+
 def _frames(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
     """At most `frames` images, one at a time."""
     if _is_video(source):
         yield from _video_frames(source, frames)
-    elif isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+    elif _is_album(source):
         files = album_images(source)
         if not files:
             raise ImageError(f"{source}: no image in this folder; a pattern such as {source}/*.mp4 names clips")
@@ -102,16 +101,15 @@ def _frames(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
 
 def _frame_count(source: Any) -> int:
     """Number of frames of an animated image; 1 of anything else, even if :func:`open_image` will refuse it."""
-    if not isinstance(source, (str, os.PathLike)):
-        return 1
-    Image.init()
-    with image_errors(source):
-        try:
-            formats = [name for name in ANIMATED if name in Image.OPEN]
-            with open_file(source) as file, Image.open(file, formats=formats) as image:
-                return getattr(image, "n_frames", 1)
-        except UnidentifiedImageError:
-            return 1
+    if isinstance(source, (str, os.PathLike)):
+        with (
+            image_errors(source),
+            contextlib.suppress(UnidentifiedImageError),
+            open_file(source) as file,
+            Image.open(file, formats=ANIMATED) as image,
+        ):
+            return getattr(image, "n_frames", 1)
+    return 1
 
 
 def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
@@ -120,7 +118,7 @@ def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]
         import av
     except ImportError:
         raise ImageError(f"{path}: videos are read with PyAV: pip install 'captioner[video]'") from None
-    options, found = {"format_whitelist": CONTAINERS}, False
+    options, place = {"format_whitelist": CONTAINERS}, -1
     with image_errors(path), open_file(path) as file:
         with av.open(file, "r", options=options) as clip:
             if not clip.streams.video:
@@ -136,8 +134,7 @@ def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]
                     if frame.width * frame.height > MAX_PIXELS:
                         raise Image.DecompressionBombError
                     yield frame.to_image().rotate(frame.rotation, expand=True)
-                    found = True
                 if place >= wanted[-1]:
                     break
-    if not found:
+    if place < 0:
         raise ImageError(f"{path}: no frame can be decoded; it is damaged or cut short, fetch it again")

@@ -28,8 +28,8 @@ class Batch(NamedTuple):
             int64 rows of a feature table on the device; for clips of S frames (I, S, 3, H, W) or (I, S, F).
         image_of: (N,) index of each caption's image, 0 … I − 1.
         words: (N, T + 2) ids: START, the words, END, PAD.
-        examples: (I,) number of each image's example; of a flipped image that number plus the number of examples: in
-            a data set of 100 examples, 7 is the image of example 7 and 107 the same image flipped.
+        examples: (I,) number of each image's example, of a flipped image plus the number of all: of 100 examples, 7 is
+            the image of example 7 and 107 the same image flipped.
     """
 
     images: Tensor
@@ -43,8 +43,6 @@ class CaptionDataset(Dataset):
     """The captions of a list of examples; an index is the list of items of a whole :class:`Batch`.
 
     Args:
-        examples: images and captions.
-        vocabulary: gives the ids.
         max_length: longer captions are cut to this many words.
         image_size: side in pixels of the decoded images; unused with `rows`.
         rows: (examples,) each example's row in the feature table; None to decode images.
@@ -168,11 +166,9 @@ def read_images(
 
 
 def load_batch(paths: Sequence[Any], size: int, frames: int = 0) -> tuple[Tensor, list[ImageError | None]]:
-    """Decode images; see :func:`captioner.data.clips.load_pixels`.
+    """The G images that can be read, (G, 3, size, size) or (G, frames, 3, size, size) uint8, and their errors.
 
-    Returns:
-        images: (G, 3, size, size) or (G, frames, 3, size, size) uint8, the G images that can be read.
-        errors: one for each path; None for those G.
+    There is an error for each path, None for those G; see :func:`captioner.data.clips.load_pixels`.
     """
     images, errors = list[Tensor](), list[ImageError | None]()
     for path in paths:

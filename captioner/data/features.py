@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,15 +30,12 @@ class FeatureFile(NamedTuple):
     The folder has its final name only when it is complete: see :func:`write_features`. The row of an image that could
     not be read is NaN.
 
-    Attributes:
-        rows: (N, F) or (N, P, F) fp16, memory-mapped. Open it in the process that reads it; never pickle it.
-        names: names of the N images.
-        unreadable: (N,) bool, the images that could not be read.
+    Open it in the process that reads it; never pickle it.
     """
 
-    rows: np.ndarray
-    names: list[str]
-    unreadable: np.ndarray
+    rows: np.ndarray  # (N, F) or (N, P, F) fp16, memory-mapped
+    names: list[str]  # of the N images
+    unreadable: np.ndarray  # (N,) bool, the images that could not be read
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Fingerprint, shape: tuple[int, ...]) -> FeatureFile:
@@ -52,26 +50,21 @@ class FeatureFile(NamedTuple):
             bad = index["unreadable"] if "unreadable" in index else _nan_rows(rows)
             if not isinstance(bad, list) or not all(type(row) is int and 0 <= row < len(rows) for row in bad):
                 raise ValueError("index.json is invalid")
+            stored, expected = index["fingerprint"], (len(index["names"]), *shape)
+            if stored == fingerprint and rows.shape != expected:
+                raise ValueError(f"its shape is {rows.shape} and not {expected}")
         except READ_ERRORS as error:
+            reason = one_line(error)
             raise UserError(
-                f"{folder} is not a complete feature file ({one_line(error)}): delete it to have it made again"
+                f"{folder} is not a valid feature file ({reason}): delete it to have it made again"
             ) from None
-        names, stored = index["names"], index["fingerprint"]
-        differing = [
-            f"{key} {stored.get(key)} there, {fingerprint.get(key)} here"
-            for key in sorted({*fingerprint, *stored})
-            if stored.get(key) != fingerprint.get(key)
-        ]
-        if differing:
-            raise UserError(f"{folder} holds other features ({'; '.join(differing)}): delete it or name another folder")
-        if rows.shape != (len(names), *shape):
-            raise UserError(
-                f"{folder} has features of shape {rows.shape}, expected {(len(names), *shape)}: delete it to have it "
-                "made again"
-            )
+        if stored != fingerprint:
+            both = [(key, stored.get(key), fingerprint.get(key)) for key in sorted({*fingerprint, *stored})]
+            differing = "; ".join(f"{key} {there} there, {here} here" for key, there, here in both if there != here)
+            raise UserError(f"{folder} holds other features ({differing}): delete it or name another folder")
         unreadable = np.zeros(len(rows), dtype=bool)
         unreadable[bad] = True
-        return cls(rows, names, unreadable)
+        return cls(rows, index["names"], unreadable)
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
@@ -106,13 +99,8 @@ def write_features(
     """Make the feature file at `folder` unless it exists.
 
     It is written under ``FOLDER.part`` and renamed when complete; after an interruption the next call continues where
-    the part ends. If several processes call this at once, one works and the others wait.
-
-    Args:
-        fingerprint: encoder, digest of its weights, transform, images.
-        names: names of the N images, in the order of the rows.
-        shape: of the features of one image.
-        rows_from: called with the number of the first missing row; yields (b, *shape) blocks from there on.
+    the part ends. If several processes call this at once, one works and the others wait. `names` are those of the N
+    images, `shape` that of the features of one; `rows_from(n)` yields (b, *shape) blocks from row n on.
     """
     part = folder.with_name(folder.name + ".part")
     index = {"fingerprint": dict(fingerprint), "names": list(names)}
@@ -125,30 +113,26 @@ def write_features(
             done = _rows_done(part, index, shape)
             if done is None:
                 _allocate(part, index, shape)
-                done = 0
             rows = np.lib.format.open_memmap(part / "features.npy", mode="r+")
-            _fill(rows, done, part, rows_from)
+            _fill(rows, done or 0, part, rows_from)
             write_json(part / "index.json", {**index, "unreadable": _nan_rows(rows)})
             del rows
             (part / "progress").unlink(missing_ok=True)
             publish(part, folder, flush=False)
     except OSError as error:
-        raise UserError(
-            f"the features cannot be written to {folder} ({error}): free disk space or choose another "
-            "--data.feature_cache"
-        ) from error
+        advice = "free disk space or choose another --data.feature_cache"
+        raise UserError(f"the features cannot be written to {folder} ({error}): {advice}") from error
 
 
 def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
     """How many rows an interrupted run has written; None if there is no valid part of these features."""
-    try:
+    with contextlib.suppress(*READ_ERRORS):
         stored, rows = _load(part)
         progress = part / "progress"
         done = int(progress.read_text()) if progress.exists() else 0
-        same = {key: stored.get(key) for key in index} == index and rows.shape == shape
-        return done if same and 0 <= done <= len(rows) else None
-    except READ_ERRORS:
-        return None
+        if {**stored, **index} == stored and rows.shape == shape and 0 <= done <= len(rows):
+            return done
+    return None
 
 
 def _allocate(part: Path, index: dict, shape: tuple[int, ...]) -> None:

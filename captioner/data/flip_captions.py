@@ -9,32 +9,30 @@ OPPOSITE = {"left": "right", "right": "left", "lefty": "righty", "righty": "left
 # A side within a word: left-hand, left-handed, leftmost, lefthand, leftward(s), bottom-left, left's
 _SIDE_IN_WORD = re.compile(r"(?:^|(?<=-))(left|right|lefty|righty)(?=$|-|['’]|most|hand|ward|side)")
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # The word before, or the word after, that makes "left" or "right" a side whatever else surrounds it.
-BEFORE_SIDE = _words("the his her its their your my far on to from upper lower top bottom front rear back")
-AFTER_SIDE = _words("of side sides hand arm arms foot leg legs eye ear shoulder paw knee corner edge half turn")
+BEFORE_SIDE = str.split("the his her its their your my far on to from upper lower top bottom front rear back")
+AFTER_SIDE = str.split("of side sides hand arm arms foot leg legs eye ear shoulder paw knee corner edge half turn")
 # The word before that makes it a direction, unless the word after contradicts: "looking right at the camera".
-TOWARDS = _words(
+TOWARDS = str.split(
     "turn turns turned turning look looks looked looking face faces faced facing lean leans leaning "
     "head heads headed heading point points pointed pointing and or"
 )
 # Neighbours that make it no side: "the man left the house", "has left", "right next to", "all right".
 NOT_SIDE_AFTER = {
-    "left": _words("the a an his her its their him it them behind over in on out alone for by at with after"),
-    "right": _words(
+    "left": str.split("the a an his her its their him it them behind over in on out alone for by at with after"),
+    "right": str.split(
         "next in behind before after above below beneath beside near at up now away there here angle angles by "
         "under on through out off over outside into down along past"
     ),
 }
-NOT_SIDE_BEFORE = {"left": _words("has have had having is are was were be been being"), "right": _words("all alright")}
+NOT_SIDE_BEFORE = {
+    "left": str.split("has have had having is are was were be been being"),
+    "right": str.split("all alright"),
+}
 
 
 def flip_caption(words: Sequence[str]) -> list[str] | None:
-    """As many words, true of the flipped image; None if it is unclear whether a "left" or "right" is a side.
+    """The lower-cased words made true of the flipped image; None if a "left" or "right" may be a side or not.
 
     The words before and after decide; compounds such as left-hand, right-handed and leftmost are always sides. These
     rules are no parser: "the right moment" counts as a side. Other things that flipping makes false are not detected:
@@ -43,19 +41,13 @@ def flip_caption(words: Sequence[str]) -> list[str] | None:
     >>> flip_caption("he left the house on the left".split())
     ['he', 'left', 'the', 'house', 'on', 'the', 'right']
     >>> flip_caption("a man looking right at the camera".split())  # None: in that direction, or straight at it?
-
-    Args:
-        words: lower-cased, as from :func:`captioner.data.vocabulary.tokenize`.
     """
     flipped = []
-    for i, word in enumerate(words):
-        if word in ("left", "right"):
-            side = _is_side(word, words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else "")
-            if side is None:
-                return None
-            flipped.append(OPPOSITE[word] if side else word)
-        else:
-            flipped.append(_SIDE_IN_WORD.sub(lambda match: OPPOSITE[match[1]], word))
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        side = word not in ("left", "right") or _is_side(word, before, after)
+        if side is None:
+            return None
+        flipped.append(_SIDE_IN_WORD.sub(lambda match: OPPOSITE[match[1]], word) if side else word)
     return flipped
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970  # of an image: where Pillow itself begins to refuse, twice the size it warns of
 MAX_SCANS = 100  # of a JPEG: progressive ones have about ten
 SCAN = b"\xff\xda"  # the marker that begins a scan
-MAX_JPEG_BYTES = 2**28  # only so much of a JPEG is searched for scans
 
 # Formats of photographs that Pillow decodes itself. EPS, which starts Ghostscript, and the like are never opened.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -92,12 +90,10 @@ def open_image(
         if isinstance(source, Image.Image):
             _check_size(source)
             return _to_rgb(source)
-        if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), size_hint, frame)
         if isinstance(source, (str, os.PathLike)):
             with open_file(source) as file:
                 return _decode(file, size_hint, frame)
-        return _decode(source, size_hint, frame)
+        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, size_hint, frame)
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
@@ -108,7 +104,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
     if file.seekable() and file.seek(0, os.SEEK_END) == 0:
         raise _Refused("is empty (0 bytes); fetch it again")
-    image = Image.open(file, formats=_supported_formats())  # the header only; Pillow seeks to the start itself
+    image = Image.open(file, formats=FORMATS)  # the header only; Pillow seeks to the start itself
     _check_size(image)
     if image.format in ("JPEG", "MPO"):
         _check_scans(file)
@@ -117,13 +113,6 @@ def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
     if size_hint:
         image.draft(None, (size_hint, size_hint))  # square, so it holds whichever way the image is turned later
     return _to_rgb(image)
-
-
-@functools.cache
-def _supported_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow can open (AVIF came with 11.3)."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -135,17 +124,14 @@ def _check_size(image: Image.Image) -> None:
 
 def _check_scans(file: BinaryIO) -> None:
     """Refuse a JPEG of very many scans: each may be a few bytes long and is decoded over the whole image."""
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
-    data = file.read(MAX_JPEG_BYTES)
-    file.seek(place)
-    # Data after the image, such as the video of a live photo, may contain the marker by chance, so it is not enough
-    if data.count(SCAN) > MAX_SCANS and (scans := _count_scans(data)) > MAX_SCANS:
-        raise _Refused(f"has {scans:,} scans, at most {MAX_SCANS} are decoded; save it anew")
-
-
-def _count_scans(data: bytes) -> int:
-    """Number of scans of the first image in a JPEG file, by walking its markers up to the end of the image."""
+    data = file.read(2**28)
+    file.seek(position)
+    if data.count(SCAN) <= MAX_SCANS:
+        return
+    # Data after the image, such as the video of a live photo, may contain the marker by chance. So count the scans of
+    # the first image, by walking its markers up to the one that ends it.
     place, scans = 2, 0
     while (place := data.find(b"\xff", place)) >= 0 and (kind := data[place + 1 : place + 2]) not in (b"", b"\xd9"):
         if kind == b"\xff":  # fill byte
@@ -155,7 +141,8 @@ def _count_scans(data: bytes) -> int:
         else:
             scans += kind == SCAN[1:]
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return scans
+    if scans > MAX_SCANS:
+        raise _Refused(f"has {scans:,} scans, at most {MAX_SCANS} are decoded; save it anew")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -202,16 +189,13 @@ def _to_finite(values: np.ndarray) -> np.ndarray:
 
 
 def _explain(error: Exception) -> str:
-    """What is wrong and what to do, for an exception of the file system or of a decoder."""
+    """What is wrong and what to do."""
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "no such file; check the path"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder, not an image; name a file in it"
     if isinstance(error, UnidentifiedImageError):
-        formats = ", ".join(_supported_formats())
-        return f"not an image in a format that can be read ({formats}); convert it to JPEG or PNG"
+        return f"not an image in a format that can be read ({', '.join(FORMATS)}); convert it to JPEG or PNG"
     if isinstance(error, Image.DecompressionBombError):
         return f"has more than {MAX_PIXELS:,} pixels; scale it down first"
     if isinstance(error, OSError) and error.strerror:
@@ -220,13 +204,11 @@ def _explain(error: Exception) -> str:
 
 
 def _source_name(source: object) -> str:
-    """The name of the source in messages."""
     if isinstance(source, bytes):
         return f"image of {len(source):,} bytes"
     if isinstance(source, (str, os.PathLike)):
         return printable(os.fsdecode(source))
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return printable(str(name)) if name else "image"
+    return printable(str(getattr(source, "filename", None) or getattr(source, "name", None) or "image"))
 
 
 def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
@@ -242,8 +224,7 @@ def train_transform(image: Image.Image, size: int, generator: torch.Generator | 
 
     A crop of 80..100 % of the area, its aspect ratio 4/5..5/4 of the image's, resized as in eval_transform, with
     brightness and contrast changed by up to 10 %. The hue stays, because captions name colours; so do left and right,
-    which :class:`captioner.data.dataset.CaptionDataset` flips in image and caption together. A crop makes a caption
-    false only if it names something that lies wholly in the outer fifth of the image.
+    which :class:`captioner.data.dataset.CaptionDataset` flips in image and caption together.
 
     Every call takes the same number of draws from `generator` (on the CPU; None: torch's global one).
     """
@@ -282,18 +263,16 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
     """
     found: dict[Path | Member, None] = {}
     for path in paths:
-        images: Sequence[Path | Member]
-        if len(path) > 4096 or "\0" in path:  # no file has such a name, and globbing it would fail
-            images = [Path(path)]
+        images: Sequence[Path | Member] = [Path(path)]
+        if len(path) > 4096 or "\0" in path:
+            pass  # no file has such a name, and globbing it would fail
         elif is_address(path) or are_shards(path):
             files = (file for shard in expand(path) for sample in samples(shard, ()) for file in sample.files.values())
-            images = [file for file in files if _is_image(file.name)]
+            images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
         elif os.path.isdir(path):
             images = [Path(path)] if clips else sorted(_walk_images(path))
         elif re.search(r"[*?[]", path) and not os.path.lexists(path):
             images = sorted(set(_glob_images(path, clips)))
-        else:
-            images = [Path(path)]
         if not images:
             raise UserError(f"{printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
         found.update(dict.fromkeys(images))
@@ -304,13 +283,12 @@ def _walk_images(top: str | Path) -> Iterator[Path]:
     """Image files under a folder. Links are followed; a folder that is reached twice is read once, so loops end."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(top, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
+        if (real := os.path.realpath(folder)) in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in files if not name.startswith(".") and _is_image(name))
+        yield from (Path(folder, name) for name in files if is_image_name(name))
 
 
 def _glob_images(pattern: str, clips: bool) -> Iterator[Path]:
@@ -324,9 +302,10 @@ def _glob_images(pattern: str, clips: bool) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from [path] if clips else _walk_images(path)
-        elif _is_image(path.name) or (clips and path.name.lower().endswith(VIDEOS)):
+        elif path.name.lower().endswith(SUFFIXES + VIDEOS if clips else SUFFIXES):
             yield path
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: its suffix is in SUFFIXES, and it is not hidden."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")

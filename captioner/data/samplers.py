@@ -26,12 +26,13 @@ class BucketSampler(Sampler[list[int]]):
         rank, world: number of this process, and of all processes.
     """
 
+    epoch = skip = 0
+
     def __init__(
         self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1, pool: int = 50
     ) -> None:
         self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
         self.rank, self.world = rank, world
-        self.epoch, self.skip = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -72,18 +73,17 @@ class ResumableLoader(CaptionLoader):
     """A loader over a :class:`BucketSampler` that Lightning can stop and resume within an epoch."""
 
     sampler: BucketSampler
-    delivered = 0
+    dataset: Any
+    delivered = 0  # batches in this epoch
 
     def __iter__(self) -> Any:
-        dataset: Any = self.dataset
-        dataset.epoch = self.sampler.epoch
+        self.dataset.epoch = self.sampler.epoch
         self.delivered = self.sampler.skip
         for batch in super().__iter__():
             self.delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches delivered in this epoch."""
         return {"delivered": self.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -35,15 +35,10 @@ def hold_out(text: str, share: float) -> tuple[str, str]:
     return text[: line or place], text[line or place :]
 
 
-def sequences(text: str, lines: bool) -> list[str]:
-    """The parts of a text that each begin with START: its lines, or the whole text."""
-    return text.split("\n") if lines else [text]
-
-
 def encode_text(text: str, vocabulary: Vocabulary, lines: bool) -> Tensor:
     """(N,) ids: START, words, END for each line that has words; or START and all words of the text."""
-    encoded = (vocabulary.encode(vocabulary.split(sequence)) for sequence in sequences(text, lines))
-    end = [END] if lines else []
+    sequences, end = (text.split("\n"), [END]) if lines else ([text], [])
+    encoded = (vocabulary.encode(vocabulary.split(sequence)) for sequence in sequences)
     return torch.tensor([*chain.from_iterable([START, *ids, *end] for ids in encoded if ids)], dtype=torch.long)
 
 
@@ -56,20 +51,16 @@ class Streams(Dataset):
         ids: (N,) the text.
         streams: B at most; fewer if a stream would be shorter than `steps`.
         steps: T; the last chunk may be shorter.
-
-    Attributes:
-        inputs: (B, length) the tokens, PAD after the end of the text.
-        targets: (B, length) the token after each input; PAD, which has no loss, after the end of the text, for UNK,
-            which a captioner never says, and for START, which always follows END.
     """
 
     def __init__(self, ids: Tensor, streams: int, steps: int) -> None:
         tokens = len(ids) - 1
         streams = max(1, min(streams, tokens // steps))
-        padding = -tokens % streams
+        padding = (0, -tokens % streams)
+        # PAD has no loss: nor have UNK, which a captioner never generates, and START, which always follows END
         targets = ids[1:].masked_fill((ids[1:] == START) | (ids[1:] == UNK), PAD)
-        self.inputs = F.pad(ids[:-1], (0, padding), value=PAD).view(streams, -1)
-        self.targets = F.pad(targets, (0, padding), value=PAD).view(streams, -1)
+        self.inputs = F.pad(ids[:-1], padding, value=PAD).view(streams, -1)  # (B, length)
+        self.targets = F.pad(targets, padding, value=PAD).view(streams, -1)  # (B, length), the token after each input
         self.steps = steps
 
     def __len__(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,6 @@ def tokenize(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-# Unicode's categories of control, format, surrogate and space characters.
-_NOT_IN_WORDS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
-
-
 def is_word(word: object, level: str = "word") -> bool:
     """Whether this may be an entry of a vocabulary: a word without spaces and control characters, or one character.
 
@@ -39,32 +36,19 @@ def is_word(word: object, level: str = "word") -> bool:
         return False
     if level == "char":
         return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
-    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in _NOT_IN_WORDS for c in word))
+    banned = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's control, format, surrogate and space characters
+    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in banned for c in word))
 
 
 LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": list}
 
 
 class TokenizedCaptions(NamedTuple):
-    """Captions as numbers of their distinct words; see :func:`tokenize_all`.
+    """Captions as numbers of their distinct words; see :func:`tokenize_all`."""
 
-    Attributes:
-        words: the distinct words, in order of first occurrence.
-        flat: (N,) int32 indices into `words`: all captions, one after the other.
-        lengths: (captions,) int64 number of words of each caption.
-    """
-
-    words: list[str]
-    flat: np.ndarray
-    lengths: np.ndarray
-
-
-class _Index(dict[str, int]):
-    """Numbers its keys in the order in which they are first looked up."""
-
-    def __missing__(self, key: str) -> int:
-        self[key] = number = len(self)
-        return number
+    words: list[str]  # in order of first occurrence
+    flat: np.ndarray  # (N,) int32 indices into `words`: all captions, one after the other
+    lengths: np.ndarray  # (captions,) int64 number of words of each caption
 
 
 def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCaptions:
@@ -76,7 +60,9 @@ def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCapti
     TokenizedCaptions(words=['a', 'dog', 'runs'], flat=array([0, 1, 0, 1, 2], dtype=int32), lengths=array([2, 3]))
     """
     split = str.split if level == "word" else list
-    pieces, words, counts = _Index(), _Index(), array("q")
+    # each numbers its keys in the order in which they are first looked up
+    pieces, words = defaultdict[str, int](count().__next__), defaultdict[str, int](count().__next__)
+    counts = array("q")
 
     def split_and_count() -> Iterator[list[str]]:
         for caption in captions:
@@ -137,10 +123,9 @@ class Vocabulary:
     def encode_all(self, captions: TokenizedCaptions, max_words: int) -> tuple[np.ndarray, np.ndarray]:
         """The captions cut to `max_words`: (N,) int32 ids, one caption after the other, and (captions,) lengths."""
         flat = np.array(self.encode(captions.words), dtype=np.int32)[captions.flat]
-        if captions.lengths.max(initial=0) > max_words:
-            first = np.cumsum(captions.lengths) - captions.lengths
-            flat = flat[np.arange(len(flat)) - np.repeat(first, captions.lengths) < max_words]
-        return flat, np.minimum(captions.lengths, max_words)
+        first = np.cumsum(captions.lengths) - captions.lengths
+        kept = np.arange(len(flat)) - np.repeat(first, captions.lengths) < max_words
+        return flat[kept], np.minimum(captions.lengths, max_words)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of `ids` joined by spaces; characters are joined by nothing."""

@@ -66,43 +66,35 @@ def download(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> None:
-    """Download a file to `path`, through `path`.part, which a later call resumes.
+    """Download a file to `path`, in an existing folder, through `path`.part, which a later call resumes.
 
-    Args:
-        urls: addresses of the same file; if one fails, the next is tried.
-        path: the final name, in an existing folder.
-        size, sha256: size in bytes and hex digest of the file, if known.
-        timeout: seconds without a byte after which a connection counts as interrupted.
-        retries: in a row without progress.
-
-    Raises:
-        UserError: no address provides the file, the disk is full, or the file is not the expected one and was removed.
+    The next of the `urls` is tried if one fails, after `retries` in a row without progress; a connection counts as
+    interrupted after `timeout` seconds without a byte. A file of another `size` in bytes or SHA-256 is removed.
     """
-    part, note = _part_paths(path)
-    reasons = []
+    part, reasons = path.with_name(f"{path.name}.part"), []
     try:
-        with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1000, disable=None) as bar:
+        with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
             for url in urls:
+                attempts = _Download(url, part, size, timeout, bar)
                 try:
-                    _Download(url, part, note, size, timeout, bar).run(retries)
+                    attempts.run(retries)
                     break
                 except _Refused as refusal:
                     reasons.append(f"{url}: {refusal}")
             else:
-                kept = f"; {part.stat().st_size:,} bytes are kept for the next try" if part.exists() else ""
+                kept = f"; {_size(part):,} bytes are kept for the next try" if part.exists() else ""
                 raise UserError(f"{path.name} cannot be downloaded: {'; '.join(reasons)}{kept}")
         try:
             verify(part, size, sha256)
         except UserError as error:
-            note.unlink(missing_ok=True)
+            attempts.note.unlink(missing_ok=True)
             part.unlink()
             raise UserError(f"{error}; it was removed: fetch it again") from None
         publish(part, path)
-        note.unlink(missing_ok=True)
+        attempts.note.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{part}: cannot be written: {error.strerror}; free disk space or choose another place"
-        ) from None
+        advice = "free disk space or choose another place"
+        raise UserError(f"{part}: cannot be written: {error.strerror}; {advice}") from None
 
 
 def verify(path: Path, size: int | None, sha256: str | None) -> None:
@@ -111,14 +103,10 @@ def verify(path: Path, size: int | None, sha256: str | None) -> None:
     if size is not None and found != size:
         raise UserError(f"{path}: has {found:,} bytes and not {size:,}: incomplete, or another file")
     if sha256 is not None:
-        digest = hashlib.sha256()
-        with (
-            open(path, "rb") as file,
-            tqdm(total=found, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while chunk := file.read(CHUNK):
+        digest, about = hashlib.sha256(), f"checking {path.name}"
+        with open(path, "rb") as file, tqdm.wrapattr(file, "read", found, desc=about, disable=None) as watched:
+            while chunk := watched.read(CHUNK):
                 digest.update(chunk)
-                bar.update(len(chunk))
         if digest.hexdigest() != sha256:
             raise UserError(f"{path}: its SHA-256 is {digest.hexdigest()} and not {sha256}: damaged, or another file")
 
@@ -127,20 +115,14 @@ def check_free_space(folder: Path, needed: int, what: str) -> None:
     """Raise UserError if the disk of a folder has fewer than `needed` free bytes; `what` says what needs them."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(
-            f"{folder}: {what} needs {tqdm.format_sizeof(needed, 'B')} and the disk has "
-            f"{tqdm.format_sizeof(free, 'B')} free; free disk space or choose another place"
-        )
+        needs, has = (tqdm.format_sizeof(size, "B") for size in (needed, free))
+        advice = "free disk space or choose another place"
+        raise UserError(f"{folder}: {what} needs {needs} and the disk has {has} free; {advice}")
 
 
 def partial_size(path: Path) -> int:
     """Size of `path`.part in bytes; 0 if it does not exist."""
-    return _size(_part_paths(path)[0])
-
-
-def _part_paths(path: Path) -> tuple[Path, Path]:
-    """The part of a file, and the note of the :class:`_RemoteFile` it belongs to."""
-    return path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+    return _size(path.with_name(f"{path.name}.part"))
 
 
 def _size(path: Path) -> int:
@@ -153,10 +135,14 @@ class _Download:
 
     url: str
     part: Path
-    note: Path
     size: int | None
     timeout: float
     bar: Any
+
+    @property
+    def note(self) -> Path:
+        """The file with the :class:`_RemoteFile` that the part belongs to."""
+        return self.part.with_name(f"{self.part.name}.json")
 
     def run(self, retries: int) -> None:
         """Try until the part is whole, or until it did not grow in `retries` tries after the first in a row."""
@@ -170,17 +156,18 @@ class _Download:
                 furthest = max(furthest, reached)
                 if failures > retries:
                     raise _Refused(f"{problem} (tried {failures} times without progress)") from None
-                pause = max(problem.after, PAUSE * 2**failures * random.uniform(0.5, 1))
-                pause = min(pause, LONGEST_PAUSE)
+                pause = min(LONGEST_PAUSE, max(problem.after, PAUSE * 2**failures * random.uniform(0.5, 1)))
                 self.bar.write(f"{self.url}: {problem}; trying again in {pause:.0f} s", file=sys.stderr)
                 time.sleep(pause)
 
     def _attempt(self) -> None:
         """One request; returns when the part is whole."""
-        remote, offset = _read_note(self.note), _size(self.part)
-        if not (remote and remote.url == self.url and remote.validator and offset <= (remote.size or offset)):
+        remote, offset = None, _size(self.part)
+        with contextlib.suppress(OSError, ValueError, TypeError):  # the note is missing or damaged
+            remote = _RemoteFile(**json.loads(self.note.read_text(encoding="utf-8")))
+        if not (remote and remote.url == self.url and remote.validator and 0 < offset <= (remote.size or offset)):
             remote, offset = None, 0
-        if remote and offset == remote.size:
+        elif offset == remote.size:
             return
         with self._request(remote, offset) as response:
             remote, offset = self._accept(response, remote, offset)
@@ -188,37 +175,38 @@ class _Download:
 
     def _request(self, remote: _RemoteFile | None, offset: int) -> HTTPResponse:
         """Ask for the file, from `offset` on if it is still `remote`."""
-        headers = {"User-Agent": f"captioner/{__version__}", "Accept-Encoding": "identity"}
-        if remote and remote.validator and offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": remote.validator}
+        headers = {"User-Agent": f"captioner/{__version__}"}
+        if remote:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": str(remote.validator)}
         try:
             return urlopen(Request(self.url, headers=headers), timeout=self.timeout)
         except HTTPError as error:
             with error:
-                if error.code == 416 and offset:
-                    self.note.unlink(missing_ok=True)
-                    raise _Interrupted("the file has become shorter; restarting") from None
+                if error.code == 416 and remote:
+                    self._restart("the file has become shorter")
                 reason = f"HTTP {error.code} {error.reason}"
-                if error.code in TEMPORARY:
-                    seconds = error.headers.get("Retry-After", "")
-                    raise _Interrupted(reason, float(seconds) if seconds.isdecimal() else 0) from None
-                raise _Refused(reason) from None
+                if error.code not in TEMPORARY:
+                    raise _Refused(reason) from None
+                seconds = error.headers.get("Retry-After", "")
+                raise _Interrupted(reason, float(seconds) if seconds.isdecimal() else 0) from None
         except (OSError, HTTPException) as error:
-            if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-                raise _Refused(self._explain(error)) from None
-            raise _Interrupted(self._explain(error)) from None
+            certificate = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+            raise (_Refused if certificate else _Interrupted)(self._explain(error)) from None
         except ValueError as error:  # a redirect to something that is no address
             raise _Refused(str(error)) from None
+
+    def _restart(self, reason: str) -> None:
+        self.note.unlink(missing_ok=True)
+        raise _Interrupted(f"{reason}; restarting") from None
 
     def _accept(self, response: HTTPResponse, remote: _RemoteFile | None, offset: int) -> tuple[_RemoteFile, int]:
         """The file that the response is of, and the position in it at which the body starts."""
         headers = response.headers
         if headers.get_content_type() == "text/html":  # an existing part stays
             raise _Refused("the response is a web page and not the file; is there a login page between?")
-        if response.status == 206 and remote and offset:
+        if response.status == 206 and remote:
             if not _continues(headers, remote, offset):
-                self.note.unlink(missing_ok=True)
-                raise _Interrupted("the response has other bytes than requested; restarting")
+                self._restart("the response has other bytes than requested")
             if remote.size is None and response.length is not None:
                 remote = replace(remote, size=offset + response.length)
             return remote, offset
@@ -266,14 +254,6 @@ def _validator(headers: HTTPMessage) -> str | None:
 
 def _continues(headers: HTTPMessage, remote: _RemoteFile, offset: int) -> bool:
     """Whether a 206 response has the bytes of this file from `offset` on."""
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
-    if span is None or int(span[1]) != offset or _validator(headers) != remote.validator:
-        return False
-    return span[2] == "*" or remote.size in (None, int(span[2]))
-
-
-def _read_note(note: Path) -> _RemoteFile | None:
-    """The remote file in the note; None if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return _RemoteFile(**json.loads(note.read_text(encoding="utf-8")))
-    return None
+    sizes = r"\d+|\*" if remote.size is None else rf"{remote.size}|\*"
+    span = re.fullmatch(rf"bytes {offset}-\d+/({sizes})", headers.get("Content-Range", "").strip())
+    return span is not None and _validator(headers) == remote.validator
