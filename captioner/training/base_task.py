@@ -36,17 +36,15 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 
 
 class BaseTask(pl.LightningModule):
-    """Base of the Lightning modules: optimiser, reproducible dropout, clipped gradients.
+    """Base of the Lightning modules: optimiser, reproducible dropout, clipped gradients that must be finite.
 
     Gradients are checked for NaN and infinity: on a CPU at each step, before it is applied; on a GPU every
-    GPU_CHECK_INTERVAL steps, and before each validation and checkpoint. In 16-mixed precision the loss scaler skips
-    steps with such gradients and lowers its scale. There, training fails after GPU_CHECK_INTERVAL skipped steps in a
-    row, or at its end if it is shorter and all of its steps were skipped.
+    GPU_CHECK_INTERVAL steps, and before each validation and checkpoint. In 16-mixed precision, where the loss scaler
+    skips such steps, training fails after GPU_CHECK_INTERVAL skipped ones in a row, or at its end if it is shorter and
+    all were skipped.
 
-    Args:
-        model: a module with a `decoder`, maybe an `encoder`, and a `header` for the checkpoints.
-        steps: optimiser steps of the whole training. (Lightning's own estimate would set up the loaders before the
-            state of a resumed run is restored.)
+    `steps` are the optimiser steps of the whole training: Lightning's own estimate would set up the loaders before the
+    state of a resumed run is restored. The model has a `decoder`, a `header` and maybe an `encoder`.
     """
 
     syncs_every_step = False  # whether each step waits for the GPU anyway, so that a check costs nothing

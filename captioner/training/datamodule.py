@@ -84,8 +84,7 @@ class CaptionData(pl.LightningDataModule):
         words = [[self.vocabulary.split(caption) for caption in e.captions] for e in self.train.examples]
         if self.data.horizontal_flip:
             words += [[flip_caption(caption) or caption for caption in captions] for captions in words]
-        most = self.data.max_length
-        references = [[self.vocabulary.encode(caption)[:most] for caption in captions] for captions in words]
+        references = [[self.vocabulary.encode(c)[: self.data.max_length] for c in captions] for captions in words]
         return Rewards(references, END, bleu_weight)
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:

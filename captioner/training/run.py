@@ -47,11 +47,8 @@ IRRELEVANT_WARNINGS = (
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """Create the folder, and lock it against other runs; a new folder is removed again if the run is refused.
-
-    The other processes of a distributed training rely on the lock of the first one.
-    """
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    """Create the folder, and lock it against other runs; a new folder is removed again if the run is refused."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # the first process has the lock
         yield folder
         return
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +185,8 @@ class DataSplit:
             blocks.append(block)
             times.append(time.perf_counter())
         table = np.concatenate(blocks)
-        timed = max(1, len(table) - len(blocks[0]))  # the first block warms up
-        self.missing, self.seconds = rows, (times[-1] - times[0]) / timed
+        self.missing = rows
+        self.seconds = (times[-1] - times[0]) / max(1, len(table) - len(blocks[0]))  # the first block warms up
         table = table[~np.isnan(table.reshape(len(table), -1)[:, 0])]
         if not len(table):
             raise UserError(f"{few[0]} and {len(few) - 1} more images cannot be read")
@@ -199,9 +199,7 @@ class DataSplit:
         """(examples,) bool: the images that cannot be decoded, for a trained encoder, which has no feature file."""
         paths = [example.path for example in self.examples]
         workers = choose_workers(self.data.workers, best_device())
-        bad: list[bool] = []
-        with tqdm(total=len(paths), unit="image", desc="checking images", disable=None) as bar:
-            for _, errors in read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames):
-                bad += [error is not None for error in errors]
-                bar.update(len(errors))
-        return np.array(bad, dtype=bool)
+        batches = read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames)
+        errors = chain.from_iterable(errors for _, errors in batches)
+        bar = tqdm(errors, "checking images", len(paths), unit="image", disable=None)
+        return np.array([error is not None for error in bar], dtype=bool)
