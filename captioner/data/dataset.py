@@ -100,12 +100,11 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, items: Sequence[int]) -> Batch | ImageError:
         """The batch of these captions, or of these examples if `by_image`; or the error of an image."""
+        examples = captions = np.asarray(items)
         if self.by_image:
-            examples = np.asarray(items)
             spans = [np.arange(self.first_caption[i], self.first_caption[i + 1]) for i in items]
             captions, image_of = np.concatenate(spans), np.repeat(np.arange(len(items)), [len(span) for span in spans])
         else:
-            captions = np.asarray(items)
             examples, image_of = np.unique(self.example_of[captions], return_inverse=True)
         flipped = self._draw_flips()[examples]  # (I,)
         words = self._padded(captions, flipped[image_of])  # (N, T + 2)

@@ -170,7 +170,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     every value is taken, or the values' own range if none does. NaN and infinity become 0.
     """
     values = np.asarray(image)  # (H, W)
-    rows = [values[first : first + 256] for first in range(0, len(values), 256)]  # 256 rows at a time save memory
+    rows = [values[first : first + 256] for first in range(0, len(values), 256)]  # parts, to save memory
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # older versions of Pillow open these in mode I
         low, high = 0.0, 65535.0
     else:
@@ -216,7 +216,7 @@ def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
 
     Bicubic with antialiasing; an image that has this size keeps its exact pixels.
     """
-    return _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC))
+    return _resized(image, size)
 
 
 def train_transform(image: Image.Image, size: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -236,7 +236,7 @@ def train_transform(image: Image.Image, size: int, generator: torch.Generator | 
     width, height = image.width * area**split, image.height * area ** (1 - split)
     left, top = left * (image.width - width), top * (image.height - height)
     box = (left, top, left + width, top + height)
-    pixels = _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box=box)).float()  # (3, size, size)
+    pixels = _resized(image, size, box).float()  # (3, size, size)
 
     brightness, contrast = 0.9 + 0.2 * brightness, 0.9 + 0.2 * contrast
     mean = pixels.mean()
@@ -244,22 +244,20 @@ def train_transform(image: Image.Image, size: int, generator: torch.Generator | 
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
+def _resized(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+    pixels = np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))  # (size, size, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member]:
     """The image files that the arguments name, in their order, each once.
 
-    A folder means every file in it, at any depth, with a suffix in SUFFIXES, sorted; hidden files and folders are
-    skipped. A glob pattern (`**` matches any depth) means such files and folders among its matches. A .tar, an address
-    or a brace pattern of these means the images in the shards, in their order. Any other path is returned unchecked:
-    opening it fails if it is missing.
-
-    With `clips` a folder is an album and one item itself, and patterns match videos, too. A folder, pattern or shard
-    without an image is a UserError.
+    A folder means its files with a suffix in SUFFIXES, at any depth, sorted, without hidden ones; a glob pattern (`**`
+    matches any depth) such files and folders. A .tar, an address or a brace pattern of these means the images in the
+    shards. Any other path is returned unchecked. With `clips` a folder is an album and one item itself, and patterns
+    match videos, too. A folder, pattern or shard without an image is a UserError.
     """
     found: dict[Path | Member, None] = {}
     for path in paths:

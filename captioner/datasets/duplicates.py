@@ -37,16 +37,10 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
 def group_duplicates(
     digests: Sequence[bytes], hashes: np.ndarray, colours: np.ndarray, distance: int
 ) -> list[list[int]]:
-    """Groups of duplicates: images connected by equal files, or by near hashes and similar colours.
+    """Groups of two or more indices of images connected by equal files, or by near hashes and similar colours.
 
-    Args:
-        digests: (N,) of the bytes of the files; N is at least 1.
-        hashes: (N,) uint64 perceptual hashes, which ignore colours.
-        colours: (N, …) uint8 thumbnails.
-        distance: the hashes of duplicates differ in at most this many bits.
-
-    Returns:
-        Indices of images, two or more per group, in order; the groups in the order of their first image.
+    The N ≥ 1 images have `digests` of the bytes of their files, perceptual `hashes`, (N,) uint64, which ignore colours,
+    and thumbnails, `colours`, (N, …) uint8. Groups and images are in the order of the arguments.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
