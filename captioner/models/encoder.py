@@ -7,6 +7,7 @@ from functools import lru_cache
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def _fold_batchnorm(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
                 convolution.weight, convolution.bias = fuse_conv_bn_weights(
                     convolution.weight, convolution.bias, *statistics
                 )
