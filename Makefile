@@ -5,6 +5,9 @@ BIN := .venv/bin
 STATE := $(CURDIR) $(shell cat setup.cfg constraints.txt | cksum)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# The tests start many processes, and each would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test slow lint docs faults lock oldest newest audit sbom install install-test install-dev install-docs clean
 
 help:  ## show this

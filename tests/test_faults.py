@@ -299,7 +299,7 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_anew(tiny, run, tmp_path
     assert train(tiny, out, "--resume", "--train.ema_decay", "0.5") == 0
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_interrupted_in_a_validation(tiny, run, tmp_path, monkeypatch, epoch):
     """The timed checkpoint is not one of the end of an epoch that was not validated, so the best one is the same."""
     begin = CaptionTask.on_validation_epoch_start
@@ -443,7 +443,7 @@ def test_too_small_a_vocabulary_is_told_at_the_beginning_and_at_the_end(tmp_path
 
 
 def test_features_that_are_not_the_encoders_stop_the_training(fresh, tmp_path, capsys):
-    assert train(fresh, tmp_path / "run") == 0
+    assert train(fresh, tmp_path / "run", "--train.epochs", "1") == 0
     (file,) = fresh.folder.glob("features/captions_train*/features.npy")
     rows = np.load(file, mmap_mode="r+")
     for others in (np.random.default_rng(0).standard_normal(rows.shape), np.zeros(rows.shape)):

@@ -306,6 +306,7 @@ def test_a_changed_album_is_computed_again(albums, tmp_path):
     assert made() == 3
 
 
+@pytest.mark.slow
 def test_fine_tuning_sees_frames(albums, tmp_path):
     assert train(albums, tmp_path / "run", "--model.frames", "2", "--model.trainable_layers", "1") == 0
 

@@ -289,8 +289,13 @@ def test_a_batch_of_fewer_captions_than_processes_is_filled_up():
     assert {rank[short][0] for rank in ranks} | {i for rank in ranks for i in rank[1 - short]} == set(range(9))
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5, "last"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("stop", "workers"),
+    [
+        *((stop, 0) for stop in (0, 1, 5, "last")),
+        *((5, 2), *(pytest.param(stop, 2, marks=pytest.mark.slow) for stop in (0, 1, "last"))),
+    ],
+)
 def test_a_loader_resumes_where_another_stopped(stop, workers):
     captions = dataset(many(20))
     every = list(loader(captions, epoch=3))

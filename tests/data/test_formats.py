@@ -169,7 +169,7 @@ def test_every_layout_is_inspected_the_same(sets, tmp_path, cli):
         one = sets[layout]["train"]
         names = {"images": "--images", "columns": "--columns", "listed": "--list"}
         files = [word for key, name in names.items() if one.get(key) is not None for word in (name, one[key])]
-        code, _, err = cli("data", "inspect", one["path"], *files, "--json", tmp_path / "found.json")
+        code, _, err = cli("data", "inspect", one["path"], *files, "--json", tmp_path / "found.json", "--workers", 0)
         assert (code, err) == (0, ""), layout
         found = json.loads((tmp_path / "found.json").read_text())["splits"][0]
         assert found.pop("format") == LAYOUTS[layout]
@@ -266,6 +266,7 @@ def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
     assert examples[0].captions == ("one, two",)
 
 
+@pytest.mark.slow
 def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
     """By the command line, fine-tuning, so that images are read in every epoch: the same weights."""
     from helpers import SMALL

@@ -36,8 +36,11 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def model(weights):
-    torch.manual_seed(0)
-    return make_captioner()
+    """With one convolution in the place of the ResNet, which takes seconds to export."""
+    model = make_captioner()
+    model.encoder = copy.deepcopy(model.encoder)
+    model.encoder.resnet = torch.nn.Conv2d(3, 512, kernel_size=16, stride=16)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_exported_graphs_give_the_same_captions(model, runner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", list(MODELS.values())[1:], ids=list(MODELS)[1:])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_graphs_of_every_decoder_give_the_same_captions(weights, tmp_path, options):
     model = make_captioner(**options)
     export_graphs(model, "onnx", tmp_path / "model")
@@ -189,20 +192,20 @@ def test_eight_bits(model, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_bits_from_the_command_line(cli, model, tmp_path):
-    model.save(tmp_path / "tiny.safetensors", half=False)
+def test_eight_bits_from_the_command_line(cli, captioner, tmp_path):
+    captioner.save(tmp_path / "tiny.safetensors", half=False)
     options = ("--to", "onnx", "--int8", "--checkpoint", tmp_path / "tiny.safetensors", "--output", tmp_path / "small")
     assert cli("export", *options)[0] == 0
-    assert is_close_in_eight_bits(model, tmp_path / "small")
+    assert is_close_in_eight_bits(captioner, tmp_path / "small")
 
 
 @pytest.mark.slow
-def test_torch_export(model, tmp_path):
-    export_graphs(model, "torch-export", tmp_path / "model")
+def test_torch_export(captioner, tmp_path):
+    export_graphs(captioner, "torch-export", tmp_path / "model")
     encoder, step = (torch.export.load(tmp_path / "model" / f"{name}.pt2").module() for name in ("encoder", "step"))
-    images = some(model, 3)
+    images = some(captioner, 3)
     with torch.no_grad():
-        eager, state, context = model.start_search(images)
+        eager, state, context = captioner.start_search(images)
         begun = encoder(images)
         for ours, theirs in zip((*state, *context), begun, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -210,9 +213,9 @@ def test_torch_export(model, tmp_path):
         torch.testing.assert_close(eager(words, state, context)[0], step(words, *begun)[0], atol=1e-4, rtol=0)
 
 
-def test_errors_of_export_are_one_line(cli, model, weights, tmp_path, folder):
+def test_errors_of_export_are_one_line(cli, captioner, tmp_path, folder):
     checkpoint, clips = tmp_path / "tiny.safetensors", tmp_path / "clips.safetensors"
-    model.save(checkpoint)
+    captioner.save(checkpoint)
     make_captioner(frames=2).save(clips)
     for arguments, *says in (
         (("--to", "onnx", "--checkpoint", clips), "clips and albums"),
@@ -272,9 +275,9 @@ def test_the_folder_of_a_run_is_a_checkpoint(run, tmp_path):
         Captioner.load(tmp_path)
 
 
-def test_calls_to_the_hub(cli, model, tmp_path, monkeypatch):
+def test_calls_to_the_hub(cli, weights, tmp_path, monkeypatch):
     """With a stand-in for huggingface_hub: there is no network here."""
-    asked = []
+    model, asked = make_captioner(), []
     export_hub(model, tmp_path / "there", "Squares", "")
 
     class HfApi:

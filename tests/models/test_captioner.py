@@ -20,10 +20,12 @@ PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))
 
 
 @pytest.mark.parametrize(
-    ("trained", "options"),
-    [(0, {}), (1, {}), (0, {"tie_embeddings": True}), (0, {"cell": "rnn", "layers": 2}), (0, {"cell": "gru"})],
+    ("trained", "options", "half"),
+    [
+        *((trained, {}, half) for trained in (0, 1) for half in (False, True)),
+        *((0, options, True) for options in ({"tie_embeddings": True}, {"cell": "rnn", "layers": 2}, {"cell": "gru"})),
+    ],
 )
-@pytest.mark.parametrize("half", [False, True])
 def test_save_and_load(tmp_path, images, trained, options, half):
     first, file = make_captioner(trained, **options), tmp_path / "model.safetensors"
     if trained:
@@ -126,15 +128,6 @@ def test_a_trained_encoder_needs_no_weights_file(tmp_path, images, monkeypatch):
 def shipped() -> Captioner:
     assert SHIPPED.exists(), f"{SHIPPED} is missing: the model that ships with captioner belongs there"
     return Captioner.load()
-
-
-def test_the_shipped_model_captions_photographs():
-    texts = shipped().caption(PHOTOS)
-    assert len(PHOTOS) >= 4
-    assert len(set(texts)) == len(texts)
-    assert all(3 <= len(text.split()) <= 20 for text in texts)
-    photographer = texts[[path.stem for path in PHOTOS].index("cameraman")].split()
-    assert {"man", "camera"} <= set(photographer), photographer
 
 
 def test_the_shipped_model_says_where_it_comes_from():

@@ -140,6 +140,7 @@ def test_the_best_epochs_are_kept(tiny, tmp_path, cli):
     assert sorted((out / "kept").iterdir()) == kept
 
 
+@pytest.mark.slow
 def test_a_trained_encoder_is_averaged_too(tmp_path, cli):
     files = []
     for change in (0.0, 0.5):

@@ -12,12 +12,12 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-SLOW = [("--data.horizontal_flip",), ("--trainer.accumulate_grad_batches", 4)]
+SLOW = [("--model.trainable_layers", 1), ("--data.horizontal_flip",), ("--trainer.accumulate_grad_batches", 4)]
 
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--model.trainable_layers", 1), *(pytest.param(options, marks=pytest.mark.slow) for options in SLOW)],
+    [(), *(pytest.param(options, marks=pytest.mark.slow) for options in SLOW)],
     ids=str,
 )
 def test_nothing_is_left_behind(tiny, tmp_path, cli, options):

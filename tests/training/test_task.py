@@ -96,7 +96,9 @@ def teach(task: CaptionTask, steps: int = 300, rate: float = 0.01, each: Callabl
 def logged(monkeypatch) -> dict[str, float]:
     """The values that a task without a trainer logs."""
     values: dict[str, float] = {}
-    monkeypatch.setattr(CaptionTask, "log", lambda self, name, value, **_: values.__setitem__(name, float(value)))
+    monkeypatch.setattr(
+        CaptionTask, "log", lambda self, name, value, **_: values.__setitem__(name, torch.as_tensor(value).item())
+    )
     return values
 
 
