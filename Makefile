@@ -1,7 +1,7 @@
 # make demo and make test do everything on a fresh machine, given python3 and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
-# A venv is whole when its last step wrote this line: same folder, same requirements.
+# The last step of an installation writes this line to .venv/whole: same folder, same requirements.
 STATE := $(CURDIR) $(shell cat setup.cfg constraints.txt | cksum)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -35,30 +35,30 @@ lint: install-dev  ## ruff and mypy
 docs: install-docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-faults: install-test  ## processes killed 200 times at random moments, and every reader fed with hostile bytes
+faults: install-test  ## kill processes 200 times at random moments, and feed every reader with hostile bytes
 	$(BIN)/python tests/faults/kills.py --kills 200 --folder $$(mktemp -d)/kills
 	for reader in images annotations checkpoints shards requests; do \
 	    $(BIN)/python tests/faults/fuzz.py $$reader --seconds 120 || exit 1; done
 
 TOOL = $(PYTHON) -m venv --clear .venv/tools && .venv/tools/bin/pip install --quiet --disable-pip-version-check
 RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --python .venv/tools/bin/python --no-header --no-annotate --quiet
-# A venv of its own with the requirements in a file, and the tests in it.
+# Installs the requirements in a file into a separate venv and runs the tests in it.
 TRY = $(PYTHON) -m venv --clear .venv/$@ && \
     .venv/$@/bin/pip install --quiet --disable-pip-version-check -r .venv/$@.txt && .venv/$@/bin/python -m pytest
 
-lock:  ## constraints.txt anew: the newest versions of everything that is used here, but torch as it stands there
+lock:  ## resolve constraints.txt again: the newest versions of all packages, except torch, which stays pinned
 	$(TOOL) uv
 	grep -E '^(#|torch==|torchvision==|pytorch-lightning==)' constraints.txt > .venv/pins.txt
 	$(RESOLVE) --extra test --extra dev --extra docs --universal --python-version 3.10 \
 	    --constraint .venv/pins.txt --output-file .venv/lock.txt
 	(grep '^#' .venv/pins.txt; cat .venv/lock.txt) > constraints.txt
 
-oldest:  ## the tests with the oldest versions that setup.cfg allows (but for export, which needs a newer torch)
+oldest:  ## the tests with the oldest versions that setup.cfg allows (except export, which needs a newer torch)
 	$(TOOL) uv
 	$(RESOLVE) --extra test-oldest --resolution lowest-direct --output-file .venv/$@.txt
 	$(TRY)
 
-newest:  ## the tests with the newest versions there are
+newest:  ## the tests with the newest versions available
 	$(TOOL) uv
 	$(RESOLVE) --extra test --upgrade --output-file .venv/$@.txt
 	$(TRY)
@@ -67,7 +67,7 @@ audit:  ## known vulnerabilities of the versions in constraints.txt
 	$(TOOL) pip-audit
 	.venv/tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
-sbom:  ## what an installation consists of, as CycloneDX, in dist/captioner.cdx.json
+sbom:  ## the list of installed packages as CycloneDX, in dist/captioner.cdx.json
 	$(TOOL) cyclonedx-bom
 	$(PYTHON) -m venv --clear .venv/plain
 	.venv/plain/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
@@ -83,5 +83,5 @@ install:
 install-test install-dev install-docs: install-%: install
 	@test -e .venv/whole-$* || { $(INSTALL) -e '.[$*]' && touch .venv/whole-$*; }
 
-clean:  ## remove what is made: the venv, runs, features, the drawn data
+clean:  ## remove generated files: the venv, runs, features, the drawn data
 	rm -rf .venv runs features data/shapes data/moving site dist

@@ -28,7 +28,7 @@ def _from_to(least: float, most: float) -> Limits:
 
 @dataclass(frozen=True)
 class _Config:
-    """Options that check themselves; `group` is put before their names in messages."""
+    """Base of the options, which validates them; messages put `group` before their names."""
 
     _group: ClassVar[str]
 
@@ -36,7 +36,7 @@ class _Config:
         cls._group = group
 
     def __post_init__(self) -> None:
-        """Check Literals and refuse None: values also come from Python and from the headers of checkpoints."""
+        """Check Literals and reject None: values also come from Python and from the headers of checkpoints."""
         for name, kind in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
@@ -45,7 +45,7 @@ class _Config:
         self._check()
 
     def _check(self) -> None:
-        """What else must hold."""
+        """Check ranges and combinations of options."""
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
@@ -67,7 +67,7 @@ class ModelConfig(_Config, group="model."):
         second_size: encode images also at this smaller size and concatenate both features (0 = one size)
         trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
         grid: grid × grid features of an image are kept, for attention or for the frames of a clip (0 = their mean)
-        attention: to the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two LSTMs)
+        attention: over the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two LSTMs)
         attention_size: size of the space in which grid cells and hidden state are compared
         frames: caption clips and albums, from up to this many evenly spaced frames or images (0 = single images)
         cell: recurrent cell; rnn is the lecture's tanh RNN
@@ -78,8 +78,8 @@ class ModelConfig(_Config, group="model."):
         dropout: dropout before the output layer and between recurrent layers
         input_dropout: dropout on the input of the first recurrent layer, word and image
         feature_dropout: dropout on the image feature
-        cell_dropout: share of the grid cells of an image that training hides, drawn anew each time
-        tie_embeddings: the output layer has the weights of the word embeddings (needs embedding_size = hidden_size)
+        cell_dropout: share of the grid cells of an image that training drops at random
+        tie_embeddings: the output layer shares the weights of the word embeddings (needs embedding_size = hidden_size)
     """
 
     encoder: str = "resnet50_v1"
@@ -115,7 +115,7 @@ class ModelConfig(_Config, group="model."):
         self._require(self.frames == 0 or 2 <= self.frames <= 256, "frames", "0 (one image), or 2 to 256")
         if self.attention != "none":
             self._require(self.grid > 0, "grid", f"1 or more, such as 7, for {self.attention} attention")
-            self._require(self.frames == 0, "frames", "0 with attention, which sees one image")
+            self._require(self.frames == 0, "frames", "0 with attention, which takes one image")
             possible = (self.cell, self.layers, self.image_as) == ("lstm", 1, "every_step")
             self._require(possible, "attention", "none, unless cell is lstm, layers 1, image_as every_step")
         elif self.frames == 0:
@@ -145,7 +145,7 @@ class DataConfig(_Config, group="data."):
         train: training captions, in any format of docs/data.md
         train_images: folder that their file names are relative to, if needed
         train_split: which split, if there are several; Karpathy's train includes restval
-        train_list: only the images named in this file, one a line, such as Flickr_8k.trainImages.txt
+        train_list: only the images named in this file, one per line, such as Flickr_8k.trainImages.txt
         val: validation captions, in any format of docs/data.md
         val_images: folder that their file names are relative to, if needed
         val_split: which split, if there are several
@@ -153,7 +153,7 @@ class DataConfig(_Config, group="data."):
         columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
         fraction: share of the training images to train on, drawn with train.seed
         level: split captions into words or into characters (char), which max_length and search.max_length then count
-        min_count: words that the training captions have less often become UNK
+        min_count: words that occur less often in the training captions become UNK
         vocabulary: use the vocabulary of this checkpoint instead of counting words
         max_length: captions are cut to this many words
         batch_size: captions in a batch, in each process
@@ -203,12 +203,12 @@ class TextConfig(_Config, group="data."):
         val_share: share of the text, from its end, that is held out if there is no val_text
         level: split the text into words or into characters (char)
         lines: each line is put between START and END, like a caption; without, the text is one long line
-        min_count: words that the text has less often become UNK
+        min_count: words that occur less often in the text become UNK
         tbptt_steps: tokens that gradients flow back through; the hidden state is carried on
         batch_size: number of streams the text is cut into; fewer, if they would be shorter than tbptt_steps
         prompt: beginning of the samples
         sample_tokens: maximum number of tokens of a sample
-        temperature: of the samples: lower is closer to the most likely text, 0 is greedy
+        temperature: of the samples; lower is closer to the most likely text, 0 is greedy
     """
 
     text: str | None = None
@@ -231,7 +231,7 @@ class TextConfig(_Config, group="data."):
 
 @dataclass(frozen=True)
 class SearchConfig(_Config):
-    """How captions are searched for.
+    """How captions are decoded.
 
     Args:
         beam: beam width (1 = greedy)
@@ -243,17 +243,17 @@ class SearchConfig(_Config):
         no_repeat_ngram: no sequence of this many words occurs twice in a caption (0 = off)
         no_repeat_word: no word occurs twice in a row
         no_bad_ending: no caption ends in an article, a preposition, a conjunction and the like ("a man riding a")
-        must: words that every caption contains, in any order; fewer than the beam is wide
+        must: words that every caption contains, in any order; fewer than the beam width
         must_not: words that no caption contains
         prefix: words that every caption begins with
         groups: diverse beam search: divide the beam into this many groups that avoid each other's words
-        diversity: nats that a word costs for each earlier group that has chosen it at the same step
+        diversity: penalty of a word in nats for each earlier group that has chosen it at the same step
         sample: sample words instead of searching for the most likely caption
-        temperature: of sampling: below 1 favours likely words, above 1 unlikely ones
+        temperature: of sampling; below 1 favours likely words, above 1 unlikely ones
         top_k: sample from the k most likely words (0 = all)
         top_p: sample from the most likely words that together have this probability
         min_p: sample from words that are at least this fraction as likely as the most likely one
-        seed: of sampling: the same image and seed give the same caption, whatever else is captioned
+        seed: of sampling; the same image and seed give the same caption, independent of the other images
     """
 
     beam: int = 5
@@ -287,7 +287,7 @@ class SearchConfig(_Config):
         self._require(self.sample or self.n_best <= self.beam, "n_best", f"1 to the beam width ({self.beam})")
         divides = self.groups >= 1 and self.beam % self.groups == 0
         self._require(divides, "groups", f"1 or more, a divisor of the beam width ({self.beam})")
-        # An option without effect is a mistake.
+        # An option without effect is an error.
         if self.sample:
             self._require(not self.must, "must", "no words together with sample: beam search finds them")
             self._require(self.groups == 1, "groups", "1 together with sample, which needs no groups")
@@ -355,7 +355,7 @@ class TrainConfig(_Config, group="train."):
         patience: epochs without a better val_cider before training stops (0 = never)
         keep: number of checkpoints, of the epochs with the best val_cider, that stay in kept/ to be averaged
         checkpoint_minutes: last.ckpt is written after each epoch, and this often within one
-        samples: validation images whose captions are logged at each validation
+        samples: number of validation images whose captions are logged at each validation
         seed: of the initial weights, the order of the captions and the dropout
     """
 
@@ -399,8 +399,8 @@ class TrainerConfig(_Config, group="trainer."):
         strategy: auto, ddp, ddp_find_unused_parameters_true or fsdp
         precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
         accumulate_grad_batches: batches per optimiser step
-        check_val_every_n_epoch: epochs from one validation to the next
-        log_every_n_steps: steps from one line of the logs to the next
+        check_val_every_n_epoch: epochs between validations
+        log_every_n_steps: steps between lines of the logs
     """
 
     accelerator: str = "auto"

@@ -52,7 +52,7 @@ def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) ->
 
 
 def json_type(value: Any) -> str:
-    """What a message calls a JSON value: an object, null, the number 3."""
+    """A JSON value as messages name it: an object, null, the number 3."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value!r}")
 
@@ -116,7 +116,7 @@ def _unwritable(place: object, error: OSError) -> UserError:
 
 
 def publish(part: Path, final: Path, flush: bool = True) -> None:
-    """Give a finished file its final name; first `flush` it to the disk, so that it outlives a power failure."""
+    """Give a finished file its final name; first `flush` it to the disk, so that it survives a power failure."""
     if flush:
         with open(part, "r+b") as file:
             os.fsync(file.fileno())
@@ -125,9 +125,9 @@ def publish(part: Path, final: Path, flush: bool = True) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` (--output), which takes its name when the block ends without an error.
+    """A temporary folder beside `out` (--output), renamed to it when the block ends without an error.
 
-    `out` must be new or empty. What a crashed run left in the temporary folder is removed.
+    `out` must be new or empty. The temporary folder of a crashed run is removed.
     """
     from filelock import FileLock, Timeout
 

@@ -17,10 +17,10 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="two or more files or folders of runs")
     parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
-    about = "captions that select the checkpoints, in any format of docs/data.md"
+    about = "captions to select the checkpoints by, in any format of docs/data.md"
     parser.add_argument("--annotations", type=str, help=about)
     parser.add_argument("--images", type=str, help="folder that their file names are relative to, if needed")
-    parser.add_argument("--beam", type=int, default=1, help="beam width of the captions that select")
+    parser.add_argument("--beam", type=int, default=1, help="beam width when selecting")
 
 
 def run(options: Any) -> None:

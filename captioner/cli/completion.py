@@ -1,8 +1,8 @@
-"""Write a script by which a shell completes commands, options, their values and file names.
+"""Write the script with which a shell completes commands, options, their values and file names.
 
 Example: captioner completion bash > ~/.local/share/bash-completion/completions/captioner
 
-A new bash finds it there. For zsh, name it _captioner in a folder of $fpath; for fish,
+New sessions of bash load it from there. For zsh, name it _captioner in a folder of $fpath; for fish,
 ~/.config/fish/completions/captioner.fish.
 """
 

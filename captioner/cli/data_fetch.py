@@ -2,8 +2,8 @@
 
 Example: captioner data fetch coco2017 --output data/coco2017
 
-The licence is printed, without a question. After Ctrl-C, a cut connection or a kill the same command continues the
-download. docs/fetch.md has the sizes.
+The licence is printed without a prompt. After Ctrl-C, a lost connection or a kill the same command continues the
+download. docs/fetch.md lists the sizes.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ def configure(parser: Any) -> None:
     for name, about in (("val", "a second split"), ("test", "a third split")):
         parser.add_argument(f"--{name}", type=str, help=about)
         add_split_arguments(parser, None, f"{name}_")
-    parser.add_argument("--read_images", type=bool, default=True, help="decode the images, not only read the captions")
-    parser.add_argument("--distance", type=int, default=4, help="bits, of 64, by which duplicates' hashes may differ")
-    about = "processes that decode images (-1 = one a core, up to 8)"
+    parser.add_argument("--read_images", type=bool, default=True, help="also decode the images")
+    parser.add_argument("--distance", type=int, default=4, help="bits, of 64, in which duplicates' hashes may differ")
+    about = "processes that decode images (-1 = one per core, up to 8)"
     parser.add_argument("--workers", type=int, default=-1, help=about)
-    parser.add_argument("--json", type=Path, help="also write all findings to this JSON file")
+    parser.add_argument("--json", type=Path, help="also write every finding to this JSON file")
     parser.add_argument("--report", type=Path, help="also write an HTML page, with the duplicate images")
 
 

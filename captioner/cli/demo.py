@@ -19,7 +19,7 @@ def configure(parser: Any) -> None:
         "--checkpoint",
         action="append",
         type=str,
-        help="file of a model or folder of a run (default: the shipped model); repeat it for a choice on the page",
+        help="file of a model or folder of a run (default: the shipped model); repeat it to offer several on the page",
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 also serves other machines")
     parser.add_argument("--port", type=int, default=7860, help="TCP port of the page")

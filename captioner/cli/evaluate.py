@@ -97,7 +97,7 @@ def _caption(
     from captioner.reports.evaluation import N_BEST
 
     search = config_of(SearchConfig, options)
-    if options.report and not search.sample:  # the page shows more of the captions that the beam has found
+    if options.report and not search.sample:  # the page shows several captions of the beam
         search = replace(search, n_best=max(search.n_best, min(search.beam, N_BEST)))
     paths = [example.path for example in examples]
     results = [
@@ -116,7 +116,7 @@ def _caption(
 
 
 def _write_results(options: Any, captions: dict[Any, str], names: dict[Any, str]) -> None:
-    """Write COCO results; images of layouts without numbers are known by their names."""
+    """Write COCO results; in formats without numeric ids the image_id is the file name."""
     from captioner.data.formats import detect_format
 
     numbered = detect_format(options.annotations).name in ("coco", "karpathy")

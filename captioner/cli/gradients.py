@@ -25,11 +25,11 @@ def configure(parser: Any) -> None:
     parser.add_argument("--annotations", type=str, help="captions, in any format of docs/data.md")
     parser.add_argument("--images", type=str, help="folder that their file names are relative to")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
-    parser.add_argument("--count", type=int, default=200, help="how many of the longest captions are measured")
+    parser.add_argument("--count", type=int, default=200, help="number of captions measured, the longest ones")
     kinds = Literal["trained", "untrained"]
-    about = "trained weights, new ones as at the start of training, or both"
+    about = "trained weights, weights as at the start of training, or both"
     parser.add_argument("--weights", nargs="+", type=kinds, default=["trained"], help=about)
-    about = "of the untrained weights: a run with this train.seed began with them"
+    about = "of the untrained weights, as train.seed of a run"
     parser.add_argument("--seed", type=int, default=0, help=about)
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
     parser.add_argument("--output", type=str, help="draw the curves to this PNG, SVG or PDF")
@@ -110,7 +110,7 @@ def _measure(options: Any) -> Iterator[Curve]:
 
 
 def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
-    """Features (N, F), words (N, T + 1) and lengths (N,) of the longest captions whose last word the model knows."""
+    """Features (N, F), words (N, T + 1), lengths (N,) of the longest captions whose last word is in the vocabulary."""
     import torch
 
     from captioner.data.vocabulary import PAD, START, UNK, tokenize
@@ -128,7 +128,7 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
     ]
     pairs = sorted(pairs, key=lambda pair: -len(pair[1]))[: options.count]
     if not pairs:
-        raise UserError(f"{options.annotations} has no caption whose last word the model knows")
+        raise UserError(f"{options.annotations} has no caption whose last word is in the vocabulary")
     rows = [torch.tensor([START, *ids]) for _, ids in pairs]
     words = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     features = torch.stack([torch.as_tensor(split.table[row]) for row, _ in pairs])

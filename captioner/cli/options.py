@@ -1,4 +1,4 @@
-"""Options that several commands share: how they are declared, and what is made of their values."""
+"""Options that several commands share: their declarations, and the objects made from their values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = ""
     """``--images``, ``--split``, ``--list`` and ``--columns`` of captioned images; with a prefix ``--val_images`` …"""
     parser.add_argument(f"--{prefix}images", type=str, help="folder that their file names are relative to, if needed")
     parser.add_argument(f"--{prefix}split", type=str, default=split, help="which split, if there are several")
-    parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one a line")
+    parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one per line")
     if not prefix:
         about = "IMAGE,CAPTION: names of a table's columns, if they are not the usual ones"
         parser.add_argument("--columns", type=str, help=about)
@@ -76,7 +76,7 @@ def read_split(options: Any, path: str, albums: bool = False) -> tuple[list[Any]
 
 
 def resolve_device(name: str) -> str:
-    """The device of ``--device``; for auto, the best one there is. UserError if it cannot be used."""
+    """The device of ``--device``; for auto, the best one available. UserError if it cannot be used."""
     import torch
 
     from captioner.devices import best_device
@@ -101,7 +101,7 @@ def load_model(options: Any) -> tuple[Any, int]:
 
 
 def model_name(checkpoints: list[str] | None) -> str:
-    """The files of ``--checkpoint``, joined by +, as pages and answers name a model."""
+    """The files of ``--checkpoint``, joined by +: the name of the model in reports and responses."""
     return " + ".join(checkpoints or ["the shipped model"])
 
 

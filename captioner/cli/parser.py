@@ -36,7 +36,7 @@ COMMANDS = {
     "completion": "write a script that completes commands and options in a shell",
 }
 
-MAX_DEPTH = 20  # of YAML lists and mappings inside of each other
+MAX_DEPTH = 20  # of nested YAML lists and mappings
 MAX_MESSAGE = 600  # characters of an error message, which may quote a whole file
 
 
@@ -144,7 +144,7 @@ class Parser(ArgumentParser):
         return self.instantiate(options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line on stderr and exit with code 2; messages of jsonargparse become the words of the user."""
+        """Print one line on stderr and exit with code 2; messages of jsonargparse are reworded for the command line."""
         text = " ".join(message.split())
         if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
             text = f"{self._shown(found[1])}{_reason(found[2])}"

@@ -2,7 +2,7 @@
 
 Example: captioner plot runs/lstm runs/attention --output curves.png
 
-Runs of train and of pretrain, also while they train.
+The runs may be of train or pretrain, finished or in progress.
 """
 
 from __future__ import annotations

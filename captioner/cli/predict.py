@@ -1,5 +1,5 @@
 """Caption images: files, folders, glob patterns, addresses (s3://…), parquet files (--column), - for paths on standard
-input, or @list.txt, a file that lists any of these, one a line.
+input, or @list.txt, a file that lists any of these, one per line.
 
 A model of clips and albums (--model.frames) captions videos and animated images; a folder is an album. With --output,
 the same command continues an interrupted run, with any --engine.
@@ -50,7 +50,7 @@ def configure(parser: Any) -> None:
         help="local: this process; ddp: several Lightning processes; ray: actors of Ray Data, also on a cluster",
     )
     parser.add_argument("--devices", type=int, default=1, help="processes of --engine ddp or ray, each on a GPU if any")
-    parser.add_argument("--part_size", type=int, default=256, help="images in a part: the most an interruption costs")
+    parser.add_argument("--part_size", type=int, default=256, help="images in a part, the unit of resumption")
     about = "also write an HTML page with the images, the probability of each word and its attention map"
     parser.add_argument("--report", type=str, help=about)
 
@@ -88,7 +88,7 @@ def _is_folder(output: str | None) -> bool:
 
 
 def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
-    """Caption straight to the output and the page of --report; return how many images could not be read."""
+    """Caption directly to the output and the page of --report; return how many images could not be read."""
     from captioner.inference.jobs import caption_record
     from captioner.reports.gallery import GalleryPage
 
@@ -110,7 +110,7 @@ def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int
 def _caption_parts(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
     """Caption to a folder of parts that survives an interruption; return how many images could not be read.
 
-    The folder is --output itself, or lies beside that file until the file is whole.
+    The folder is --output itself, or lies beside that file until the file is complete.
     """
     from captioner.inference.jobs import CaptionJob, caption_parts
 

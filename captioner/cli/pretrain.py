@@ -1,4 +1,4 @@
-"""Train the decoder as a language model, on text alone; captioner train --init-from then begins with its weights.
+"""Train the decoder as a language model, on text alone, to initialise captioner train --init-from.
 
 Example: captioner pretrain --data.text captions_train.json --output runs/lm
 """

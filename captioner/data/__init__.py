@@ -1,1 +1,1 @@
-"""Files on disk to batches."""
+"""Reads files on disk into batches."""

@@ -1,4 +1,4 @@
-"""Addresses such as https://… and s3://…: what is one, reading it with fsspec, failures as one line."""
+"""Addresses such as https://… and s3://…: recognised, read with fsspec, errors in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
 class StoredImage(os.PathLike[str]):
     """An image that is not a file of its own; :func:`captioner.data.images.open_image` takes it as a path.
 
-    Its string is its name in messages and results; no such file exists.
+    ``str`` is its name in messages and results, not the path of a file.
     """
 
     def __fspath__(self) -> str:
@@ -28,7 +28,7 @@ class StoredImage(os.PathLike[str]):
 
     @abstractmethod
     def open(self) -> BinaryIO:
-        """Its bytes, in memory; UserError if they cannot be read."""
+        """The bytes of the image, in memory; UserError if they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it; ValueError if it does not know this kind of address."""
+    """fsspec's file system of an address, and the path in it; ValueError if the protocol is unknown."""
     from fsspec.core import url_to_fs  # installed with torch
 
     try:
@@ -63,7 +63,7 @@ def file_system(address: str) -> tuple[Any, str]:
 
 
 def read_bytes(address: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes at an address, or those from `start` up to `end`; fewer where there are fewer."""
+    """The bytes at an address, or those from `start` up to `end` or the end of the file."""
     with read_errors(address):
         files, path = file_system(address)
         data = files.cat_file(path, start=start, end=end)

@@ -1,4 +1,4 @@
-"""Captions in any layout: as examples, each with its image, or as references by image id; chosen and cleaned."""
+"""Read captions in any format, as examples with their images or as references by image id; filter and clean them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from captioner.files import ID, IDS, escapes_folder, json_type, parse_json, read
 MAX_CHARACTERS = 10_000  # of a caption; the time of splitting it into tokens grows with the square of its length
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
-IMAGE_KEYS = (*ID_KEYS, *FILE_KEYS, "id")  # "id" is last, for it may only be the number of the row
+IMAGE_KEYS = (*ID_KEYS, *FILE_KEYS, "id")  # "id" is last, because it may be only the number of the row
 ONE_CAPTION_KEYS = ("caption", "captions", "text", "sentence", "prediction", "pred", "generated", "output")
 REFERENCE_KEYS = [("references", "captions"), ONE_CAPTION_KEYS]  # the first group with a key in the entry counts
 LIST_KEYS = ("results", "predictions", "annotations")  # of an object around the entries
@@ -60,7 +60,7 @@ class Example:
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """No garbage collection inside: it would traverse millions of new objects again and again and free nothing."""
+    """Turn garbage collection off inside: it would traverse millions of new objects repeatedly and free nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -82,13 +82,13 @@ def read_examples(
     option: str = "--data.skip_bad_images",
     albums: bool = False,
 ) -> tuple[list[Example], list[str]]:
-    """Read captioned images in any layout of docs/data.md.
+    """Read captioned images in any format of docs/data.md.
 
     Args:
         path: a file, a folder, or an address or pattern of shards.
         images: the folder that file names are relative to. Those of tables, imagefolders and pairs are relative to
             their own folder by default; shards contain the images.
-        split: which images, where the layout has several splits; "train" of Karpathy's is train and restval.
+        split: which images, where the format has several splits; "train" of Karpathy's is train and restval.
         columns: "IMAGE,CAPTION", the columns of a table that have other names than the usual ones.
         listed: a file with an image's name on each line: only these are read.
         skip_bad: leave out an image that is missing, has no caption or lies outside the folder, a blank caption, and
@@ -100,7 +100,7 @@ def read_examples(
         The examples in the order of the file, at least one; and what was left out, one line each.
 
     Raises:
-        UserError: a problem as above, an unknown layout, no such split, no folder of images, an id of two images
+        UserError: a problem as above, an unknown format, no such split, no folder of images, an id of two images
             (whatever skip_bad is), or no example is left.
     """
     layout = detect_format(path)
@@ -116,7 +116,7 @@ def read_examples(
         more = f" (and {len(others)} more: {counts})" if others else ""
         raise UserError(f"{first.message}{more}; correct the data, or use {option} to skip them")
     if not examples:
-        why = f"all are bad, the first: {problems[0].message}" if problems else "it lists none"
+        why = f"all are bad, the first: {problems[0].message}" if problems else "it lists no image"
         raise UserError(f"{path}: no image to use: {why}")
     return examples, [problem.message for problem in problems]
 
@@ -172,13 +172,13 @@ def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[E
 
 
 def _file_finder(folder: Path | None, albums: bool) -> Callable[[str], bool]:
-    """A function that tells whether a file (with `albums`, also a folder) exists below a folder, and nowhere else."""
+    """A function that returns whether a file (with `albums`, also a folder) exists below a folder."""
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images; check the path")
 
     @functools.cache
     def names(subfolder: str) -> frozenset[str]:
-        """Its files. One listing is far cheaper than a request for every image."""
+        """The files in a folder. One listing is far cheaper than a request for every image."""
         try:
             with os.scandir(os.path.join(folder or "", subfolder)) as entries:
                 return frozenset(entry.name for entry in entries if albums or entry.is_file())
@@ -195,7 +195,7 @@ def _file_finder(folder: Path | None, albums: bool) -> Callable[[str], bool]:
 def _find_image(
     entry: Entry, folder: Path | None, exists: Callable[[str], bool]
 ) -> tuple[Path | Member, str] | Problem:
-    """The image of an entry and its name, or what is wrong with it."""
+    """The image of an entry and its name, or the problem with it."""
     paths = [os.path.normpath(name) for name in entry.names]
     if entry.image is not None:
         return entry.image, paths[0]
@@ -236,7 +236,7 @@ def read_references(
     of images that are not listed are left out: they cannot take part in a score.
 
     Raises:
-        UserError: the file is not in such a layout, or no image in it has a caption.
+        UserError: the file is in no such format, or no image in it has a caption.
     """
     data = read_json_or_lines(Path(path)) if listed is None and _is_json(path) else None
     is_coco = isinstance(data, dict) and "images" in data

@@ -1,4 +1,4 @@
-"""Clips and albums: frames taken at even distances from a video, an animated image or a folder."""
+"""Clips and albums: evenly spaced frames of a video, an animated image or a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegvideo,asf,flv,ogg"
 
 
 def evenly_spaced(available: int, wanted: int) -> list[int]:
-    """At most `wanted` of the indices 0 … available − 1 at even distances, the first and the last among them.
+    """At most `wanted` of the indices 0 … available − 1, evenly spaced, with the first and the last.
 
     >>> evenly_spaced(11, 3), evenly_spaced(2, 3)
     ([0, 5, 10], [0, 1])
@@ -54,7 +54,7 @@ def load_pixels(
     """The input of a model: uint8 (3, size, size) for an image, (frames, 3, size, size) for a clip or album.
 
     `source` is whatever :func:`captioner.data.images.open_image` takes; with `frames` also a video (read by PyAV), an
-    animated image, or a folder, the album of the images in it. The frames are taken at even distances; a shorter clip
+    animated image, or a folder, the album of the images in it. The frames are evenly spaced; a shorter clip
     is padded at its end with frames of 0. ImageError if something cannot be read.
     """
     if not frames:
@@ -100,7 +100,7 @@ def _frames(source: Any, frames: int, size: int) -> Iterator[Image.Image]:
 
 
 def _frame_count(source: Any) -> int:
-    """Number of frames of an animated image; 1 of anything else, even if :func:`open_image` will refuse it."""
+    """Number of frames of an animated image; 1 for anything else, even if :func:`open_image` rejects it."""
     if isinstance(source, (str, os.PathLike)):
         with (
             image_errors(source),
@@ -113,7 +113,7 @@ def _frame_count(source: Any) -> int:
 
 
 def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]:
-    """Upright frames of a video, decoded in order; frames not wanted are dropped at once."""
+    """Upright frames of a video, decoded in order; other frames are dropped at once."""
     try:
         import av
     except ImportError:
@@ -123,7 +123,7 @@ def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]
         with av.open(file, "r", options=options) as clip:
             if not clip.streams.video:
                 raise ImageError(f"{path}: has sound but no images; name another file")
-            # Containers may not state the number of frames, or state it wrong. Counting packets decodes nothing.
+            # The number of frames in a container may be missing or wrong. Counting packets decodes nothing.
             packets = clip.demux(clip.streams.video[0])
             wanted = evenly_spaced(sum(packet.size > 0 and not packet.is_discard for packet in packets), frames)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""Examples to batches of padded captions, with decoded images or rows of features."""
+"""Turns examples into batches of padded captions, with decoded images or rows of features."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
     """I images with N captions.
 
     Attributes:
-        images: depends on what is left for the encoder: (I, 3, H, W) uint8 images, (I, F) fp16 features, or (I,)
+        images: the input of the model: (I, 3, H, W) uint8 images, (I, F) fp16 features, or (I,)
             int64 rows of a feature table on the device; for clips of S frames (I, S, 3, H, W) or (I, S, F).
         image_of: (N,) index of each caption's image, 0 … I − 1.
         words: (N, T + 2) ids: START, the words, END, PAD.
-        examples: (I,) number of each image's example, of a flipped image plus the number of all: of 100 examples, 7 is
+        examples: (I,) number of each image's example, plus the number of all for a flipped image: of 100 examples, 7 is
             the image of example 7 and 107 the same image flipped.
     """
 
@@ -48,7 +48,7 @@ class CaptionDataset(Dataset):
         rows: (examples,) each example's row in the feature table; None to decode images.
         table: (rows, F) memory-mapped features, read batch by batch; None if the table is on the device.
         augment: seed of the training augmentation, or None for the evaluation transform.
-        horizontal_flip: with `augment`, flip half of the images, chosen anew in each epoch, and exchange left and right
+        horizontal_flip: with `augment`, flip half of the images, drawn in each epoch, and exchange left and right
             in their captions; an image with a caption where that is unclear is never flipped (see
             :func:`captioner.data.flip_captions.flip_caption`).
         by_image: items are examples with all of their captions, instead of single captions.
@@ -147,7 +147,7 @@ class CaptionDataset(Dataset):
         path = self.examples[i].path
         if self.augment is None:
             return load_pixels(path, self.image_size, self.frames)
-        # The image's own generator: the same augmentation in whichever process and after whichever restart.
+        # One generator per image: the same augmentation in every process and after every restart.
         seed = int(np.random.SeedSequence((self.augment, self.epoch, i)).generate_state(1)[0])
 
         def view(image: Image, size: int) -> Tensor:  # the same for all frames

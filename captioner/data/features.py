@@ -1,4 +1,4 @@
-"""A memory-mapped file of image features: written once per encoder and data set, resumable, checked when opened."""
+"""A memory-mapped file of image features: written once per encoder and data set, resumable, validated when opened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from captioner.errors import UserError, one_line
 from captioner.files import publish, write_json
 
-# Raised by the disk, json, numpy and the tokenizer it parses headers with, when a file is missing or damaged.
+# Raised by the file system, json and numpy (whose header parser uses tokenize) when a file is missing or damaged.
 READ_ERRORS = (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError, OverflowError, TokenError)
 Fingerprint = Mapping[str, str | int]
 
@@ -96,7 +96,7 @@ def write_features(
     shape: tuple[int, ...],
     rows_from: Callable[[int], Iterable[np.ndarray]],
 ) -> None:
-    """Make the feature file at `folder` unless it exists.
+    """Write the feature file at `folder` unless it exists.
 
     It is written under ``FOLDER.part`` and renamed when complete; after an interruption the next call continues where
     the part ends. If several processes call this at once, one works and the others wait. `names` are those of the N
@@ -136,7 +136,7 @@ def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
 
 
 def _allocate(part: Path, index: dict, shape: tuple[int, ...]) -> None:
-    """Make a new part and reserve its disk space: writing to a memory map on a full disk would kill the process."""
+    """Create a new part and reserve its disk space: writing to a memory map on a full disk would kill the process."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:

@@ -17,7 +17,7 @@ TOWARDS = str.split(
     "turn turns turned turning look looks looked looking face faces faced facing lean leans leaning "
     "head heads headed heading point points pointed pointing and or"
 )
-# Neighbours that make it no side: "the man left the house", "has left", "right next to", "all right".
+# Neighbours with which it is not a side: "the man left the house", "has left", "right next to", "all right".
 NOT_SIDE_AFTER = {
     "left": str.split("the a an his her its their him it them behind over in on out alone for by at with after"),
     "right": str.split(
@@ -32,10 +32,10 @@ NOT_SIDE_BEFORE = {
 
 
 def flip_caption(words: Sequence[str]) -> list[str] | None:
-    """The lower-cased words made true of the flipped image; None if a "left" or "right" may be a side or not.
+    """The lower-cased words for the flipped image; None if it is unclear whether a "left" or "right" is a side.
 
-    The words before and after decide; compounds such as left-hand, right-handed and leftmost are always sides. These
-    rules are no parser: "the right moment" counts as a side. Other things that flipping makes false are not detected:
+    It depends on the words before and after; compounds such as left-hand and leftmost are always sides. These
+    rules do not parse: "the right moment" counts as a side. Other things that flipping makes false are not detected:
     quoted writing, clockwise, the side of the road that Britain drives on.
 
     >>> flip_caption("he left the house on the left".split())

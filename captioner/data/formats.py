@@ -1,4 +1,4 @@
-"""The layouts of captioned images: which one a path has, and a reader for each. No image is opened."""
+"""The formats of captioned images: detection, and a reader for each. No image is opened."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOKEN_LINE = re.compile(r"(\S.*)#\d+\t(.*)")  # name.jpg#0<TAB>caption
 
 
 class Format(NamedTuple):
-    """The name of a layout, and the content of a .json file, which has to be read to tell its layout."""
+    """The name of a format, and the content of a .json file, which has to be read to detect its format."""
 
     name: str
     data: Any = None
@@ -47,30 +47,30 @@ class Entry:
 
     image_id: Any  # the file's own, or the number of the image in the file, from 0; of a row of a table, None instead
     where: str  # file and line, for messages
-    names: tuple[str, ...]  # the paths it may have below the folder of the images, the likeliest first
+    names: tuple[str, ...]  # its possible paths below the folder of the images, the likeliest first
     captions: tuple[str, ...]  # as in the file, some maybe blank
-    image: shards.Member | None = None  # where the layout contains it; a sample of a shard may have none
+    image: shards.Member | None = None  # where the format contains it; a sample of a shard may have none
 
 
 class Problem(NamedTuple):
-    """A mistake in the data: its kind, for counting, and a message of one line."""
+    """A problem in the data: its kind, for counting, and a message of one line."""
 
     kind: str
     message: str
 
 
 class Entries(NamedTuple):
-    """The entries of a file in its order, and the problems of what is not among them."""
+    """The entries of a file in its order, and the problems of the entries left out."""
 
     entries: list[Entry]
     problems: list[Problem]
 
 
-# ---- which layout
+# ---- which format
 
 
 def detect_format(path: str | os.PathLike) -> Format:
-    """The layout of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder or webdataset."""
+    """The format of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder or webdataset."""
     text = os.fspath(path)
     if os.path.isfile(text) and text.lower().endswith(".json"):
         data = read_json(Path(text))
@@ -85,7 +85,7 @@ def detect_format(path: str | os.PathLike) -> Format:
     if TOKEN_LINE.fullmatch(first) or _find_delimiter(first) is not None:
         return Format("flickr")
     raise UserError(
-        f"{text}: unknown layout of captions: the first line is neither name.jpg#0<TAB>caption nor names of columns, "
+        f"{text}: unknown format of captions: the first line is neither name.jpg#0<TAB>caption nor names of columns, "
         f"such as image,caption; a table ends in {', '.join(TABLE_SUFFIXES)} or .json"
     )
 
@@ -98,13 +98,13 @@ def _json_format(path: str, data: Any) -> str:
     if isinstance(data, list) and data and isinstance(data[0], dict):
         return "table"
     raise UserError(
-        f"{path}: unknown layout of captions: expected COCO's 'images' and 'annotations', Karpathy's 'images' with "
+        f"{path}: unknown format of captions: expected COCO's 'images' and 'annotations', Karpathy's 'images' with "
         f"'sentences', or a list of objects with a file name and a caption, found {json_type(data)}"
     )
 
 
 def is_karpathy(data: Any) -> bool:
-    """Whether the content of a JSON file is in Karpathy's layout."""
+    """Whether the content of a JSON file is in Karpathy's format."""
     images = data.get("images") if isinstance(data, dict) and "annotations" not in data else None
     return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
 
@@ -122,7 +122,7 @@ def _folder_format(folder: Path) -> str:
 
 
 def _own_format(folder: Path) -> str | None:
-    """The layout of a folder by the files directly in it; None for pairs, which may be at any depth, or no data."""
+    """The format of a folder by the files directly in it; None for pairs, which may be at any depth, or no data."""
     if any((folder / name).is_file() for name in METADATA):
         return "imagefolder"
     return "webdataset" if any(name.endswith(".tar") for name in os.listdir(folder)) else None
@@ -175,10 +175,10 @@ def read_entries(
     albums: bool = False,
     names_needed: bool = True,
 ) -> tuple[Entries, Path | None]:
-    """Read the entries of a path in the layout that :func:`detect_format` found.
+    """Read the entries of a path in the format that :func:`detect_format` found.
 
     The other arguments are those of :func:`captioner.data.annotations.read_examples`; `images` is the folder of the
-    file by default. Unless `names_needed`, images may have no file names in COCO's layout; an entry then has no names.
+    file by default. Unless `names_needed`, images may have no file names in COCO's format; an entry then has no names.
 
     Returns:
         The entries, and the folder that their names are relative to; None where the images are in shards.

@@ -85,7 +85,7 @@ def open_image(
         ImageError: the source is missing, empty, not an image, damaged, cut short, or above MAX_PIXELS.
     """
     with image_errors(source), warnings.catch_warnings():
-        # Pillow warns of odd metadata, and of sizes that _check_size judges: nothing the user can act on
+        # Pillow warns of odd metadata, and of sizes that _check_size checks: nothing the user can act on
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if isinstance(source, Image.Image):
             _check_size(source)
@@ -111,7 +111,7 @@ def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
     if frame:
         image.seek(frame)
     if size_hint:
-        image.draft(None, (size_hint, size_hint))  # square, so it holds whichever way the image is turned later
+        image.draft(None, (size_hint, size_hint))  # square, so it holds for any later rotation
     return _to_rgb(image)
 
 
@@ -123,7 +123,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _check_scans(file: BinaryIO) -> None:
-    """Refuse a JPEG of very many scans: each may be a few bytes long and is decoded over the whole image."""
+    """Reject a JPEG with very many scans: each may be a few bytes long and is decoded over the whole image."""
     position = file.tell()
     file.seek(0)
     data = file.read(2**28)
@@ -142,7 +142,7 @@ def _check_scans(file: BinaryIO) -> None:
             scans += kind == SCAN[1:]
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     if scans > MAX_SCANS:
-        raise _Refused(f"has {scans:,} scans, at most {MAX_SCANS} are decoded; save it anew")
+        raise _Refused(f"has {scans:,} scans, at most {MAX_SCANS} are decoded; save it again")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -189,7 +189,7 @@ def _to_finite(values: np.ndarray) -> np.ndarray:
 
 
 def _explain(error: Exception) -> str:
-    """What is wrong and what to do."""
+    """The message for an error: what is wrong and what to do."""
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -212,7 +212,7 @@ def _source_name(source: object) -> str:
 
 
 def eval_transform(image: Image.Image, size: int) -> torch.Tensor:
-    """The whole RGB image as uint8 (3, size, size), its aspect ratio changed: captions describe all of it, so no crop.
+    """The whole RGB image as uint8 (3, size, size), stretched, not cropped, because captions describe all of it.
 
     Bicubic with antialiasing; an image that has this size keeps its exact pixels.
     """
@@ -305,5 +305,5 @@ def _glob_images(pattern: str, clips: bool) -> Iterator[Path]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: its suffix is in SUFFIXES, and it is not hidden."""
+    """Whether a file of this name counts as an image: its suffix is in SUFFIXES, and it is not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")

@@ -30,7 +30,7 @@ class ParquetImage(StoredImage):
         return f"{self.file}#{self.number}"
 
     def open(self) -> BinaryIO:
-        """Its bytes; fast only when rows are opened in their order."""
+        """The bytes of the image; fast only when rows are opened in their order."""
         where = self.file, self.column, self.group
         try:
             reader = _group_reader(*where)

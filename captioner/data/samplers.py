@@ -17,7 +17,7 @@ class BucketSampler(Sampler[list[int]]):
 
     The items are shuffled, cut into pools of `pool` batches, sorted by length within each pool and cut into batches,
     which are shuffled. All processes draw the same batches and process `rank` takes every `world`-th item of each, so
-    at each step the processes together do what one process would do alone, on captions of similar length. A last
+    a step of all processes equals the step of a single process, on captions of similar length. A last
     batch of fewer items than processes is filled with repetitions of its items.
 
     Args:

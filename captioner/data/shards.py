@@ -1,4 +1,4 @@
-"""Files in tar archives (WebDataset shards), on disk or at an address, indexed by offset and read at random.
+"""Files in tar archives (WebDataset shards), on disk or at an address, indexed by offset for random access.
 
 WebDataset itself streams samples. The index costs one pass over the shards at the start of a training; then the order
 of the images depends on the seed alone, and resumption in mid-epoch, several processes, fine-tuning and the feature
@@ -44,7 +44,7 @@ class Member(StoredImage):
         return self.file.rsplit("/", 1)[-1]
 
     def open(self) -> BinaryIO:
-        """Its bytes, in memory; UserError also if the shard has changed since it was indexed."""
+        """The bytes of the file, in memory; UserError also if the shard has changed since it was indexed."""
         if is_address(self.shard):
             data = read_bytes(self.shard, self.offset, self.offset + self.size)
         else:
@@ -65,7 +65,7 @@ class Sample(NamedTuple):
 
 
 def are_shards(path: str | os.PathLike) -> bool:
-    """Whether this names shards by its ending: a .tar file, an address or a pattern of them."""
+    """Whether the ending is that of shards: a .tar file, an address or a pattern of them."""
     return re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)(\?[^/]*)?$", os.fspath(path).lower()) is not None
 
 
@@ -102,7 +102,7 @@ def _braces(pattern: str) -> list[str]:
 def samples(shard: str, texts: Sequence[str] = ("txt", "json")) -> Iterator[Sample]:
     """The samples of a shard in its order, in one pass; a remote shard is downloaded once, in blocks.
 
-    Only files with the endings `texts` are read; of the others the place is kept.
+    Only files with the endings `texts` are read; the others are only located.
     """
     key, files, read = "", dict[str, Member](), dict[str, bytes]()
     for member, data in _members(shard, tuple(f".{text}" for text in texts)):

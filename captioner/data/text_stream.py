@@ -19,7 +19,7 @@ from captioner.files import read_text
 def read_corpus(path: Path) -> str:
     """The text of a UTF-8 file, or the captions of a .json file, one per line.
 
-    Captions are shuffled, always alike: side by side, the captions of one image would predict each other.
+    Captions are shuffled with a fixed seed, because adjacent captions of one image would predict each other.
     """
     if path.suffix.lower() != ".json":
         return read_text(path, "text")
@@ -57,7 +57,7 @@ class Streams(Dataset):
         tokens = len(ids) - 1
         streams = max(1, min(streams, tokens // steps))
         padding = (0, -tokens % streams)
-        # PAD has no loss: nor have UNK, which a captioner never generates, and START, which always follows END
+        # no loss at PAD, at UNK, which a captioner never generates, and at START, which always follows END
         targets = ids[1:].masked_fill((ids[1:] == START) | (ids[1:] == UNK), PAD)
         self.inputs = F.pad(ids[:-1], padding, value=PAD).view(streams, -1)  # (B, length)
         self.targets = F.pad(targets, padding, value=PAD).view(streams, -1)  # (B, length), the token after each input

@@ -30,7 +30,7 @@ def tokenize(text: str) -> list[str]:
 def is_word(word: object, level: str = "word") -> bool:
     """Whether this may be an entry of a vocabulary: a word without spaces and control characters, or one character.
 
-    A caption then cannot contain escape sequences that a terminal obeys, nor line breaks.
+    A caption then cannot contain the escape sequences of a terminal or line breaks.
     """
     if not isinstance(word, str):
         return False

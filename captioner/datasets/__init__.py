@@ -1,1 +1,1 @@
-"""A data set as a thing one works on: inspect, convert, fetch, draw."""
+"""Inspect, convert, download and draw data sets."""

@@ -1,4 +1,4 @@
-"""A data set in another layout: COCO's JSON or WebDataset shards, with the bytes of its images as they are."""
+"""Convert a data set to COCO's JSON or WebDataset shards; images are copied byte for byte."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Download one file over HTTP: resumed after an interruption, restarted if the file has changed, renamed when whole.
 
 urllib follows redirects, uses the proxies of the environment and has a timeout. pooch, requests, torch.hub and fsspec
-do not resume a download; huggingface_hub does, but does not notice that the file has changed in the meantime.
+do not resume a download; huggingface_hub does, but does not detect that the file has changed in the meantime.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ RETRIES = 8  # in a row without progress: with the pauses, about three minutes
 PAUSE = 1.0  # seconds before the first retry; doubles each time
 LONGEST_PAUSE = 60.0
 CHUNK = 1 << 20  # bytes
-TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth another try
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which to try again
 
 
 class _Interrupted(Exception):
-    """The response ended early or never came: worth another try. `after`: seconds the server asks to wait."""
+    """The response ended early or never came: try again. `after`: seconds to wait, from the server's Retry-After."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -174,7 +174,7 @@ class _Download:
             self._copy(response, remote, offset)
 
     def _request(self, remote: _RemoteFile | None, offset: int) -> HTTPResponse:
-        """Ask for the file, from `offset` on if it is still `remote`."""
+        """Request the file, from `offset` on if it is still `remote`."""
         headers = {"User-Agent": f"captioner/{__version__}"}
         if remote:
             headers |= {"Range": f"bytes={offset}-", "If-Range": str(remote.validator)}

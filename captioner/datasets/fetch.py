@@ -68,7 +68,7 @@ def fetch(
 ) -> None:
     """Fetch one of SETS, and print its licence and the command that trains on it.
 
-    What is complete in the folder is left as it is; partial downloads are continued.
+    Complete files in the folder stay; partial downloads are continued.
 
     Args:
         name: which data set; karpathy is COCO 2014 in the splits that papers use
@@ -213,7 +213,7 @@ def unpack(path: Path, out: Path, contains: str = "") -> dict[str, int]:
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], contains: str) -> None:
-    """Raise BrokenZip for what must not be unpacked."""
+    """Raise BrokenZip if the zip must not be unpacked."""
     for member in members:
         parts = member.filename.removesuffix("/").split("/")
         if "\\" in member.filename or ":" in parts[0] or any(part in ("", "..") for part in parts):
@@ -228,7 +228,7 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], contains: str
 
 
 def write_splits(name: str, out: Path) -> None:
-    """Write captions_train.json, captions_val.json and captions_test.json of a set that has its own layout."""
+    """Write captions_train.json, captions_val.json and captions_test.json of a set that has its own format."""
     splits = SETS[name].splits
     try:
         for split, entries in splits(out) if splits else ():
@@ -259,7 +259,7 @@ def _flickr8k(out: Path) -> Iterator[tuple[str, list[Entry]]]:
 
 
 # Sizes and digests are those that TensorFlow Datasets publishes (url_checksums/coco.txt, coco_captions.txt); the hosts
-# publish none. Nobody publishes those of Flickr8k's zips: their sizes are rounded, and they have no digests.
+# publish none. For Flickr8k's zips none are published: their sizes are rounded, and they have no digests.
 SHA256 = {
     "annotations_trainval2014.zip": "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
     "annotations_trainval2017.zip": "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",

@@ -60,7 +60,7 @@ class Finding:
 
 
 class InspectedImage(NamedTuple):
-    """A readable image of a split: its stored size, whether EXIF turns it by 90°, what duplicates are recognised by."""
+    """A readable image of a split: its stored size, whether EXIF turns it by 90°, and its hashes and colours."""
 
     split: str
     example: Example

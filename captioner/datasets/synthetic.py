@@ -30,9 +30,9 @@ RADIUS = {"small": 0.105, "large": 0.21}  # half the height of a shape, as a sha
 BACKGROUNDS = {"light": (235, 235, 235), "dark": (25, 25, 25)}
 RELATIONS = {"above": "below", "to the left of": "to the right of"}  # of the first shape to the second: the inverse
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y) of a moving shape
-STEP = (0.08, 0.12)  # range of what a shape moves from frame to frame, as a share of the side
+STEP = (0.08, 0.12)  # range of a shape's step from frame to frame, as a share of the side
 SINGLE = 0.2  # share of the images with one shape
-HELD_OUT = 0.15  # share of the scenes that only val may show
+HELD_OUT = 0.15  # share of the scenes that occur in val only
 
 PAIR_TEMPLATES = (
     "a {first} {relation} a {second}",
@@ -173,8 +173,8 @@ def _render(placed: list[tuple[Shape, float, float]], background: str, size: int
 def trajectory(move: Move, frames: int, rng: random.Random) -> list[tuple[float, float]]:
     """The position (x, y) of the shape in each frame, as shares of the side from 0 to 1.
 
-    It starts anywhere and re-enters at the opposite edge. In every single frame all positions are then equally likely:
-    only the order of the frames tells the direction.
+    It starts anywhere and re-enters at the opposite edge. In each frame all positions are then equally likely:
+    only the order of the frames determines the direction.
     """
     (x, y), step, (right, down) = (rng.random(), rng.random()), rng.uniform(*STEP), DIRECTIONS[move.direction]
     return [((x + i * step * right) % 1, (y + i * step * down) % 1) for i in range(frames)]
@@ -200,13 +200,13 @@ def make_shapes(
 ) -> None:
     """Write ``train/``, ``val/``, ``captions_train.json`` and ``captions_val.json`` into a folder.
 
-    The scenes are split at random before anything is drawn, so no val image shows the scene of a training image, while
+    The scenes are split at random before anything is drawn, so no val image has the scene of a training image, while
     every word occurs in both. With one version of Pillow the same options give the same bytes.
 
     Args:
         output: folder of the data set; left as it is if it has a data set with the same options
         count: number of training images
-        val_count: number of validation images; none shows what a training image shows
+        val_count: number of validation images; none has the scene of a training image
         size: width and height of an image in pixels
         seed: another seed draws other images
         moving: draw clips (animated GIFs) in which one shape moves left, right, up or down

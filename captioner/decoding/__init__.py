@@ -1,1 +1,1 @@
-"""From a step function to captions: beam search, sampling, and constraints on both."""
+"""Beam search, sampling and constraints over a step function."""

@@ -75,7 +75,7 @@ def contains(history: Tensor, words: Tensor) -> Tensor:
 
 
 def begin_with(log_probs: Tensor, history: Tensor, prefix: Sequence[int], constraints: Sequence[Constraint]) -> None:
-    """First the words of `prefix`, which no other constraint restricts, then `constraints`."""
+    """The words of `prefix` first, without other constraints, then `constraints`."""
     length = history.shape[1]
     if length < len(prefix):
         kept = log_probs[:, prefix[length]].clone()

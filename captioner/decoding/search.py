@@ -103,7 +103,7 @@ class Beams(NamedTuple):
     """The live beams when the next word is chosen."""
 
     images: Tensor  # (A,) indices of the active images
-    log_probs: Tensor  # (A, R); in diverse search less the costs of the words
+    log_probs: Tensor  # (A, R); in diverse search minus the costs of the words
     history: Tensor  # (A, R, L) the words so far
 
 
@@ -159,7 +159,7 @@ def diverse(
     """Diverse beam search (Vijayakumar et al. 2018) with Hamming diversity.
 
     Every image has `groups` rows in a row, one a group. The groups choose one after the other. A word costs `strength`
-    nats for each time that an earlier group has taken it at this step. The returned scores are less these costs.
+    nats for each time that an earlier group has taken it at this step. The costs are subtracted from the scores.
     """
     by_group = log_probs.unflatten(0, (-1, groups, beams.log_probs.shape[1]))  # (A / G, G, R, V)
     cost = torch.zeros_like(by_group[:, 0, 0])  # (A / G, V)
@@ -175,7 +175,7 @@ def diverse(
 
 
 def sample(beams: Beams, log_probs: Tensor, number: int, uniforms: Tensor, config: SearchConfig) -> Continuations:
-    """One word sampled from the distribution: temperature, top-k, top-p, then min-p, each on what the last has left.
+    """One word sampled from the distribution: temperature, top-k, top-p, then min-p, in this order.
 
     `uniforms` (B, M + 1) are numbers in [0, 1), one for each image and step, so that a caption does not depend on the
     other images of the batch. Multiples of 2⁻²³ stay below 1 in float32.
@@ -228,7 +228,7 @@ def beam(
         start, end: ids before and after every caption.
         width, n_best: K, and n up to K.
         config: length_norm, length_penalty and max_length (M).
-        constraints, choose: what may not follow, and which continuations are taken.
+        constraints, choose: forbid words, and select the continuations.
         group_size: this many images in a row are finished together, as the groups of a diverse search.
     """
     images, device, longest = len(context[0]), context[0].device, config.max_length

@@ -32,7 +32,7 @@ RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
 }
 BASIC = ("beam", "n_best", "sample")  # always visible
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # visible, and used, when captions are sampled
-START_HINT = "Drop an image, paste one, take one or choose an example: its caption appears here."
+START_HINT = "Drop an image, paste one, take a photo or choose an example: its caption appears here."
 SHADE_HINT = "The shade of a word shows its probability."
 MAPS_HINT = "Point at a word, tap it, or move to it with Tab and the arrow keys to see its attention map."
 MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
@@ -80,7 +80,7 @@ def search_config(values: Mapping[str, Any]) -> SearchConfig:
 
 
 def results_html(models: ModelCache, checkpoint: str, image: str | None, values: Mapping[str, Any]) -> tuple[str, str]:
-    """The best caption (or what is wrong), and below it the words, maps and scores of all captions, as HTML.
+    """The best caption (or the error), and below it the words, maps and scores of all captions, as HTML.
 
     `image` is a file, if there is one; `values` are those of the controls, see :func:`search_config`.
     """

@@ -62,13 +62,13 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
         UserError: a model of clips, a missing package, or a folder that cannot be written.
     """
     if model.frames:
-        raise UserError("export takes models of images, and this model captions clips and albums")
+        raise UserError("export takes models of images, but this model captions clips and albums")
     if int8 and to != "onnx":
         raise UserError("--int8 goes with --to onnx")
     images = torch.randint(256, (2, 3, model.image_size, model.image_size), dtype=torch.uint8)
     with torch.no_grad():
         _, state, context = model.start_search(images)
-    # Copies, for the exporter takes inputs that are the same object for one input
+    # Copies, because the exporter treats inputs that are the same object as one input
     state, context = (tuple(torch.randn_like(tensor) for tensor in tensors) for tensors in (state, context))
     states, contexts = ([f"{kind}_{n}" for n in range(len(t))] for kind, t in (("state", state), ("context", context)))
     words = torch.full((2,), 1)

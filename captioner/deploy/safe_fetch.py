@@ -1,4 +1,4 @@
-"""Fetch images from addresses that strangers name, from public hosts only, whatever names resolve or redirect to."""
+"""Fetch images from untrusted addresses: from public hosts only, also after name resolution and redirects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_public(address: str) -> bool:
 
 
 class _PublicOnly(httpcore.AsyncNetworkBackend):
-    """Resolves a name once and connects to an address that was checked, so a second, different answer is never used."""
+    """Resolves a name once and connects to an address that was checked, so a second resolution is never used."""
 
     def __init__(self) -> None:
         self.network = httpcore.AnyIOBackend()

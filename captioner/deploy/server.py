@@ -31,9 +31,9 @@ from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
 
 FORM_BYTES = 64 * 1024  # of a request besides its images
 BUSY = {"Retry-After": "1"}
-Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or why there is neither
+Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or the error
 
-# For /openapi.json: FastAPI does not know what /caption reads from the body itself
+# For /openapi.json: FastAPI does not see the body, which /caption reads itself
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 _FORM = {"schema": {"type": "object", "properties": {"files": _FILES}}}
@@ -43,14 +43,14 @@ STATUSES = (413, 415, 422, 503, 504)  # besides 200
 
 
 class Batcher:
-    """Captions images of many requests together, in a thread of its own.
+    """Captions images of many requests together, in a separate thread.
 
     While one batch is captioned the next one gathers; an idle model waits `max_wait_ms` for more images. When the
     model fails, every image of that batch gets the exception, and the next batch is captioned.
     """
 
     def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, sizes: Histogram) -> None:
-        search_ids(model.vocabulary, search)  # an error here, not at the first request
+        search_ids(model.vocabulary, search)  # fails here, not at the first request
         self.model, self.search, self.config, self.sizes = model, search, config, sizes
         self.waiting: queue.Queue[tuple[Tensor, Future] | None] = queue.Queue(config.queue)  # None: stop
         self.thread = threading.Thread(target=self._run, name="captions", daemon=True)
@@ -112,11 +112,11 @@ class Metrics:
 
 
 class CaptionService:
-    """Requests in, captions out; see :func:`make_app` for the arguments."""
+    """The service behind the web application; see :func:`make_app` for the arguments."""
 
     def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, name: str) -> None:
         if model.frames:
-            raise UserError("serve captions images, and this model captions clips and albums: use captioner predict")
+            raise UserError("serve captions images, but this model captions clips and albums: use captioner predict")
         self.image_size, self.n_best, self.config, self.name = model.image_size, search.n_best, config, name
         self.metrics = Metrics()
         self.batcher = Batcher(model, search, config, self.metrics.batch_sizes)
@@ -146,7 +146,7 @@ class CaptionService:
         return {"model": self.name, "results": results}
 
     async def _caption_image(self, name: str, source: Source) -> dict[str, Any]:
-        """The captions of an image, or why it has none."""
+        """The captions of an image, or its error."""
         config = self.config
         try:
             if isinstance(source, ImageError):
@@ -251,7 +251,7 @@ async def read_sources(request: Request, config: ServeConfig) -> list[tuple[str,
     """The name and source of each image of a request.
 
     Raises:
-        HTTPException: 413 too large, 415 another content type, 422 a body that cannot be understood.
+        HTTPException: 413 too large, 415 another content type, 422 an invalid body.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):

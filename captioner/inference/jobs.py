@@ -37,7 +37,7 @@ class CaptionJob:
     devices: int  # processes that caption, 1 or more
 
     def settings(self) -> dict[str, Any]:
-        """What captions depend on besides the images: digests of the checkpoints, and the search options."""
+        """The inputs of captions besides the images: digests of the checkpoints, and the search options."""
         digests = [file_digest(resolve_checkpoint(path)) for path in self.checkpoints or (None,)]
         return {"checkpoint": " + ".join(digests), **asdict(self.search)}
 
@@ -77,7 +77,7 @@ def caption_parts(
                 for _ in run(job, parts, missing, model):
                     bar.update()
         if missing := parts.missing():
-            raise UserError(f"{len(missing)} of {len(parts)} parts are missing: run the same command again to go on")
+            raise UserError(f"{len(missing)} of {len(parts)} parts are missing: run the same command to continue")
     return parts
 
 
@@ -89,4 +89,4 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
 def engine_error(engine: str, reason: BaseException) -> UserError:
     """The one-line message for an engine whose processes failed."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return UserError(f"--engine {engine} stopped ({lines[-1].strip()[:300]}): run the same command again to go on")
+    return UserError(f"--engine {engine} stopped ({lines[-1].strip()[:300]}): run the same command to continue")

@@ -24,8 +24,8 @@ warnings.filterwarnings("ignore", module="pytorch_lightning")
 class Predictor(pl.LightningModule):
     """Captions in one step of each process the chunks ``numbers[rank::processes]``, as the local engine does.
 
-    Lightning starts the processes and gives each its device. The chunks are not dealt out by its distributed sampler,
-    which would repeat some to give every process as many.
+    Lightning starts the processes and assigns the devices. Its distributed sampler is not used for the chunks,
+    because it repeats some to make the shares equal.
     """
 
     def __init__(self, job: CaptionJob, parts: PartFolder, numbers: Sequence[int]) -> None:
@@ -37,7 +37,7 @@ class Predictor(pl.LightningModule):
         self.model = self.job.load_model().eval()
 
     def on_predict_start(self) -> None:
-        """Let SIGTERM end the process at once: parts are whole or absent.
+        """Let SIGTERM end the process at once: parts are complete or absent.
 
         Lightning's handler would first synchronise the processes, and raise in whatever is running. Raised while an
         image is read, that would be recorded as an unreadable image.

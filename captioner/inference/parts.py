@@ -1,4 +1,4 @@
-"""A folder of part files, each with the records of a fixed number of images, which any number of runs complete."""
+"""A folder of part files, each with the records of a fixed number of images, completed over one or more runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SURROGATES = "surrogateescape"  # file names need not be Unicode
 class PartFolder:
     """Chunk n is the items n · size … (n + 1) · size − 1; its records, a JSON line an item, are ``part-n.jsonl``.
 
-    A part is written under another name and renamed: a part that exists is whole, and chunks without one remain to be
+    A part is written under another name and renamed: an existing part is complete, and chunks without one remain to be
     done. ``manifest.json`` states what the parts depend on, which is the names of the items, `size` and `settings`, by
     name; a run with another manifest is refused.
     """
@@ -82,7 +82,7 @@ class PartFolder:
     def write_each(self, numbers: Sequence[int], caption: Callable[[list[Any]], Iterable[Record]]) -> Iterator[int]:
         """Write the parts of these chunks; yield each number when its part is written.
 
-        `caption` is called once, with the items of all these chunks, so that images are read ahead; it gives their
+        `caption` is called once, with the items of all these chunks, so that images are read ahead; it yields their
         records in order, one at a time.
         """
         records = iter(caption([item for number in numbers for item in self.chunk(number)]))

@@ -15,7 +15,7 @@ from captioner.inference.jobs import CaptionJob, engine_error
 from captioner.inference.parts import PartFolder
 from captioner.models.base import CaptionModel
 
-STORE = 128 << 20  # bytes of Ray's shared memory on this machine, through which only names and captions pass
+STORE = 128 << 20  # bytes of Ray's shared memory on this machine, for names and captions only
 
 
 class CaptionActor:
@@ -34,7 +34,7 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
     """Caption these chunks with ``job.devices`` actors; yield each number when its part is written, in any order.
 
     This process writes the parts, so a cluster needs no shared folder for them. Ray replaces an actor that dies and
-    gives its chunks to the new one, without limit.
+    reassigns its chunks to the new one, without limit.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures are also raised here

@@ -1,4 +1,4 @@
-"""From captions to numbers: BLEU, ROUGE-L and CIDEr-D with coco-caption's values, intervals and a paired test.
+"""Scores of captions: BLEU, ROUGE-L and CIDEr-D with coco-caption's values, intervals and a paired test.
 
 The public functions can be imported from here, without torch, Lightning or nltk. Example::
 

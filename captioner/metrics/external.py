@@ -1,7 +1,7 @@
 """Scores that other programs compute: METEOR and SPICE by Java, CLIPScore by transformers.
 
 The Java programs are in pycocoevalcap (the extra `coco`). Its parts have licences of their own, among them GPL, AGPL
-and not for commercial use, so it is never imported: only its folder is located when a score is asked for.
+and not for commercial use, so it is never imported: only its folder is located when a score is requested.
 All functions raise UserError if something they need is missing or fails.
 """
 

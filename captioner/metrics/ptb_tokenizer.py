@@ -77,7 +77,7 @@ _TITLE = (
 )
 _NUMBERED = "no|nos|fig|figs|art|ca|op|pp|prop|ph"
 _ABBREVIATION = rf"(?:(?ai:{_ANYWHERE}|(?:ph|ed)\.d)|(?=[A-Z])(?ai:{_CAPITAL})|(?ai:p?pt)[ey][sS]?)\."
-# A letter with a full stop gives it up where one of these follows.
+# A letter loses its full stop before one of these.
 _OPENERS = re.sub(
     r"\B\w+",
     r"(?ai:\g<0>)",

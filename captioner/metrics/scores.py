@@ -1,4 +1,4 @@
-"""How close captions come to references: BLEU, ROUGE-L and CIDEr-D with coco-caption's numbers, without Java.
+"""Captions scored against references: BLEU, ROUGE-L and CIDEr-D with coco-caption's numbers, without Java.
 
 Everything here is a pure function of tokenised captions. ``references`` has one or more captions for each of N images,
 ``hypotheses`` one caption for each, in the same order. A caption is a sequence of words and may be empty; a word is
@@ -61,7 +61,7 @@ class DocumentFrequencies:
 def per_image(
     references: References, hypotheses: Sequence[Caption], frequencies: DocumentFrequencies | None = None
 ) -> PerImage:
-    """BLEU's counts, ROUGE-L and CIDEr-D (see :func:`cider_d`) of each image, from one pass over the words."""
+    """BLEU's counts, ROUGE-L and CIDEr-D (see :func:`cider_d`) of each image, in one pass over the words."""
     corpus = _Corpus(hypotheses, references, frequencies)
     matches, cosines = [], np.zeros(len(corpus.size))
     for grams in corpus.grams(ORDER):
@@ -403,7 +403,7 @@ def _rouge_l(corpus: _Corpus) -> np.ndarray:
 def _common_subsequences(corpus: _Corpus) -> np.ndarray:
     """(C − N,) length of the longest common subsequence of each reference and its image's hypothesis; 1 if both empty.
 
-    The usual table, a row a word of the hypothesis, for many pairs at once. A cell is the best of the cell above, of
+    The usual table, a row per word of the hypothesis, for many pairs at once. A cell is the best of the cell above, of
     the one above to the left plus a match, and of the cells to its left (a running maximum).
 
     Example: with the reference "a b c", the row after the hypothesis's word "a" is 0 1 1 1, after "a c" 0 1 1 2.
@@ -425,7 +425,7 @@ def _common_subsequences(corpus: _Corpus) -> np.ndarray:
 
 
 def _padded(corpus: _Corpus, captions: np.ndarray, filler: int) -> np.ndarray:
-    """(words of the longest, captions) ids, a column a caption."""
+    """(words of the longest, captions) ids, a column per caption."""
     size = corpus.size[captions]
     place = np.arange(size.max())[:, None]
     words = corpus.words[np.minimum(corpus.start[captions] + place, len(corpus.words) - 1)]

@@ -38,7 +38,7 @@ SHOWN = 5  # ids in a message
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What is scored and how; the fields are options of the command line.
+    """How captions are scored; the fields are options of the command line.
 
     Args:
         json: also write the scores to this JSON file
@@ -72,7 +72,7 @@ class ScoreOptions:
 
 
 class Comparison(NamedTuple):
-    """What captions are compared with."""
+    """The other system and the training captions that captions are compared with."""
 
     system: str | None = None  # name of another system
     captions: Mapping[Any, str] = {}  # its captions by image id
@@ -95,7 +95,7 @@ def prepare_scoring(
 ) -> Comparison:
     """Check that the output files can be written, and read the files of the options `compare` and `training`.
 
-    Called before an hour of captioning it finds errors early. Arguments are those of :func:`score_images`.
+    Call it before captioning, to find errors early. Arguments are those of :func:`score_images`.
     """
     for path in (options.json, options.per_image):
         if path is not None:
@@ -233,7 +233,7 @@ def _example(ids: Sequence[ID]) -> str:
 
 
 def _shuffled(captions: list[Any]) -> list[Any]:
-    """The captions in another order, always the same one, with no caption in its old place."""
+    """The captions in another, fixed order, with no caption in its old place."""
     order = list(range(len(captions)))
     random.Random(0).shuffle(order)
     shuffled = list(captions)
@@ -274,7 +274,7 @@ def _add_external(
 
 
 def _write_per_image(path: Path, captions: Mapping[ID, str], scores: Sequence[Mapping[str, float]]) -> None:
-    """Write a row an image: id, caption, scores."""
+    """Write a row per image: id, caption, scores."""
     rows = [{"image_id": i, "caption": captions[i], **each} for i, each in zip(captions, scores, strict=True)]
     if path.suffix == ".json":
         write_json(path, rows)

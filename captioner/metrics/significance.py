@@ -1,6 +1,6 @@
 """Bootstrap intervals of scores, and a paired test of two systems.
 
-Only the choice of images counts as chance, so an interval says nothing about another seed or other annotators. Images
+Only the sample of images is random, so an interval does not cover other seeds or annotators. Images
 are resampled with their CIDEr-D, whose idf remains that of the whole set. Everything is on the scale of
 :func:`captioner.metrics.score`, 0..100 and CIDEr 0..1000; the same seed gives the same numbers.
 """
@@ -74,7 +74,7 @@ def _swapped(a: np.ndarray, b: np.ndarray, rounds: int, seed: int) -> np.ndarray
     random, n, results = np.random.default_rng(seed), len(a), []
     total_a, total_b, difference = a.sum(axis=0), b.sum(axis=0), b - a
     for size in _batches(rounds, n):
-        coins = np.frombuffer(random.bytes(size * (n + 7 >> 3)), np.uint8).reshape(size, -1)  # a bit an image
+        coins = np.frombuffer(random.bytes(size * (n + 7 >> 3)), np.uint8).reshape(size, -1)  # a bit per image
         moved = np.unpackbits(coins, axis=1, count=n).astype(float) @ difference  # (size, S)
         results.append(corpus_scores(total_a + moved, n) - corpus_scores(total_b - moved, n))
     return np.concatenate(results)

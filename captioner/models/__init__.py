@@ -1,1 +1,1 @@
-"""Images to features to words."""
+"""Encoder and decoder: images to features to words."""

@@ -19,7 +19,7 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AttentionDecoder(nn.Module):
-    """Words from the P cells of an image, weighted anew at each step.
+    """Predicts words from the P cells of an image, weighted at each step.
 
     As in :class:`captioner.models.decoder.Decoder` the mean v of all cells enters at every step, ``x_t = e_t + P v``
     with the word's embedding e_t. The cells are projected once per image, ``a_p = ReLU(W_a v_p)``, and so are their

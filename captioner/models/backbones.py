@@ -1,4 +1,4 @@
-"""Pretrained networks by name, without their heads: an image in, a feature map out."""
+"""Pretrained networks by name, without their heads: images to feature maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTAINERS = {"model", "features", "encoder", "layers", "blocks", "stages", "tru
 
 
 class Preprocessing(NamedTuple):
-    """What pretrained weights expect: RGB in 0..1, minus mean, divided by std, `size` pixels square."""
+    """The input of pretrained weights: RGB in 0..1, minus mean, divided by std, `size` pixels square."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -105,7 +105,7 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
     if name.startswith("vit_"):
         options["image_size"] = preprocessing(name).size
     device = torch.device("meta") if is_resnet(name) else nullcontext()  # initialisation is slow, and overwritten later
-    with torch.random.fork_rng(devices=[]), device:  # leave the random state to the decoder
+    with torch.random.fork_rng(devices=[]), device:  # keep the random state for the decoder
         network: Any = get_model(name.removesuffix("_v1"), weights=None, **options)
     if isinstance(network, VisionTransformer):
         return TorchvisionViT(network)

@@ -1,4 +1,4 @@
-"""Images in, captions out, for every model that can start a search."""
+"""The base of models that caption images, by a search over their step function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Caption:
         score: log_prob divided by the length penalty; the captions of an image are ranked by it.
         ended: False for a caption cut off at max_length.
         word_log_probs: the terms of log_prob: of each word and, if ended, of END.
-        attention: if asked for, the maps of :meth:`CaptionModel.attention_maps` for these terms, on the CPU.
+        attention: if requested, the maps of :meth:`CaptionModel.attention_maps` for these terms, on the CPU.
     """
 
     text: str
@@ -46,11 +46,11 @@ class Caption:
 
     @property
     def perplexity(self) -> float:
-        """``exp(−log_prob / terms)``, 1 or more: among how many equally likely words the model chose, on average."""
+        """``exp(−log_prob / terms)``, 1 or more: the mean number of equally likely words to choose from."""
         return math.exp(min(700.0, -self.log_prob / len(self.word_log_probs)))  # more than 700 overflows
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the probability of each word (and of END)."""
+        """The caption as plain values for JSON, with the probability of each word (and of END)."""
         numbers = {"log_prob": self.log_prob, "score": self.score, "perplexity": self.perplexity, "ended": self.ended}
         return {"caption": self.text, **numbers, "probabilities": [math.exp(term) for term in self.word_log_probs]}
 

@@ -1,4 +1,4 @@
-"""Encoder, decoder, vocabulary and transform as one plain module, and ensembles of them: images in, captions out."""
+"""Encoder, decoder, vocabulary and transform as one plain module, and ensembles of such modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Captioner(CaptionModel):
     Args:
         config: the architecture.
         vocabulary: the words.
-        encoder: None if the model is only given features, as in training from a feature file.
+        encoder: None if the inputs are features, as in training from a feature file.
         encoder_digest: digest of the ImageNet weights the encoder started from.
     """
 
@@ -82,7 +82,7 @@ class Captioner(CaptionModel):
 
     @classmethod
     def load(cls, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> Captioner:
-        """Open a checkpoint in evaluation mode, also on another device than it was made on.
+        """Open a checkpoint in evaluation mode, also on another device than that of its training.
 
         Args:
             path: as for :func:`captioner.models.checkpoint.resolve_checkpoint`. No other file of the run is needed.
@@ -162,7 +162,7 @@ def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapp
     """Raise UserError unless the tensors of a checkpoint are those of the model in its header (never allocated)."""
     config, vocabulary = checkpoint.parse_header(path, header)
     try:
-        with torch.device("meta"):  # a header may ask for any amount of memory
+        with torch.device("meta"):  # a header may require any amount of memory
             expected = Captioner(config, vocabulary, None, "").state_dict()
         if checkpoint.brings_encoder(config, header):
             encoder = shapes_only(lambda: Encoder(config, weights=False))

@@ -1,4 +1,4 @@
-"""Checkpoint files: found, read, validated and written. They hold plain values and tensors only."""
+"""Find, read, validate and write checkpoint files, which hold plain values and tensors only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 HUB_FILES = ("model.safetensors", "captioner.safetensors")
-# The checkpoint of a folder: the first of these that it has. A run has best.ckpt alone until it ends.
+# The checkpoint of a folder: the first of these that it has. A run in progress has only best.ckpt.
 FOLDER_FILES = (*HUB_FILES, "lm.safetensors", "best.ckpt")
 NO_WEIGHTS = "it is not a file of weights, or has code in it, which is not run"
 # What torch.load and its unpickler raise for damaged bytes.
@@ -146,7 +146,7 @@ def validate_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def make_header(config: ModelConfig, vocabulary: Vocabulary, **more: Any) -> dict[str, Any]:
-    """What a checkpoint holds besides the tensors, as plain values."""
+    """The header of a checkpoint as plain values: everything but the tensors."""
     words = list(vocabulary.words[len(SPECIAL) :])
     return {"format": FORMAT, "model": asdict(config), "vocabulary": words, "level": vocabulary.level, **more}
 

@@ -17,8 +17,8 @@ class ClipEncoder(nn.Module):
     Venugopalan et al. 2015), with the decoder's cell, layers and sizes.
 
     Features of neighbouring frames are nearly equal, so each component of v_s is first scaled to mean 0 and variance 1
-    over the training frames (BatchNorm). x_s is a linear map of the result; with a grid the maps of all cells stand
-    side by side. (The mean over a frame hardly separates left from right: ResNets are trained on mirrored images.)
+    over the training frames (BatchNorm). x_s is a linear map of the result; with a grid the maps of the
+    cells are concatenated. (The mean over a frame hardly separates left from right: ResNets train on mirrored images.)
 
     Axes: I clips, S frames, M of them present, P cells, F feature size, E embedding size, H hidden size.
     """
@@ -45,7 +45,7 @@ class ClipEncoder(nn.Module):
 
 
 class ClipDecoder(Decoder):
-    """A :class:`captioner.models.decoder.Decoder` whose v is the last hidden state of a :class:`ClipEncoder`.
+    """A :class:`captioner.models.decoder.Decoder` with the last hidden state of a :class:`ClipEncoder` as v.
 
     Its methods take features of frames (I, S, F) or (I, S, P, F). v has no dropout; it is scaled like that of an image,
     because unscaled it is too small against the words for learning to start.

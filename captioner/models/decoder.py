@@ -46,7 +46,7 @@ class RecurrentLayers(nn.Module):
         layer: Any
         for layer in self.layers if config.cell == "lstm" else ():
             init_forget_bias(layer.bias_ih_l0, config.hidden_size)
-            nn.init.zeros_(layer.bias_hh_l0)  # added to the other one
+            nn.init.zeros_(layer.bias_hh_l0)  # added to bias_ih
 
     def zero_state(self, rows: int, like: Tensor) -> State:
         """h_0 = 0: (rows, L, H), twice for an LSTM (h and c), with the dtype and device of `like`."""
@@ -67,7 +67,7 @@ class RecurrentLayers(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Words from an image feature v: a tanh RNN, GRU or LSTM of one to five :class:`RecurrentLayers`.
+    """Predicts words from an image feature v: a tanh RNN, GRU or LSTM of one to five :class:`RecurrentLayers`.
 
     `image_as` chooses how v enters. P is the linear map `project`, e_t the embedding of word t.
 
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     **first_word.** ``x_0 = P v``, then ``x_t = e_t``: the image is the input before START (Vinyals et al. 2015, Show
     and Tell, equations 10 and 11, which count from −1).
 
-    **initial_state.** ``x_t = e_t`` and ``h_0 = tanh(P v)``, with other rows of P for each layer and for the c_0 of an
+    **initial_state.** ``x_t = e_t`` and ``h_0 = tanh(P v)``, with own rows of P for each layer and for the c_0 of an
     LSTM (Xu et al. 2015, Show, Attend and Tell, section 3.1.2, with one tanh layer as the perceptron).
 
     v is scaled to the length FEATURE_NORM, so that it has the same weight against the words for every backbone.
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
     def step(self, words: Tensor, state: State, context: State) -> tuple[Tensor, State]:
         """The next word after `words` (A · R,): log-probabilities (A · R, V) and the new state.
 
-        The R beams of an image stand side by side; `state` and `context` are as from `start`, of A · R and A rows.
+        The R beams of an image are consecutive rows; `state` and `context` are as from `start`, of A · R and A rows.
         """
         image = context[0].unsqueeze(1)  # (A, 1, E)
         x = (self.embedding(words).unflatten(0, (image.shape[0], -1)) + image).flatten(0, 1)  # (A · R, E)

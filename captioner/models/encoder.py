@@ -1,4 +1,4 @@
-"""A pretrained network without its head: images in, one feature per image, or per cell of a grid, out."""
+"""A pretrained network without its head: one feature per image, or per cell of a grid."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
     """A network of :mod:`captioner.models.backbones`: B images → B features of size F, or of P cells each.
 
     With a `second_size` the image is encoded at two resolutions, and the two features, each of unit length, are
-    concatenated, so that a thing is seen at two scales. With a `grid` the last maps are averaged over its cells instead
+    concatenated, so that objects appear at two scales. With a `grid` the last maps are averaged over its cells instead
     of over the whole image; then the mean of the cells is of unit length.
 
     Frozen but for its last `trainable_layers` stages. BatchNorm keeps its ImageNet statistics also in trained stages:
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
 
     Args:
         config: with the encoder, image_size, second_size, grid and trainable_layers.
-        weights: False leaves the parameters uninitialised, for a checkpoint that brings its own.
+        weights: False leaves the parameters uninitialised, to be loaded from a checkpoint.
 
     Attributes:
         feature_shape: (F,) or (P, F).

@@ -22,7 +22,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     """Copy the parts of a checkpoint that fit into `model`; return one line that names them and the others.
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
-    tensors with the same shapes, and otherwise stays as it is. The rows of the embedding and of the output layer are
+    tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have stay as they are.
     UserError if nothing fits.
     """

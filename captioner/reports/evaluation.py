@@ -86,7 +86,7 @@ class EvaluationPage(Page):
 
 
 def _lines(captions: Sequence[Caption | str]) -> list[dict[str, Any] | str]:
-    """The captions of one system, best first; only the best shows its maps, for they take space."""
+    """The captions of one system, best first; only the best has maps, to save space."""
     return [
         caption if isinstance(caption, str) else caption_values(caption, with_maps=i == 0)
         for i, caption in enumerate(captions)

@@ -58,7 +58,7 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
 
 
 def caption_values(caption: Caption, with_maps: bool = True) -> dict[str, Any]:
-    """What captions.html shows of a caption; ``maps`` are the bytes of :func:`map_bytes` of all words in base64.
+    """The variables of captions.html for a caption; ``maps`` are the bytes of :func:`map_bytes` of all words in base64.
 
     A caption "a dog" with maps becomes
 

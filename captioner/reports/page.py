@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 QUALITY = 80  # of JPEGs
-PIECES = Markup("<!-- pieces -->")  # no other value in a template can be this, for < is escaped
+PIECES = Markup("<!-- pieces -->")  # no other value in a template can be this, because < is escaped
 
 
 def jpeg_uri(image: Image.Image, quality: int = QUALITY) -> Markup:
@@ -30,7 +30,7 @@ def jpeg_uri(image: Image.Image, quality: int = QUALITY) -> Markup:
 
 
 def _printable_value(value: Any) -> Any:
-    """Replace what no page can hold, such as the broken Unicode of a file name."""
+    """Replace characters that no page can hold, such as the broken Unicode of a file name."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -55,8 +55,8 @@ class Page:
 
     Args:
         path: the file; its folder is created when missing.
-        template: its name. :meth:`write` adds pieces where it has ``{{ pieces }}``; what follows is evaluated at the
-            end, and takes what is known only then from ``page``, which is this object.
+        template: its name. :meth:`write` adds pieces where it has ``{{ pieces }}``; the rest is evaluated at the
+            end, and takes the values known only then from ``page``, which is this object.
         values: the other variables of the template.
 
     Attributes:

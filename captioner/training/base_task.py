@@ -1,4 +1,4 @@
-"""What both trainings share: reproducible dropout, optimiser, gradient clipping, checks for non-finite gradients."""
+"""The base of both trainings: reproducible dropout, optimiser, gradient clipping, checks for non-finite gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GPU_CHECK_INTERVAL = 50  # steps; each check waits for the GPU
 
 
 class BatchRecord(NamedTuple):
-    """What an error message needs to know of a batch."""
+    """The facts about a batch that an error message states."""
 
     loss: Tensor
     epoch: int
@@ -85,11 +85,11 @@ class BaseTask(pl.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def record_batch(self, loss: Tensor, batch_idx: int, examples: Tensor | None = None) -> None:
-        """Remember a batch for the message if its gradient is not finite."""
+        """Keep the facts about a batch for the message if its gradient is not finite."""
         self.batches.append(BatchRecord(loss.detach(), self.current_epoch, batch_idx, examples))
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global gradient norm, and log the norm before clipping: exploding gradients show here first."""
+        """Clip the global gradient norm, and log the norm before clipping: it shows exploding gradients first."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip_norm or math.inf)
         self.unchecked.append((norm.detach(), self.batches))
         self.batches = []

@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 try:
                     torch.save(checkpoint, part)
                 except RuntimeError as error:
-                    if "inline_container" not in str(error):  # what torch says if a write fails
+                    if "inline_container" not in str(error):  # torch's message if a write fails
                         raise
                     raise OSError("the disk is full") from None
         except UserError as error:
@@ -66,14 +66,14 @@ class TopKCheckpoint(ModelCheckpoint):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that holds: a run that was stopped does not train further when it is resumed."""
+    """Early stopping that also applies after resumption: a stopped run does not train further."""
 
     def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
         trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
 
 
 class TerminateRanks(Callback):
-    """Ends the other processes after an error in the first, for which they would wait; Lightning does after Ctrl-C."""
+    """Ends the other processes, which would wait, after an error in the first; Lightning does so after Ctrl-C."""
 
     def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher
@@ -132,7 +132,7 @@ class SampleCaptions(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("captions", table, trainer.global_step)
                 for number, (i, example) in enumerate(chosen.items()):
-                    with suppress(ImageError):  # with cached features the image need not exist any more
+                    with suppress(ImageError):  # with cached features the image may be missing
                         image = draw_caption(example.path, task.model.frames, captions[i])
                         logger.experiment.add_image(f"samples/{number}", image, trainer.global_step, dataformats="HWC")
         with open(self.folder / "samples.md", "a", encoding="utf-8") as file:
@@ -140,7 +140,7 @@ class SampleCaptions(Callback):
 
 
 def draw_caption(path: Any, frames: int, caption: str) -> np.ndarray:
-    """(H, W, 3) uint8: an image, or the frames of a clip side by side, as the model sees it, above its caption."""
+    """(H, W, 3) uint8: an image, or the frames of a clip side by side, as the model receives it, above its caption."""
     image = load_pixels(path, SAMPLE_SIZE, frames)  # (3, size, size) or (frames, 3, size, size)
     pixels = torch.cat([*image], dim=-1) if frames else image
     text = "\n".join(textwrap.wrap(caption, pixels.shape[-1] // 6))

@@ -29,7 +29,7 @@ from captioner.data.vocabulary import UNK
 from captioner.errors import UserError
 from captioner.training.datamodule import CaptionData
 
-MIN_SECONDS = 3.0  # of training that a dry run times
+MIN_SECONDS = 3.0  # of training timed in a dry run
 MAX_SAME = 0.5  # share of validation images with the same caption
 MIN_COVERAGE = 0.9  # share of the words of the validation captions that the vocabulary has
 MAX_COMPARED = 500  # validation images whose bytes are compared with training images of the same size
@@ -120,7 +120,7 @@ def gib(size: float) -> str:
 
 
 class SanityChecks(Callback):
-    """Prints warnings on standard error when they come up, and at the end again those that still hold."""
+    """Prints warnings on standard error as they occur, and at the end again those that still apply."""
 
     def __init__(self, data: CaptionData) -> None:
         self.data = data
@@ -171,7 +171,7 @@ def unknown_words(data: CaptionData) -> list[str]:
         return []
     return [
         f"the vocabulary of {len(data.vocabulary):,} words has {100 * share:.1f} % of the words of the validation "
-        f"captions, and the model never says the others: lower --data.min_count ({data.data.min_count}), or train on "
+        f"captions, and the model never generates the others: lower --data.min_count ({data.data.min_count}), or train on "
         "captions like those"
     ]
 
@@ -205,7 +205,7 @@ def shared_images(train: Sequence[Example], val: Sequence[Example]) -> list[str]
 def _digest(path: Any) -> object:
     with suppress(OSError, UserError), open_file(path) as file:
         return hashlib.blake2b(file.read(), digest_size=16).digest()
-    return object()  # equal to no other: the file does not exist any more
+    return object()  # equal to no other: the file is missing
 
 
 def _size(path: Any) -> int:

@@ -106,7 +106,7 @@ def plot_curves(runs: Mapping[str, Curves], target: Path) -> None:
 
 
 def literal(text: str) -> str:
-    """Text such as the name of a run for matplotlib, which would take what stands between two $ for a formula."""
+    """Text such as the name of a run escaped for matplotlib, which reads text between two $ as a formula."""
     return text.replace("$", r"\$")
 
 

@@ -21,7 +21,7 @@ from captioner.training.callbacks import print_scores
 
 
 class LanguageTask(BaseTask):
-    """Reads the streams of a text chunk by chunk.
+    """Trains on the streams of a text chunk by chunk.
 
     The final state of a chunk is the initial state of the next one, detached: the loss of a chunk of T tokens is
     differentiated through at most T steps. Each epoch and each validation starts at the beginning of the streams with

@@ -27,11 +27,11 @@ from captioner.files import write_text
 from captioner.models.checkpoint import load_pickle, read_checkpoint, save_slim
 from captioner.training.callbacks import AtomicCheckpointIO, ProgressBar
 
-LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run outlive it by a moment
-# Options that a resumed run may change, since they do not change what is computed.
+LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run end a moment later
+# Options that a resumed run may change, since they do not change the results.
 FREE_OPTIONS = {"data.feature_cache", "data.feature_memory", "data.workers"}
 FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples"}
-# What Lightning needs of last.ckpt to resume.
+# The entries of last.ckpt that Lightning resumes from.
 LAST_CHECKPOINT: dict[str, type] = {"state_dict": dict, "loops": dict, "callbacks": dict, "captioner": dict}
 LAST_CHECKPOINT |= {"optimizer_states": list, "lr_schedulers": list, "pytorch-lightning_version": str}
 LAST_CHECKPOINT |= {"epoch": int, "global_step": int}
@@ -64,7 +64,7 @@ def lock_folder(folder: Path) -> Iterator[Path]:
         yield folder
     except UserError:
         if new and {path.name for path in folder.glob("*")} <= {"config.yaml", ".lock"}:
-            with suppress(OSError):  # another program may have written there meanwhile
+            with suppress(OSError):  # another program may have written to it meanwhile
                 for path in folder.glob("*"):
                     path.unlink()
                 for path in new:
@@ -146,7 +146,7 @@ def _check_no_models(folder: Path, resume: bool) -> None:
 
 
 def read_last_checkpoint(folder: Path) -> dict[str, Any]:
-    """The content of last.ckpt of a run, which must have what Lightning needs to resume."""
+    """The content of last.ckpt of a run, with the entries that Lightning resumes from."""
     path = folder / "last.ckpt"
     try:
         checkpoint = load_pickle(path, mmap=True)
@@ -204,7 +204,7 @@ def fit(trainer: pl.Trainer, task: Any, folder: Path, resumed: bool, *data: Any)
     """Lightning's fit, with one line for a full disk and for a lost process, and KeyboardInterrupt after Ctrl-C."""
     try:
         trainer.fit(task, *data, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)  # type: ignore[misc]
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except SystemExit:  # Lightning raises it after Ctrl-C
         raise KeyboardInterrupt from None
     except RuntimeError as error:  # of gloo or NCCL, if another process is gone
         lost = re.search("connection (closed|reset|refused)|broken pipe|process exited", str(error), re.IGNORECASE)

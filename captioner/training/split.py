@@ -29,7 +29,7 @@ from captioner.devices import best_device, choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
-MIN_COSINE = 0.95  # of a cached feature and the same one computed anew; with another JPEG decoder it is 0.99
+MIN_COSINE = 0.95  # of a cached feature and the same one recomputed; with another JPEG decoder it is 0.99
 
 
 def extract_features(
@@ -110,14 +110,14 @@ class DataSplit:
         self.mirrored_rows = None if self.mirrored_rows is None else self.mirrored_rows[kept]
 
     def check_features(self, encoder: Encoder) -> None:
-        """Compute the features of the first image anew; raise UserError if the cached ones differ."""
+        """Recompute the features of the first image; raise UserError if the cached ones differ."""
         if self.folder is None or self.table is None or self.rows is None:
             return
         example, cached = self.examples[0], self.table[self.rows[0]]
         anew = next(extract_features(encoder, [example.path], self.model.image_size, 1, 0, True, self.model.frames))
         a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (anew, cached))
         cosine = float(torch.cosine_similarity(a, b, dim=0))
-        if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is not there any more
+        if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is missing
             raise UserError(
                 f"the features of {example.name} in {self.folder} are not those of {self.model.encoder} (cosine "
                 f"{cosine:.2f}, expected {MIN_COSINE} to 1): delete the folder to compute them again"
@@ -156,7 +156,7 @@ class DataSplit:
         return bad
 
     def _fingerprint(self) -> dict[str, str | int]:
-        """What the features depend on: encoder, transform, and names and sizes of the images."""
+        """The inputs of the features: encoder, transform, and names and sizes of the images."""
         model, digest = self.model, hashlib.sha256()
         for example in self.examples:
             path, name = example.path, example.name
@@ -177,7 +177,7 @@ class DataSplit:
         }
 
     def _sample_features(self, paths: Sequence[Any], rows: int, options: Any) -> np.ndarray:
-        """Compute the features of a few images, which stand for those of all, so that none counts as unreadable."""
+        """Compute the features of a few images and use them for all, so that none counts as unreadable."""
         few = paths[:: -(-len(paths) // (3 * IMAGE_BATCH_SIZE))]
         encoder = Encoder(self.model).to(best_device())
         blocks, times = [], []

@@ -85,7 +85,7 @@ MISTAKES = [
     ("average BAD/text.ckpt RUN --output soup.safetensors", ["text.ckpt is not a captioner checkpoint"]),
     ("export --to onnx --output out --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint"]),
     ("serve --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint"]),
-    ("evaluate --images x --annotations BAD/notes.txt", ["notes.txt", "unknown layout of captions"]),
+    ("evaluate --images x --annotations BAD/notes.txt", ["notes.txt", "unknown format of captions"]),
     ("evaluate --images IMAGES --annotations BAD/cut.json", ["cut.json", "JSON", "line 1"]),
     ("score --annotations ANNOTATIONS --results BAD/cut.json", ["cut.json", "JSON"]),
     ("data inspect BAD/cut.json", ["cut.json", "JSON"]),
