@@ -1,4 +1,4 @@
-"""A 12-megapixel JPEG opened and made into the encoder's input, against what its codec alone takes.
+"""The time to open a 12-megapixel JPEG and resize it for the encoder, against that of its codec alone.
 
 Ours is open_image of captioner.data.images with the side that is needed, then eval_transform. Draft is Pillow's own
 decoding at the smallest of 1/1, 1/2, 1/4 and 1/8 that is large enough, and nothing else; full is its decoding of all

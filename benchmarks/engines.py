@@ -1,7 +1,7 @@
 """``captioner predict --engine ddp`` and ``ray`` against ``local`` on the same images, whole commands, as ratios.
 
-Each engine is a fresh process that writes a folder of parts; start-up is part of its time, so the ratios are worth
-something only with many images (--images 100000). The parts must be the same bytes. One thread a process.
+Each engine is a fresh process that writes a folder of parts; start-up is part of its time, so the ratios are
+meaningful only with many images (--images 100000). The parts must be the same bytes. One thread per process.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def tiny(file: Path) -> None:
     config = ModelConfig("resnet18", second_size=0, trainable_layers=1, image_size=64, hidden_size=64)
     words, encoder = Vocabulary([f"w{i}" for i in range(200)]), Encoder(config, weights=False)
     for layer in encoder.modules():
-        if hasattr(layer, "reset_parameters"):  # which were never set
+        if hasattr(layer, "reset_parameters"):  # uninitialised
             layer.reset_parameters()
     Captioner(config, words, encoder, "random").save(file)
 
 
 def main() -> None:
-    """Print images a second of each engine, and the ratios."""
+    """Print images per second of each engine, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--checkpoint", help="default: a tiny model with random weights")

@@ -3,8 +3,8 @@
     python benchmarks/few_pairs.py SEEDS --data.train captions_train.json --data.train_images images/train \
         --data.val captions_val.json --data.val_images images/val
 
-Runs what is missing under runs/few, seed by seed; a run that was stopped begins anew; 0 seeds only prints. Each row has
-the last validation of the runs that are there: mean, and standard deviation where there are several.
+Runs what is missing under runs/few, seed by seed; a stopped run starts again; 0 seeds only prints. Each row has
+the last validation of the existing runs: mean, and standard deviation where there are several.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = ("val_cider", "val_bleu4", "val_rouge", "val_distinct")
 
 
 def run(name: str, options: str, data: list[str]) -> None:
-    """One captioner, unless it is there."""
+    """One captioner, unless it exists."""
     out = FOLDER / name
     if not (out / "captioner.safetensors").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -38,7 +38,7 @@ def run(name: str, options: str, data: list[str]) -> None:
 
 
 def scores(fraction: str, beginning: str) -> list[dict[str, float]]:
-    """The last validation of each seed's run, where it is whole."""
+    """The last validation of each seed's run, where it is complete."""
     found = []
     for out in sorted(FOLDER.glob(f"{fraction}-{beginning}-*")):
         if (out / "captioner.safetensors").exists():

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, and the clients that put them under load; for the serving benchmarks."""
+"""Servers in separate processes, and the clients that send them requests; for the serving benchmarks."""
 
 from __future__ import annotations
 

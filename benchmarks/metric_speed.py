@@ -1,7 +1,7 @@
 """BLEU, ROUGE-L and CIDEr-D against pycocoevalcap's, and everything `captioner score` computes on a set like COCO's.
 
-The ratio is of 5,000 images with 5 references each, in words, so that neither side tokenises. Then, in a process of its
-own, 40,504 images (COCO val2014) with 5 references each are scored with all that captioner.metrics.score reports and
+The ratio is of 5,000 images with 5 references each, in words, so that neither side tokenises. Then, in a separate
+process, 40,504 images (COCO val2014) with 5 references each are scored with all scores of captioner.metrics.score and
 with bootstrap intervals: seconds, and peak memory before and after.
 
 The captions of an image are one random sentence in which every other word or so was replaced; words follow Zipf's law.
@@ -71,9 +71,9 @@ def main() -> bool:
         whole()
         return True
     if importlib.util.find_spec("pycocoevalcap") is None:
-        print("pycocoevalcap, which ours is compared with, is not installed: pip install 'captioner[test]'")
+        print("pycocoevalcap, the other side of the ratio, is not installed: pip install 'captioner[test]'")
         sys.exit(2)
-    # First, while this process is small: a process starts with the peak of the one that started it.
+    # First, while this process is small: a process inherits the peak of its parent.
     subprocess.run([sys.executable, __file__, "--whole"], check=True)
 
     from pycocoevalcap.bleu.bleu import Bleu

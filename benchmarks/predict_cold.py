@@ -1,8 +1,8 @@
-"""``python predict.py PHOTO`` against the least that anyone would write to run a ResNet on it, each a fresh process.
+"""``python predict.py PHOTO`` against a minimal script that runs a ResNet on it, each in a fresh process.
 
-The least imports torch and torchvision, builds resnet50, loads checkpoints/resnet50_v1.safetensors into it, opens the
-image with Pillow and runs it once; it has no decoder, no search, no options and gives no caption. Both read files
-that the warm-up has brought into the page cache.
+The script imports torch and torchvision, builds resnet50, loads checkpoints/resnet50_v1.safetensors into it, opens the
+image with Pillow and runs it once; it has no decoder, no search, no options and no caption. Both read files
+that are in the page cache after the warm-up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of two sides that take turns, and captions of realistic lengths."""
+"""Helpers of the benchmarks: ratios of two sides that take turns, and captions of realistic lengths."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ sys.path.insert(0, str(ROOT))  # the captioner beside this folder, wherever the 
 
 
 def rounds_argument(about: str | None, default: int) -> argparse.ArgumentParser:
-    """A parser that has --rounds."""
+    """A parser with --rounds."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--rounds", type=int, default=default, help="times that the sides take turns")
     return parser
 
 
 def seconds(work: Callable[[], object]) -> np.ndarray:
-    """(2,) how long one call takes by the clock, and how long the processors work for it, child processes included."""
+    """(2,) wall-clock and processor time of one call in seconds, child processes included."""
     began = clocks()
     work()
     return clocks() - began
@@ -63,12 +63,12 @@ def spread(over: Sequence[np.ndarray], under: Sequence[np.ndarray]) -> str:
 
 
 def load() -> str:
-    """How busy the machine is, for the reader: others' work makes the sides slower, and the spread wider."""
+    """The load of the machine: other work makes the sides slower, and the spread wider."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def verdict(name: str, over: Sequence[np.ndarray], under: Sequence[np.ndarray], sign: str, limit: float) -> bool:
-    """Print the lines of a limit on the median of the rounds' over / under; whether it holds."""
+    """Print the median of the rounds' over / under and its limit; return whether the limit holds."""
     ratio = np.median(np.divide(over, under)[:, 0])
     holds = bool(ratio >= limit if sign == ">=" else ratio <= limit)
     print(f"{name}: {spread(over, under)}; {load()}")
@@ -77,5 +77,5 @@ def verdict(name: str, over: Sequence[np.ndarray], under: Sequence[np.ndarray], 
 
 
 def caption_lengths(number: int, random: np.random.Generator) -> np.ndarray:
-    """(number,) words in each of so many captions, as people write them: 11 ± 3, from 4 to 25."""
+    """(number,) caption lengths in words, as in real captions: 11 ± 3, from 4 to 25."""
     return random.normal(11, 3, number).round().clip(4, 25).astype(int)

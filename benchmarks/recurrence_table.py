@@ -1,4 +1,4 @@
-"""The table of docs/recurrence.md: the scores of each row's runs at their best epoch, and what a training step costs.
+"""The table of docs/recurrence.md: the scores of each row's runs at their best epoch, and the time of a training step.
 
     python benchmarks/recurrence_table.py runs/recurrence/*
 

@@ -1,4 +1,4 @@
-"""How large the page of an evaluation is, and how long a browser needs until its images are there and sorted anew.
+"""The size of the page of an evaluation, and the time until a browser shows its images and re-sorts them.
 
 python benchmarks/report.py data/photos/*.jpg --count 5000   (pip install 'captioner[browser]', and a Chromium)
 """
@@ -51,7 +51,7 @@ def caption(grid: int) -> Caption:
 
 
 def write(path: Path, photos: list[str], count: int, two: bool) -> None:
-    """A page of so many images, the photographs again and again: five references, three captions of a system."""
+    """A page of `count` images, the photographs repeated: five references, three captions of a system."""
     references, captions, second = {}, {}, {}
     with EvaluationPage(path, f"{count:,} images", count, True, ["mine", "theirs"][: 1 + two]) as page:
         for i in range(count):
@@ -95,7 +95,7 @@ def main() -> None:
                 opened.close()
             first, again = (" ".join(f"{seconds:.2f}" for seconds in column) for column in zip(*found, strict=True))
             size = path.stat().st_size / 1e6
-            print(f"{1 + two} systems: {size:.0f} MB; first images after {first} s; sorted anew in {again} s")
+            print(f"{1 + two} systems: {size:.0f} MB; first images after {first} s; re-sorted in {again} s")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

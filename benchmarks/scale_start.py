@@ -1,10 +1,10 @@
-"""How long `captioner train` takes to begin on a set of COCO's size, and the memory that it takes, now and over epochs.
+"""Start-up time and memory of `captioner train` on a set of COCO's size, and its memory over epochs.
 
 The set has as many images and captions as COCO 2017: 118,000 × 5 to train on, 5,000 × 5 to validate. Its annotation
 files have COCO's fields, its words Zipf's frequencies; the images are files without content, and their features (8 kB
-each, the default encoder) are made up, since neither is looked at before the first batch. Ours is CaptionData, the
-references and the first batch, once the features are there. The floor is json.load of both files and os.stat of every
-image. Each side has a process of its own.
+each, the default encoder) are made up, since neither is read before the first batch. Ours is CaptionData, the
+references and the first batch, with cached features. The floor is json.load of both files and os.stat of every
+image. Each side has a separate process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_annotations(folder: Path, scale: float) -> None:
         for i in range(number):
             name = f"{i:012}.jpg"
             with open(folder / split / name, "wb") as file:
-                file.truncate(150_000 + i)  # takes no room
+                file.truncate(150_000 + i)  # sparse
             url = f"http://images.example.org/{split}2017/{name}"
             images.append(
                 {"license": 3, "file_name": name, "coco_url": url, "height": 427, "width": 640}
@@ -58,13 +58,13 @@ def write_annotations(folder: Path, scale: float) -> None:
 
 
 def memory() -> dict[str, float]:
-    """MB of this process: what is its own, what is of files mapped into it (page cache), the most of both so far."""
+    """MB of this process: its own memory, that of mapped files (page cache), and the peak of both."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {name: int(lines[name].split()[0]) / 1000 for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
 def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
-    """Seconds and MB of the start; MB after each of so many epochs."""
+    """Seconds and MB of the start; MB after each epoch."""
     import torch
 
     from captioner.config import DataConfig, ModelConfig
@@ -110,7 +110,7 @@ def ours(folder: Path, gib: float, epochs: int) -> dict[str, float]:
 
 
 def floor(folder: Path) -> dict[str, float]:
-    """Seconds of reading the JSON and asking for every file's size."""
+    """Seconds of reading the JSON and the size of every file."""
     began = time.perf_counter()
     for split in SPLITS:
         content = json.loads((folder / f"captions_{split}.json").read_bytes())
@@ -123,21 +123,21 @@ SIDES: dict[str, Callable[..., dict[str, float]]] = {"ours": ours, "floor": floo
 
 
 def in_a_process(side: str, *arguments: object) -> dict[str, float]:
-    """What a side measures, in a fresh process."""
+    """The measurements of a side, in a fresh process."""
     command = [sys.executable, __file__, "--side", side, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> bool:
-    """Print the figures; whether they are within the limits."""
+    """Print the figures; return whether they are within the limits."""
     if "--side" in sys.argv:
         side, folder, *numbers = sys.argv[2:]
         print(json.dumps(SIDES[side](Path(folder), *(float(n) if "." in n else int(n) for n in numbers))))
         return True
     parser = rounds_argument(__doc__, 3)
     parser.add_argument("--epochs", type=int, default=3, help="epochs over the features")
-    parser.add_argument("--share", type=float, default=1.0, help="of COCO's size, for a quick look")
+    parser.add_argument("--share", type=float, default=1.0, help="of COCO's size, for a quick run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, half = Path(name, "whole"), Path(name, "half")

@@ -1,12 +1,12 @@
 """Batched search against a beam for one image at a time, and against its own bare matrix products.
 
 Ours is Captioner.search of 1,000 images from the features to the strings, 500 rows at a time: beam 5 of 100 images,
-alone and with rules, and sampling of 500. One at a time is the search most tutorials have: for each image a loop over
+alone and with rules, and sampling of 500. One at a time is the search of most tutorials: for each image a loop over
 the words with its live beams as the batch. The floor does, for the same rows at every step, only the embedding, the
 LSTM, the output layer, log-softmax and top-k (the 10 best for the beam, the best for sampling): no bookkeeping, no
 reordering.
 
-An untrained model has no use for END, so one unit of the LSTM is made to count the words, and END's logit follows it.
+An untrained model rarely generates END, so one unit of the LSTM counts the words, and END's logit depends on it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEARCHES = {
     "sampling, top-k 40": (replace(SAMPLE, top_k=40), 0.8),
     "sampling, top-p 0.9": (replace(SAMPLE, top_p=0.9), 0.8),
 }
-FEW = 20  # images in a turn of the search one by one, so that turns stay short
+FEW = 20  # images in a turn of the one-by-one search, so that turns are short
 FASTER = 10.0
 
 
@@ -84,7 +84,7 @@ def tutorial_beam(model: Captioner, feature: Tensor) -> list[int]:
 
 
 class Floor:
-    """The matrix products of a search, with the very inputs of its steps: top-k takes longer on some than on others."""
+    """The matrix products of a search, with the same inputs at each step: the time of top-k depends on them."""
 
     def __init__(self, model: Captioner, features: Tensor, config: SearchConfig) -> None:
         self.decoder, self.best = model.decoder, 1 if config.sample else 2 * config.beam
@@ -93,7 +93,7 @@ class Floor:
             self.captions = [found[0].text for found in model.search(features, config)]
 
     def watch(self, words: Tensor, state: tuple[Tensor, ...], context: tuple[Tensor, ...]) -> Any:
-        """In place of Decoder.step: keep what it was given."""
+        """In place of Decoder.step: record its inputs."""
         before = tuple(part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in state)
         image = context[0].repeat_interleave(len(words) // len(context[0]), dim=0)  # a row for each beam
         self.inputs.append((words, before, image))
@@ -128,7 +128,7 @@ def main() -> bool:
             times = take_turns(sides, options.rounds)
             held.append(verdict(f"{name}, floor / ours, time", times["floor"], times["ours"], ">=", limit))
 
-        # Small products gain nothing from a second thread on a busy machine: each side as it is fastest.
+        # Small products gain nothing from a second thread on a busy machine: the faster of both for each side.
         batch = features[: ROWS // SEARCH.beam]
         few = batch[:FEW].split(1)
         most = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The tables of docs/search.md: what each way to search gives, and its processor time as a multiple of greedy's.
+"""The tables of docs/search.md: the scores of each search, and its processor time as a multiple of greedy's.
 
     python benchmarks/search_table.py --annotations captions_val.json --images images/val
 
@@ -60,7 +60,7 @@ SETS: list[dict[str, Any]] = [
 
 
 def name_of(way: dict[str, Any]) -> str:
-    """The options as they are typed."""
+    """The options as typed on the command line."""
     typed = (
         f"--{name} '{value}'" if isinstance(value, str) and " " in value else f"--{name} {str(value).lower()}"
         for name, value in way.items()

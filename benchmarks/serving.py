@@ -1,6 +1,6 @@
 """`captioner serve` under load: answers, times, and images/s against the bare model on the same images.
 
-The bare model is caption_files in a process of its own on the same files, in batches of 32 as the server's, decoding
+The bare model is caption_files in a separate process on the same files, in batches of 32 as the server's, decoding
 included. The server, the clients and the bare model have the same cores; server and bare model take turns.
 One request in twenty is bad: not an image, too many bytes, no images, or too many images.
 """

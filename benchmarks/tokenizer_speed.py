@@ -1,9 +1,9 @@
 """captioner.metrics.ptb_tokenizer against the Java program that coco-caption starts, on one file of generated captions.
 
 Java is timed as pycocoevalcap runs it: write the file, start the virtual machine, read the words, drop the
-punctuation. Ours begins every turn with an empty memory. Captions have the words, lengths and punctuation people write:
+punctuation. Ours starts every turn with an empty cache. Captions have realistic words, lengths and punctuation:
 of 8,000 words the commonest are most of the text, most captions end with a full stop, one in eight has something that
-needs a rule. How many captions came out alike is printed first.
+needs a rule. The number of equal captions is printed first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def find_jar() -> Path | None:
 
 
 def java(jar: Path, captions: list[str]) -> list[list[str]]:
-    """Words of each caption by the program itself."""
+    """Words of each caption by the Java program."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "captions")
         file.write_text("\n".join(captions), encoding="utf-8")

@@ -1,11 +1,11 @@
 """Training on features against a bare loop of the same matrix products, on the CPU.
 
 Ours is the whole of ``captioner train``: sampler, dataset, loader, Lightning, its callbacks and loggers, dropout, label
-smoothing, clipping. Of it, only the features (random numbers) are made here. Bare is embedding, nn.LSTM on the padded
+smoothing, clipping. Only the features (random numbers) are generated here. Bare is embedding, nn.LSTM on the padded
 batch, the output layer on the real tokens, cross-entropy, backward and fused AdamW, on tensors made beforehand.
 
 The sides take turns within one process: a callback runs the bare step on each batch that Lightning has finished, and
-our clock runs at all other times, so it has everything that Lightning does from one batch to the next.
+our clock runs at all other times, so it includes everything that Lightning does between batches.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def random_features(encoder: Any, paths: list[Path], *_: Any) -> Any:
 
 
 class Bare:
-    """The same matrix shapes without anything else; with `concatenated`, the image stands beside each word."""
+    """The same matrix shapes without anything else; with `concatenated`, the image is concatenated to each word."""
 
     def __init__(self, concatenated: bool = False) -> None:
         self.project = nn.Linear(FEATURES, SIZE) if concatenated else None
@@ -85,7 +85,7 @@ class Bare:
 
 
 class Turns(pl.Callback):
-    """After each of our batches the same one for the bare loops."""
+    """Runs the bare loops on each batch after ours."""
 
     def __init__(self) -> None:
         self.sides = {"bare": Bare(), "concatenated": Bare(concatenated=True)}

@@ -1,4 +1,4 @@
-"""For mkdocs: what is written for readers of the repository, as the site shows it."""
+"""Hooks of mkdocs: adapt pages written for the repository to the site."""
 
 import re
 
@@ -9,5 +9,5 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """The roles of docstrings, such as :func:, are left out."""
+    """Remove the roles of docstrings, such as :func:."""
     return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)

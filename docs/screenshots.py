@@ -1,4 +1,4 @@
-"""Draws the images of the README: photographs with captions, where a model looked.
+"""Draws the images of the README: photographs with captions and attention maps.
 
 python docs/screenshots.py gallery docs/gallery.png data/photos/*.jpg
 python docs/screenshots.py attention docs/attention.png data/photos/*.jpg --checkpoint runs/mine/captioner.safetensors
@@ -33,7 +33,7 @@ def gallery(target: str, photos: list[str], checkpoint: str | None) -> None:
 
 
 def attention(target: str, photos: list[str], checkpoint: str | None) -> None:
-    """A row a photograph: the photograph, and where the model looked for each content word of its caption."""
+    """A row per photograph: the photograph, and the attention map of each content word of its caption."""
     captions = captioner.load(checkpoint).caption(photos, attention=True)
     rows = []
     for caption in captions:

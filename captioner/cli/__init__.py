@@ -1,1 +1,1 @@
-"""One command a file: the docstring is its help, `configure` declares the options, `run` does the work."""
+"""One command per file: the docstring is its help, `configure` declares the options, `run` does the work."""

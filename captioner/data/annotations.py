@@ -116,7 +116,7 @@ def read_examples(
         more = f" (and {len(others)} more: {counts})" if others else ""
         raise UserError(f"{first.message}{more}; correct the data, or use {option} to skip them")
     if not examples:
-        why = f"all are bad, the first: {problems[0].message}" if problems else "it lists no image"
+        why = f"all are bad, the first: {problems[0].message}" if problems else "it lists none"
         raise UserError(f"{path}: no image to use: {why}")
     return examples, [problem.message for problem in problems]
 

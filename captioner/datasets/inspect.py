@@ -246,7 +246,7 @@ def _image_findings(split: InspectedSplit, images: Sequence[InspectedImage], err
             stretched.append(line)
     return [
         Finding("unreadable", f"{split.name}: images that cannot be read", errors),
-        Finding("wrong_size", f"{split.name}: images of another size than the annotations say", wrong),
+        Finding("wrong_size", f"{split.name}: images whose size differs from the annotations", wrong),
         Finding("small", f"{split.name}: very small images, a side below {SMALL} pixels", small),
         Finding("stretched", f"{split.name}: very long images, over {STRETCHED:g} times as long as wide", stretched),
     ]

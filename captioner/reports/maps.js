@@ -17,7 +17,7 @@ const COLOURS = Array.from({ length: 256 }, (_, shade) => {
   return STOPS[i].map((from, channel) => from + (STOPS[i + 1][channel] - from) * t);
 });
 
-// Draws the map of word number `n` of a caption on a canvas that the page stretches over the image.
+// Draws the attention map of word `n` of a caption on a canvas stretched over the image.
 function draw(canvas, words, n) {
   const grid = +words.dataset.grid, size = Math.max(64, 2 * grid), weight = spline(grid, size);
   const all = words.bytes ??= Uint8Array.from(atob(words.dataset.maps), (c) => c.charCodeAt(0));
@@ -39,7 +39,7 @@ function draw(canvas, words, n) {
 
 const position = (word) => [...word.parentNode.querySelectorAll("button.word")].indexOf(word);
 
-// Shows the map of a word over its image; without a word, that of the pressed word, if any.
+// Shows the attention map of a word over its image; without a word, that of the pressed word, if any.
 function show(card, word) {
   word ??= card.querySelector(".word[aria-pressed=true]");
   const box = card.querySelector(".image-box");
@@ -77,7 +77,7 @@ on("keydown", (card, word, e) => {
   words[to].focus();
 });
 
-// The maps of all words are made when their section is opened.
+// Draws the maps of all words when their section is opened.
 document.addEventListener("toggle", (e) => {
   const section = e.target;
   if (!section.matches(".word-maps") || !section.open || section.querySelector("figure")) return;

@@ -171,8 +171,8 @@ def unknown_words(data: CaptionData) -> list[str]:
         return []
     return [
         f"the vocabulary of {len(data.vocabulary):,} words has {100 * share:.1f} % of the words of the validation "
-        f"captions, and the model never generates the others: lower --data.min_count ({data.data.min_count}), or train on "
-        "captions like those"
+        f"captions, and the model never generates the others: lower --data.min_count ({data.data.min_count}), "
+        "or train on captions like those"
     ]
 
 
