@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit:  # of --print_config
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # here, where the error of a full disk is still caught
+        sys.stdout.flush()  # before the end, so that the error of a full disk is caught
         return code
     except UserError as error:
         return _fail(name, str(error))

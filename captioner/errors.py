@@ -2,7 +2,7 @@
 
 import errno
 
-# Errors of a full disk or of missing permissions, whatever file is written.
+# Errors of a full disk or of missing permissions, for any file.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 

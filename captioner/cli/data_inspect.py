@@ -1,4 +1,4 @@
-"""Check a data set: its captions, words and images, what is broken, duplicates, and splits that overlap.
+"""Check a data set: its captions, words and images, broken files, duplicates, and splits that overlap.
 
 Example: captioner data inspect captions_train.json --images train --val captions_val.json --val_images val
 

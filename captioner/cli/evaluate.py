@@ -57,7 +57,7 @@ def run(options: Any) -> None:
     examples, skipped = read_split(options, options.annotations, model.frames > 0)
     references = {example.image_id: list(example.captions) for example in examples}
     names = {example.image_id: example.name.replace(os.sep, "/") for example in examples}
-    # A results file to compare with may lack the very images that are skipped here
+    # A results file to compare with may lack the images skipped here
     comparison = prepare_scoring(replace(wanted, partial=wanted.partial or options.skip_bad_images), references, names)
     if options.output is not None:
         check_writable(Path(options.output))

@@ -139,7 +139,7 @@ def _figure(plt: Any, curves: list[Curve]) -> Any:
     from captioner.training.curves import literal
 
     figure, axis = plt.subplots(figsize=(8.5, 4.0), layout="constrained")
-    colours: dict[Any, str] = {}  # one for each model and scale, whichever weights and part of the state
+    colours: dict[Any, str] = {}  # one for each model and scale, the same for all weights and parts of the state
     for curve in curves:
         colour = colours.setdefault((curve["model"], curve["scale"]), f"C{len(colours)}")
         scaled = "" if curve["scale"] == 1 else f", W_hh × {curve['scale']:g}"

@@ -28,7 +28,7 @@ MAIN = "checkpoint device beam n_best max_length format output engine report"
 
 def configure(parser: Any) -> None:
     """Declare the options."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="what to caption, see above")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images to caption, see above")
     add_model_arguments(parser)
     parser.add_argument(
         "--format",

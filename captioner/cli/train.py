@@ -32,7 +32,7 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     add_run_arguments(parser, "runs/captioner")
     parser.add_argument(
-        "--check", type=bool, default=False, help="only run a few batches, and report what training will take"
+        "--check", type=bool, default=False, help="only run a few batches, and estimate time, memory and disk space"
     )
     parser.add_argument("--init_from", type=str, help="checkpoint to take the initial weights from, where they fit")
     for name, config in GROUPS.items():
@@ -90,7 +90,7 @@ def _train(options: Any, folder: Path) -> None:
     if options.check:
         type(model).load(slim)
         print(dry_run.report(trainer, data, batches, options.trainer.check_val_every_n_epoch, folder))
-        print(f"checked: two batches and more of everything work; {options.output} is unchanged")
+        print(f"checked: training, validation and checkpoints work; {options.output} is unchanged")
     else:
         print(
             f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use; "

@@ -18,7 +18,7 @@ ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
 
 
 class StoredImage(os.PathLike[str]):
-    """An image that is not a file of its own; :func:`captioner.data.images.open_image` takes it as a path.
+    """An image that is not a separate file; :func:`captioner.data.images.open_image` takes it as a path.
 
     ``str`` is its name in messages and results, not the path of a file.
     """

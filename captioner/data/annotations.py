@@ -97,11 +97,11 @@ def read_examples(
         albums: a file name may also be that of a folder or video.
 
     Returns:
-        The examples in the order of the file, at least one; and what was left out, one line each.
+        The examples in the order of the file, at least one; and a line for each entry left out.
 
     Raises:
         UserError: a problem as above, an unknown format, no such split, no folder of images, an id of two images
-            (whatever skip_bad is), or no example is left.
+            (also with skip_bad), or no example is left.
     """
     layout = detect_format(path)
     if layout.name in ("coco", "karpathy", "flickr") and images is None:
@@ -133,7 +133,7 @@ def _select_listed(found: Entries, listed: str | os.PathLike | None) -> Entries:
         missing -= matches
         if matches:
             kept.append(entry)
-    problems = [problem for problem in found.problems if problem.kind != "unknown image id"]  # may be of other images
+    problems = [problem for problem in found.problems if problem.kind != "unknown image id"]  # of unlisted images, too
     for name in names:
         if name in missing:
             problems.append(Problem("listed image without an entry", f"{listed}: {name!r} is not in the captions"))
@@ -214,7 +214,7 @@ def _find_image(
 
 
 class References(NamedTuple):
-    """Captions by image id, at least one each, and file names by image id where the file gives them."""
+    """Captions by image id, at least one each, and file names by image id where the file has them."""
 
     captions: dict[ID, list[str]]
     names: dict[ID, str]
@@ -233,7 +233,7 @@ def read_references(
     Reads all that :func:`read_examples` reads, with the same options. JSON, or JSON Lines, may also be a COCO captions
     file without file names, {"id": ["caption", …]}, or a list of objects with one or more captions each (`captions`,
     `references`, `caption` …; an image may come several times). Images without a caption, blank captions and captions
-    of images that are not listed are left out: they cannot take part in a score.
+    of images that are not listed are left out: they cannot be scored.
 
     Raises:
         UserError: the file is in no such format, or no image in it has a caption.

@@ -53,7 +53,7 @@ def load_pixels(
 ) -> Tensor:
     """The input of a model: uint8 (3, size, size) for an image, (frames, 3, size, size) for a clip or album.
 
-    `source` is whatever :func:`captioner.data.images.open_image` takes; with `frames` also a video (read by PyAV), an
+    `source` is as for :func:`captioner.data.images.open_image`; with `frames` also a video (read by PyAV), an
     animated image, or a folder, the album of the images in it. The frames are evenly spaced; a shorter clip
     is padded at its end with frames of 0. ImageError if something cannot be read.
     """

@@ -110,7 +110,7 @@ class CaptionDataset(Dataset):
         words = self._padded(captions, flipped[image_of])  # (N, T + 2)
         try:
             images = self._images(examples, flipped)
-        except ImageError as error:  # raised in a worker, it would arrive with the worker's traceback
+        except ImageError as error:  # raised in a worker, it would include the worker's traceback
             return error
         examples = examples + len(self.examples) * flipped
         return Batch(images, torch.from_numpy(image_of), torch.from_numpy(words), torch.from_numpy(examples))

@@ -9,7 +9,7 @@ OPPOSITE = {"left": "right", "right": "left", "lefty": "righty", "righty": "left
 # A side within a word: left-hand, left-handed, leftmost, lefthand, leftward(s), bottom-left, left's
 _SIDE_IN_WORD = re.compile(r"(?:^|(?<=-))(left|right|lefty|righty)(?=$|-|['’]|most|hand|ward|side)")
 
-# The word before, or the word after, that makes "left" or "right" a side whatever else surrounds it.
+# The word before, or the word after, that makes "left" or "right" a side in any other context.
 BEFORE_SIDE = str.split("the his her its their your my far on to from upper lower top bottom front rear back")
 AFTER_SIDE = str.split("of side sides hand arm arms foot leg legs eye ear shoulder paw knee corner edge half turn")
 # The word before that makes it a direction, unless the word after contradicts: "looking right at the camera".

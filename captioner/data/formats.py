@@ -488,7 +488,7 @@ def _find_delimiter(header: str, columns: Sequence[str] | None = None) -> str | 
 
 
 def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, str] | None:
-    """The columns of file names and captions, if both are there."""
+    """The columns of file names and captions, if both exist."""
     names, captions = ([chosen[0]], [chosen[1]]) if chosen else (FILE_KEYS, CAPTION_KEYS)
     image = first_key(names, header)
     caption = first_key([name for name in captions if name != image], header)

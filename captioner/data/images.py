@@ -33,7 +33,7 @@ SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 
 ORIENTATION = 0x0112  # the EXIF tag
-# value of the tag → what turns the stored pixels upright (EXIF 2.3)
+# value of the tag → transposition of the stored pixels to upright (EXIF 2.3)
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

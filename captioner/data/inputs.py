@@ -19,7 +19,7 @@ def find_inputs(names: Iterable[str], clips: bool = False, column: str = "image"
     """The images that the arguments name, in their order, each once.
 
     Args:
-        names: what :func:`captioner.data.images.find_images` takes; addresses of images, of folders and patterns of
+        names: arguments of :func:`captioner.data.images.find_images`; addresses of images, of folders and patterns of
             addresses; Parquet files, where each row is an image; ``@list.txt``, a file with one of these per line.
         clips: whether a folder is an album, as in find_images. Clips must be files of this machine.
         column: of Parquet files: paths or addresses of images, or their bytes.

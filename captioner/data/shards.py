@@ -31,7 +31,7 @@ class Member(StoredImage):
     """A file in a shard."""
 
     shard: str  # path or address of the tar
-    file: str  # its name there, with folders
+    file: str  # its name in the tar, with folders
     offset: int  # of its bytes in the tar
     size: int
 
@@ -52,7 +52,7 @@ class Member(StoredImage):
                 file.seek(self.offset)
                 data = file.read(self.size)
         if len(data) != self.size:
-            raise UserError(f"{self}: {len(data):,} of {self.size:,} bytes came: the shard has changed or is cut short")
+            raise UserError(f"{self}: got {len(data):,} of {self.size:,} bytes: the shard has changed or is cut short")
         return io.BytesIO(data)
 
 

@@ -112,7 +112,7 @@ def verify(path: Path, size: int | None, sha256: str | None) -> None:
 
 
 def check_free_space(folder: Path, needed: int, what: str) -> None:
-    """Raise UserError if the disk of a folder has fewer than `needed` free bytes; `what` says what needs them."""
+    """Raise UserError if the disk of a folder has fewer than `needed` free bytes; `what` is their purpose."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         needs, has = (tqdm.format_sizeof(size, "B") for size in (needed, free))
@@ -145,7 +145,7 @@ class _Download:
         return self.part.with_name(f"{self.part.name}.json")
 
     def run(self, retries: int) -> None:
-        """Try until the part is whole, or until it did not grow in `retries` tries after the first in a row."""
+        """Try until the part is complete, or until it has not grown in 1 + `retries` tries in a row."""
         furthest, failures = _size(self.part), 0
         while True:
             try:
@@ -203,7 +203,7 @@ class _Download:
         """The file that the response is of, and the position in it at which the body starts."""
         headers = response.headers
         if headers.get_content_type() == "text/html":  # an existing part stays
-            raise _Refused("the response is a web page and not the file; is there a login page between?")
+            raise _Refused("the response is a web page and not the file; is it a login page?")
         if response.status == 206 and remote:
             if not _continues(headers, remote, offset):
                 self._restart("the response has other bytes than requested")

@@ -21,7 +21,7 @@ from captioner.datasets.download import RETRIES, TIMEOUT, check_free_space, down
 from captioner.errors import UserError
 from captioner.files import read_json, read_text, write_json
 
-JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what archivers of other systems leave in zips
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # files that archivers of other systems add to zips
 MAX_RATIO = 100  # of the unpacked size to the size of a zip; the annotations of COCO have 4, Karpathy's about 5
 COCO = (
     "the annotations of COCO are CC BY 4.0; its photographs belong to users of Flickr, whose terms apply: "
@@ -76,9 +76,9 @@ def fetch(
         mirror: addresses of folders with the zips, tried in turn instead of the original hosts
         download_images: download the images, not only the captions
         keep_archives: keep the zips after unpacking
-        check_sums: refuse a zip whose size or SHA-256 is not the known one
+        check_sums: refuse a zip whose size or SHA-256 differs from the known one
         timeout: seconds without a byte after which a connection counts as cut
-        retries: attempts at a file in a row that bring no progress
+        retries: attempts at a file in a row without progress
     """
     from filelock import FileLock, Timeout
 
@@ -122,7 +122,7 @@ def _file_list(archive: Archive, out: Path) -> Path:
 
 
 def _is_unpacked(archive: Archive, out: Path) -> bool:
-    """Whether all files of an archive are there with their sizes; prints it if any are."""
+    """Whether all files of an archive exist with their sizes; prints a line if any do."""
     if not _file_list(archive, out).exists():
         return False
     sizes = read_json(_file_list(archive, out))
@@ -134,15 +134,15 @@ def _is_unpacked(archive: Archive, out: Path) -> bool:
 
 def _check_space_for(archives: Sequence[Archive], out: Path, keep_archives: bool) -> None:
     sizes = [0 if (out / one.name).exists() else max(one.size - partial_size(out / one.name), 0) for one in archives]
-    zips = sum(sizes) if keep_archives else max(sizes, default=0)  # otherwise there is one zip at a time
+    zips = sum(sizes) if keep_archives else max(sizes, default=0)  # otherwise one zip at a time
     unpacked = sum(archive.unpacked for archive in archives)
-    check_free_space(out, zips + unpacked, "the download and what is unpacked from it")
+    check_free_space(out, zips + unpacked, "the download and its unpacked files")
 
 
 def _fetch_archive(
     archive: Archive, out: Path, urls: Sequence[str], check_sums: bool, timeout: float, retries: int
 ) -> None:
-    """Download an archive unless the zip is there, check and unpack it."""
+    """Download an archive unless the zip exists, check and unpack it."""
     path = out / archive.name
     sha256 = SHA256.get(archive.name) if check_sums else None
     size = archive.size if sha256 else None

@@ -112,7 +112,7 @@ def scenes(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
 
 
 def moves(held_out: bool, seed: int) -> list[Move]:
-    """All moves of the part held out for val, or of the training part; a shape on a background has all four there."""
+    """All moves of the part held out for val, or of the training part; all four of a shape on a background are together."""
     looks = _part(list(product(SHAPES, BACKGROUNDS)), held_out, f"{seed} moves")
     return [Move(shape, direction, background) for shape, background in looks for direction in DIRECTIONS]
 
@@ -139,7 +139,7 @@ def captions(scene: Scene | Move, rng: random.Random) -> list[str]:
 
 
 def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
-    """The scene as an RGB image of size × size pixels; `rng` places the shapes within what the relation allows."""
+    """The scene as an RGB image of size × size pixels; `rng` places the shapes so that the relation holds."""
     placed = []
     for index, shape in enumerate(scene.shapes):
         if scene.relation is None:
@@ -204,7 +204,7 @@ def make_shapes(
     every word occurs in both. With one version of Pillow the same options give the same bytes.
 
     Args:
-        output: folder of the data set; left as it is if it has a data set with the same options
+        output: folder of the data set; unchanged if it has a data set with the same options
         count: number of training images
         val_count: number of validation images; none has the scene of a training image
         size: width and height of an image in pixels

@@ -17,7 +17,7 @@ from torch import Tensor
 Constraint = Callable[[Tensor, Tensor], None]
 
 # Words that hardly ever end a sentence ("a man riding a"): 0.7 % of the 35,000 captions of Flickr8k end in one, most of
-# them as in "others look on". "by", "behind", "around" and "up" are not among them: many sentences end well in these.
+# them as in "others look on". "by", "behind", "around" and "up" are not among them: they end many correct sentences.
 _BAD_ENDINGS = """
 a an the his its their my your our every each of to at with for from into onto in on upon over under through across
 along between against toward towards beside near before after while and or but as than is are was were be being am has

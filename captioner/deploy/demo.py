@@ -21,7 +21,7 @@ from captioner.reports.gallery import IMAGE_SIDE, card_values
 from captioner.reports.page import render
 
 PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; an installed package has none
-# Limits of a shared page: a beam of a million would keep other visitors waiting. SearchConfig checks the other fields.
+# Limits of a shared page: a beam of a million would block other visitors. SearchConfig checks the other fields.
 RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "beam": (1, 20, 1),
     "n_best": (1, 20, 1),

@@ -134,7 +134,7 @@ def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
         model: any.
         folder: a new one.
         title: of the card.
-        data: what the model was trained on, for the card.
+        data: the training data, for the card.
 
     Raises:
         UserError: the folder cannot be written.

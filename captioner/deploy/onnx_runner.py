@@ -19,7 +19,7 @@ from captioner.data.images import ImageError, open_image
 from captioner.data.vocabulary import is_word
 from captioner.errors import UserError, one_line
 
-PAD, START, END, UNK = range(4)  # here, because captioner.decoding needs torch
+PAD, START, END, UNK = range(4)  # repeated here, because captioner.decoding needs torch
 State = tuple[np.ndarray, ...]
 
 

@@ -92,7 +92,7 @@ class Batcher:
             results = self.model.search(images.to(self.model.device), self.search)
             for (_, future), captions in zip(batch, results, strict=True):
                 future.set_result(captions)
-        except Exception as error:  # whatever the model raises is raised again by the requests
+        except Exception as error:  # any error of the model is raised again by the requests
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

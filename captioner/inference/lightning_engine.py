@@ -39,7 +39,7 @@ class Predictor(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Let SIGTERM end the process at once: parts are complete or absent.
 
-        Lightning's handler would first synchronise the processes, and raise in whatever is running. Raised while an
+        Lightning's handler would first synchronise the processes, and raise an exception in the running code. While an
         image is read, that would be recorded as an unreadable image.
         """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

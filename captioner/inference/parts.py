@@ -23,7 +23,7 @@ class PartFolder:
     """Chunk n is the items n · size … (n + 1) · size − 1; its records, a JSON line an item, are ``part-n.jsonl``.
 
     A part is written under another name and renamed: an existing part is complete, and chunks without one remain to be
-    done. ``manifest.json`` states what the parts depend on, which is the names of the items, `size` and `settings`, by
+    done. ``manifest.json`` holds the inputs of the parts, the names of the items, `size` and `settings`, by
     name; a run with another manifest is refused.
     """
 

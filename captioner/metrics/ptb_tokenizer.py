@@ -256,7 +256,7 @@ def _one_line(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _chunk(chunk: str) -> tuple[str, ...] | None:
-    """Tokens of ASCII text between two spaces; None if they may depend on what comes next."""
+    """Tokens of ASCII text between two spaces; None if they may depend on the text after it."""
     return None if _OPEN.search(chunk) else tuple(_lex(chunk, "\n\n"))
 
 

@@ -1,4 +1,4 @@
-"""Files of results, one caption per image, and the images that they are of."""
+"""Files of results, one caption per image, and the images that they belong to."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def match_results(
         references: anything by image id.
         results: captions by id or file name.
         names: file names by image id; without one, the id is the file name.
-        where: what to call the results in an error.
+        where: name of the results in an error.
 
     Returns:
         Captions by image id, in the order of the references; the ids of references without a caption; the names of
@@ -102,7 +102,7 @@ class _ImageNames:
     def find(self, result: ID) -> tuple[str, list[ID]]:
         """Whether a result is named by "id" or "file name", and the ids of the images that it fits.
 
-        "data/val/b.jpg" fits the images of the first of these file names that there is: data/val/b.jpg, val/b.jpg,
+        "data/val/b.jpg" fits the images of the first existing of these file names: data/val/b.jpg, val/b.jpg,
         b.jpg; or else all with the base name b.jpg, such as train/b.jpg.
         """
         if str(result) in self.ids:

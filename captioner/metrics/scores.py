@@ -4,7 +4,7 @@ Everything here is a pure function of tokenised captions. ``references`` has one
 ``hypotheses`` one caption for each, in the same order. A caption is a sequence of words and may be empty; a word is
 anything that can be hashed. ``ValueError`` is raised for no image, different N, an image without references, and a
 string where words are expected. Single functions return coco-caption's own scale (0 to 1, CIDEr 0 to 10), :func:`score`
-returns what papers print (times 100). docs/metrics.md compares the definitions with those of other libraries.
+returns them times 100, as in papers. docs/metrics.md compares the definitions with those of other libraries.
 """
 
 import warnings

@@ -165,7 +165,7 @@ def parameter_stages(network: nn.Module, among: Container[str] | None = None) ->
     """The stage of each parameter by its name, from 0, and the number of stages.
 
     A stage is a child of the network, or of a child in CONTAINERS. One of vectors alone (a norm) belongs to the stage
-    before it, and what lies outside the children (a class token) to the first. A ResNet has five: conv1 with bn1,
+    before it, and parameters outside the children (a class token) to the first. A ResNet has five: conv1 with bn1,
     layer1 … layer4. With `among` only the parameters of these names are considered.
     """
     stages, stage_of = 0, dict[str, int]()

@@ -23,7 +23,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
-    matched by word; rows of words that the checkpoint does not have stay as they are.
+    matched by word; rows of words that the checkpoint does not have are unchanged.
     UserError if nothing fits.
     """
     header, theirs = read_checkpoint(path)

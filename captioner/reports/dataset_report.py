@@ -19,7 +19,7 @@ MAX_BARS = 15
 TERMINAL_LINES = 5  # lines of a finding that are shown
 THUMBNAIL_SIDE = 160  # pixels of the long side
 
-Report = Mapping[str, Any]  # what captioner.datasets.inspect.inspect returns
+Report = Mapping[str, Any]  # the result of captioner.datasets.inspect.inspect
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class TerminateRanks(Callback):
         launcher: Any = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGKILL)
-            launcher.procs.clear()  # else Lightning, which watches them, would end this process before its message
+            launcher.procs.clear()  # else Lightning, which monitors them, would end this process before its message
 
 
 class Throughput(Callback):

@@ -14,7 +14,7 @@ from captioner.errors import UserError
 from captioner.files import atomic_write, read_text
 
 Curves = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
-PANELS = {  # title: what is drawn if it was logged; that of validation as dots with a line
+PANELS = {  # title: the values drawn if logged; those of validation as dots with a line
     "loss, nats a word": ("train_loss", "val_loss"),
     "perplexity": ("val_perplexity",),
     "CIDEr-D": ("val_cider",),
@@ -33,7 +33,7 @@ def read_logs(folder: Path) -> Curves:
     files = [file for file in folder.glob("logs/part_*/metrics.csv") if file.is_file() and file.stat().st_size]
     files = [file for file in files if file.parent.name[5:].isdecimal()]
     if not files:
-        raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --output of a run that has begun to train")
+        raise UserError(f"{folder} has no logs/part_*/metrics.csv: name the --output of a run that has started")
     curves: Curves = {}
     for file in sorted(files, key=lambda file: int(file.parent.name[5:])):
         points = _read_csv(file)

@@ -38,7 +38,7 @@ class CaptionData(pl.LightningDataModule):
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split, or that of another checkpoint.
-        global_batch_size: captions in a batch of all processes. A resumed run keeps it, whatever the number of
+        global_batch_size: captions in a batch of all processes. A resumed run keeps it with any number of
             processes, so that it takes the same steps.
     """
 
