@@ -63,9 +63,9 @@ class ModelConfig(_Config, group="model."):
 
     Args:
         encoder: resnet50_v1, a torchvision model such as resnet101 or vit_b_16, or timm:NAME, with ImageNet weights
-        image_size: images are resized to squares of this many pixels a side
+        image_size: images are resized to squares with sides of this many pixels
         second_size: encode images also at this smaller size and concatenate both features (0 = one size)
-        trainable_layers: how many of the encoder's last stages are fine-tuned (0 = frozen; 5 = all of a ResNet)
+        trainable_layers: number of the encoder's last stages that are fine-tuned (0 = frozen; 5 = all of a ResNet)
         grid: grid × grid features of an image are kept, for attention or for the frames of a clip (0 = their mean)
         attention: over the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two LSTMs)
         attention_size: size of the space in which grid cells and hidden state are compared
@@ -78,7 +78,7 @@ class ModelConfig(_Config, group="model."):
         dropout: dropout before the output layer and between recurrent layers
         input_dropout: dropout on the input of the first recurrent layer, word and image
         feature_dropout: dropout on the image feature
-        cell_dropout: share of the grid cells of an image that training drops at random
+        cell_dropout: share of the grid cells of an image that are dropped at random in training
         tie_embeddings: the output layer shares the weights of the word embeddings (needs embedding_size = hidden_size)
     """
 
@@ -143,13 +143,13 @@ class DataConfig(_Config, group="data."):
 
     Args:
         train: training captions, in any format of docs/data.md
-        train_images: folder that their file names are relative to, if needed
+        train_images: folder that the file names are relative to, if needed
         train_split: which split, if there are several; Karpathy's train includes restval
         train_list: only the images named in this file, one per line, such as Flickr_8k.trainImages.txt
         val: validation captions, in any format of docs/data.md
-        val_images: folder that their file names are relative to, if needed
+        val_images: folder that the file names are relative to, if needed
         val_split: which split, if there are several
-        val_list: only the images named in this file, one a line
+        val_list: only the images named in this file, one per line
         columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
         fraction: share of the training images to train on, drawn with train.seed
         level: split captions into words or into characters (char), which max_length and search.max_length then count
@@ -202,13 +202,13 @@ class TextConfig(_Config, group="data."):
         val_text: the same for validation
         val_share: share of the text, from its end, that is held out if there is no val_text
         level: split the text into words or into characters (char)
-        lines: each line is put between START and END, like a caption; without, the text is one long line
+        lines: each line is put between START and END, like a caption; otherwise the text is one long line
         min_count: words that occur less often in the text become UNK
-        tbptt_steps: tokens that gradients flow back through; the hidden state is carried on
-        batch_size: number of streams the text is cut into; fewer, if they would be shorter than tbptt_steps
+        tbptt_steps: number of tokens that gradients flow back through; the hidden state is kept across them
+        batch_size: number of streams the text is cut into; fewer if they are shorter than tbptt_steps
         prompt: beginning of the samples
         sample_tokens: maximum number of tokens of a sample
-        temperature: of the samples; lower is closer to the most likely text, 0 is greedy
+        temperature: temperature of the samples; lower is closer to the most likely text, 0 is greedy
     """
 
     text: str | None = None
@@ -235,7 +235,7 @@ class SearchConfig(_Config):
 
     Args:
         beam: beam width (1 = greedy)
-        n_best: captions for an image, best first; at most the beam width, unless they are sampled
+        n_best: captions per image, best first; at most the beam width, unless they are sampled
         max_length: maximum number of words in a caption
         min_length: minimum number of words in a caption
         length_norm: log-probabilities are divided by ((5 + length) / 6) ** length_penalty (gnmt) or by length (average)
@@ -249,11 +249,11 @@ class SearchConfig(_Config):
         groups: diverse beam search: divide the beam into this many groups that avoid each other's words
         diversity: penalty of a word in nats for each earlier group that has chosen it at the same step
         sample: sample words instead of searching for the most likely caption
-        temperature: of sampling; below 1 favours likely words, above 1 unlikely ones
+        temperature: temperature of sampling; below 1 favours likely words, above 1 unlikely ones
         top_k: sample from the k most likely words (0 = all)
         top_p: sample from the most likely words that together have this probability
         min_p: sample from words that are at least this fraction as likely as the most likely one
-        seed: of sampling; the same image and seed give the same caption, independent of the other images
+        seed: seed of sampling; the same image and seed give the same caption, independent of the other images
     """
 
     beam: int = 5
@@ -340,8 +340,8 @@ class TrainConfig(_Config, group="train."):
 
     Args:
         objective: xe (cross-entropy, teacher forcing) or scst (self-critical by CIDEr-D, after xe with --init_from)
-        rollouts: captions sampled for an image (scst)
-        baseline: subtracted from a sample's reward: the mean of the image's others or its greedy caption's (scst)
+        rollouts: captions sampled per image (scst)
+        baseline: subtracted from a reward: the mean of the image's other samples, or that of its greedy caption (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
         epochs: maximum number of passes over the training captions
         lr: peak learning rate of the decoder (AdamW)
@@ -354,9 +354,9 @@ class TrainConfig(_Config, group="train."):
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
         patience: epochs without a better val_cider before training stops (0 = never)
         keep: number of checkpoints, of the epochs with the best val_cider, that stay in kept/ to be averaged
-        checkpoint_minutes: last.ckpt is written after each epoch, and this often within one
+        checkpoint_minutes: minutes between writes of last.ckpt within an epoch; it is also written after each epoch
         samples: number of validation images whose captions are logged at each validation
-        seed: of the initial weights, the order of the captions and the dropout
+        seed: seed of the initial weights, the order of the captions and the dropout
     """
 
     objective: Literal["xe", "scst"] = "xe"

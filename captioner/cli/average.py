@@ -19,7 +19,7 @@ def configure(parser: Any) -> None:
     parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
     about = "captions to select the checkpoints by, in any format of docs/data.md"
     parser.add_argument("--annotations", type=str, help=about)
-    parser.add_argument("--images", type=str, help="folder that their file names are relative to, if needed")
+    parser.add_argument("--images", type=str, help="folder that the file names are relative to, if needed")
     parser.add_argument("--beam", type=int, default=1, help="beam width when selecting")
 
 

@@ -1,4 +1,4 @@
-"""Caption images on a page in the browser: drop, paste or photograph one, and see its caption and attention maps.
+"""Caption images on a page in the browser: drop, paste or take a photo, and see its caption and attention maps.
 
 Example: captioner demo --port 7860
 

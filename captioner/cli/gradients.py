@@ -23,13 +23,13 @@ def configure(parser: Any) -> None:
     about = "file of a model or folder of a run (default: the shipped model); repeat it for several models"
     parser.add_argument("--checkpoint", action="append", type=str, help=about)
     parser.add_argument("--annotations", type=str, help="captions, in any format of docs/data.md")
-    parser.add_argument("--images", type=str, help="folder that their file names are relative to")
+    parser.add_argument("--images", type=str, help="folder that the file names are relative to")
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
     parser.add_argument("--count", type=int, default=200, help="number of captions measured, the longest ones")
     kinds = Literal["trained", "untrained"]
     about = "trained weights, weights as at the start of training, or both"
     parser.add_argument("--weights", nargs="+", type=kinds, default=["trained"], help=about)
-    about = "of the untrained weights, as train.seed of a run"
+    about = "seed of the untrained weights, as train.seed of a run"
     parser.add_argument("--seed", type=int, default=0, help=about)
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="multiply every W_hh by each of these")
     parser.add_argument("--output", type=str, help="draw the curves to this PNG, SVG or PDF")

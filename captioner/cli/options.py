@@ -18,7 +18,7 @@ def config_of(kind: type[Config], options: Any) -> Config:
 
 def add_run_arguments(parser: Any, output: str) -> None:
     """The options of a command that trains: ``--config``, ``--output`` with its default, and ``--resume``."""
-    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
+    parser.add_argument("--config", action="config", help="YAML file of options; the command line overrides it")
     parser.add_argument("--output", type=str, default=output, help="folder of the run")
     parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")
 
@@ -45,7 +45,7 @@ def add_model_arguments(parser: Any) -> None:
 
 def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = "") -> None:
     """``--images``, ``--split``, ``--list`` and ``--columns`` of captioned images; with a prefix ``--val_images`` …"""
-    parser.add_argument(f"--{prefix}images", type=str, help="folder that their file names are relative to, if needed")
+    parser.add_argument(f"--{prefix}images", type=str, help="folder that the file names are relative to, if needed")
     parser.add_argument(f"--{prefix}split", type=str, default=split, help="which split, if there are several")
     parser.add_argument(f"--{prefix}list", type=str, help="only the images named in this file, one per line")
     if not prefix:

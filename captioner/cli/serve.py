@@ -1,4 +1,4 @@
-"""Caption images over HTTP: POST files or base64 to /caption, the answer is JSON; see docs/serving.md.
+"""Caption images over HTTP: POST files or base64 to /caption and receive JSON; see docs/serving.md.
 
 Example: captioner serve --port 8000 --beam 3, then: curl -F files=@dog.jpg http://127.0.0.1:8000/caption
 """

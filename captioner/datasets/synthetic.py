@@ -112,7 +112,7 @@ def scenes(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
 
 
 def moves(held_out: bool, seed: int) -> list[Move]:
-    """All moves of the part held out for val, or of the training part; all four of a shape on a background are together."""
+    """All moves of the part held out for val, or of the training part; a shape on a background has all four in one."""
     looks = _part(list(product(SHAPES, BACKGROUNDS)), held_out, f"{seed} moves")
     return [Move(shape, direction, background) for shape, background in looks for direction in DIRECTIONS]
 

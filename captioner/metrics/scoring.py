@@ -38,7 +38,7 @@ SHOWN = 5  # ids in a message
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How captions are scored; the fields are options of the command line.
+    """How captions are scored.
 
     Args:
         json: also write the scores to this JSON file
