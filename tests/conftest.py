@@ -3,6 +3,8 @@
 What loads torch is imported in the fixtures: the process that only hands the tests out needs none of it.
 """
 
+import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +18,16 @@ PROFILE = {"deadline": None, "database": None, "suppress_health_check": [HealthC
 settings.register_profile("few", max_examples=25, **PROFILE)
 settings.register_profile("many", max_examples=300, **PROFILE)
 settings.load_profile("few")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    atexit.register(os._exit, 0)  # without taking half a million objects of imported modules down one by one
+
+
+def pytest_collection_finish():
+    """Exclude what is imported by now from garbage collections: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
