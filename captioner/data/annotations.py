@@ -38,7 +38,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 IMAGE_KEYS = (*ID_KEYS, *FILE_KEYS, "id")  # "id" is last, because it may be only the number of the row
 ONE_CAPTION_KEYS = ("caption", "captions", "text", "sentence", "prediction", "pred", "generated", "output")
-REFERENCE_KEYS = [("references", "captions"), ONE_CAPTION_KEYS]  # the first group with a key in the entry counts
+REFERENCE_KEYS = [("references", "captions"), ONE_CAPTION_KEYS]  # the first group with a key in the entry is used
 LIST_KEYS = ("results", "predictions", "annotations")  # of an object around the entries
 
 
@@ -133,7 +133,7 @@ def _select_listed(found: Entries, listed: str | os.PathLike | None) -> Entries:
         missing -= matches
         if matches:
             kept.append(entry)
-    problems = [problem for problem in found.problems if problem.kind != "unknown image id"]  # of unlisted images, too
+    problems = [problem for problem in found.problems if problem.kind != "unknown image id"]  # may be of other images
     for name in names:
         if name in missing:
             problems.append(Problem("listed image without an entry", f"{listed}: {name!r} is not in the captions"))

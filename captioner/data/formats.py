@@ -22,7 +22,7 @@ from captioner.data.parquet import read_rows
 from captioner.errors import UserError
 from captioner.files import ID, IDS, json_type, parse_json, read_json, read_text, require_fields
 
-# Keys of JSON objects and names of columns; where several are present, the first counts.
+# Keys of JSON objects and names of columns; where several are present, the first is used.
 ID_KEYS = ("image_id", "cocoid", "img_id", "imgid")
 FILE_KEYS = ("file_name", "filename", "image_path", "image_name", "filepath", "image", "img", "file", "path")
 CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw")
@@ -391,7 +391,7 @@ def _parse_sample(where: str, texts: dict[str, bytes]) -> tuple[ID | None, tuple
 # ---- tables: CSV, TSV, JSON Lines, a JSON list of objects, Parquet
 
 
-# The names of the columns; where each row is and its cells by column; the rows that do not fit.
+# The names of the columns; location and cells by column of each row; the rows that do not fit.
 _Table = tuple[Sequence[str], list[tuple[str, dict[str, Any]]], list[Problem]]
 
 

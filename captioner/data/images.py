@@ -150,7 +150,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block raises nearly anything; the pixels may be whole
+    except Exception:  # a damaged EXIF block raises nearly anything; the pixels may be intact
         turn = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bit(image)
@@ -166,7 +166,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit, integer and float grey (modes I;16, I, F) to mode L.
 
-    16-bit files span 0..65535. Other files do not state a range: the smallest of 0..1, 0..255 and 0..65535 that holds
+    16-bit files have range 0..65535. Others do not state one: the smallest of 0..1, 0..255 and 0..65535 that holds
     every value is taken, or the values' own range if none does. NaN and infinity become 0.
     """
     values = np.asarray(image)  # (H, W)

@@ -55,7 +55,7 @@ class BucketSampler(Sampler[list[int]]):
 
 
 def unreadable_image(problem: ImageError | str) -> UserError:
-    """The error that stops a training at an image that cannot be read."""
+    """The error that stops training at an unreadable image."""
     return UserError(f"{problem}: repair or remove it, or use --data.skip_bad_images to skip such images")
 
 

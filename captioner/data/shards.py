@@ -1,6 +1,6 @@
 """Files in tar archives (WebDataset shards), on disk or at an address, indexed by offset for random access.
 
-WebDataset itself streams samples. The index costs one pass over the shards at the start of a training; then the order
+WebDataset itself streams samples. The index takes one pass over the shards at the start of training; then the order
 of the images depends on the seed alone, and resumption in mid-epoch, several processes, fine-tuning and the feature
 file work as with image files.
 """

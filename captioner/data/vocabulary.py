@@ -104,7 +104,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenized(cls, captions: TokenizedCaptions, min_count: int = 1, level: str = "word") -> Vocabulary:
-        """As :meth:`build`, of captions already tokenized. Tokens that are no :func:`is_word` are left out."""
+        """As :meth:`build`, of captions already tokenized. Tokens that fail :func:`is_word` are left out."""
         counts = np.bincount(captions.flat, minlength=len(captions.words)).tolist()
         kept = [(-count, word) for word, count in zip(captions.words, counts, strict=True) if count >= min_count]
         return cls([word for _, word in sorted(kept) if is_word(word, level)], level)

@@ -97,7 +97,7 @@ def _size(image: Path | Member) -> tuple[int, int]:
 
 
 def _file_names(examples: Sequence[Example]) -> list[str]:
-    """A unique file name for each example, with /: the one in its folder or shard; two shards may have the same."""
+    """A unique file name with / for each example: that in its folder or shard; two shards may have the same."""
     names, taken = [], set[str]()
     for example in examples:
         name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
@@ -108,7 +108,7 @@ def _file_names(examples: Sequence[Example]) -> list[str]:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """The name, or with _2, _3 … before its suffix where it is taken: a.jpg, a_2.jpg, a_3.jpg; it is then taken."""
+    """The name, or with _2, _3 … before its suffix if it is taken: a.jpg, a_2.jpg, a_3.jpg; the result is added."""
     (stem, suffix), number, unique = os.path.splitext(name), 1, name
     while unique in taken:
         number += 1

@@ -38,7 +38,7 @@ TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which to 
 
 
 class _Interrupted(Exception):
-    """The response ended early or never came: try again. `after`: seconds to wait, from the server's Retry-After."""
+    """The response ended early or is missing: try again. `after`: seconds to wait, from the server's Retry-After."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -161,7 +161,7 @@ class _Download:
                 time.sleep(pause)
 
     def _attempt(self) -> None:
-        """One request; returns when the part is whole."""
+        """One request; returns when the part is complete."""
         remote, offset = None, _size(self.part)
         with contextlib.suppress(OSError, ValueError, TypeError):  # the note is missing or damaged
             remote = _RemoteFile(**json.loads(self.note.read_text(encoding="utf-8")))

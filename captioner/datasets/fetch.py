@@ -46,7 +46,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is fetched, under which licence, and where the splits are below the folder of the set."""
+    """The archives of a data set, its licence, and the places of its splits below the folder of the set."""
 
     archives: tuple[Archive, ...]
     licence: str
@@ -77,7 +77,7 @@ def fetch(
         download_images: download the images, not only the captions
         keep_archives: keep the zips after unpacking
         check_sums: refuse a zip whose size or SHA-256 differs from the known one
-        timeout: seconds without a byte after which a connection counts as cut
+        timeout: seconds without a byte after which a connection counts as lost
         retries: attempts at a file in a row without progress
     """
     from filelock import FileLock, Timeout

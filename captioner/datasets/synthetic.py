@@ -1,6 +1,6 @@
 """The shapes data set: drawn images of coloured shapes, or clips of moving ones, with five true captions each.
 
-Small enough to train on in minutes, and every caption can be checked against the :class:`Scene` it was written from.
+Small enough to train on in minutes, and every caption can be checked against its :class:`Scene`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def scenes(held_out: bool, seed: int) -> tuple[list[Scene], list[Scene]]:
 
 
 def moves(held_out: bool, seed: int) -> list[Move]:
-    """All moves of the part held out for val, or of the training part; a shape on a background has all four in one."""
+    """All moves of the part held out for val or of the training part; the split is by shape and background."""
     looks = _part(list(product(SHAPES, BACKGROUNDS)), held_out, f"{seed} moves")
     return [Move(shape, direction, background) for shape, background in looks for direction in DIRECTIONS]
 

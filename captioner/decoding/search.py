@@ -158,7 +158,7 @@ def diverse(
 ) -> Continuations:
     """Diverse beam search (Vijayakumar et al. 2018) with Hamming diversity.
 
-    Every image has `groups` rows in a row, one a group. The groups choose one after the other. A word costs `strength`
+    Every image has `groups` consecutive rows, one per group. The groups choose in turn. A word costs `strength`
     nats for each time that an earlier group has taken it at this step. The costs are subtracted from the scores.
     """
     by_group = log_probs.unflatten(0, (-1, groups, beams.log_probs.shape[1]))  # (A / G, G, R, V)
@@ -175,7 +175,7 @@ def diverse(
 
 
 def sample(beams: Beams, log_probs: Tensor, number: int, uniforms: Tensor, config: SearchConfig) -> Continuations:
-    """One word sampled from the distribution: temperature, top-k, top-p, then min-p, in this order.
+    """One word sampled from the distribution: temperature, top-k, top-p, min-p, each applied to the remaining words.
 
     `uniforms` (B, M + 1) are numbers in [0, 1), one for each image and step, so that a caption does not depend on the
     other images of the batch. Multiples of 2⁻²³ stay below 1 in float32.
@@ -221,8 +221,8 @@ def beam(
     at the maximal length rank after the finished captions, unless a constraint forbids END after them.
 
     Args:
-        step: ``step(words (A · R,), state, context) -> log_probs (A · R, V), state``. The R rows of an image lie side
-            by side; `context` has one row an image. The log-probabilities are changed in place.
+        step: ``step(words (A · R,), state, context) -> log_probs (A · R, V), state``. The R rows of an image are
+            consecutive; `context` has one row per image. The log-probabilities are changed in place.
         state: tensors of B rows before the first word; reordered like the beams.
         context: tensors of B rows, constant over the steps; only rows of finished images are dropped.
         start, end: ids before and after every caption.
@@ -265,7 +265,7 @@ def beam(
             word_log_probs=new_terms,
         )
         finished = finished.concat(new).top(width)
-        if length == longest:  # a beam that ends now is no longer live
+        if length == longest:  # a beam that ends now is not live
             live.scatter_reduce_(1, parent, torch.where(ended, -math.inf, 0.0), "sum")
             break
 

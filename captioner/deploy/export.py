@@ -150,7 +150,7 @@ def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
 
 
 def _lossless_state(model: Captioner) -> dict[str, Tensor]:
-    """All tensors but the output matrix of tied embeddings, in fp16 where that loses nothing."""
+    """All tensors but the output matrix of tied embeddings, in fp16 where that is exact."""
     state = {}
     for name, value in model.state_dict().items():
         if name == "decoder.output.weight" and model.config.tie_embeddings:

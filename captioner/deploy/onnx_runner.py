@@ -37,7 +37,7 @@ def beam(
 ) -> list[Hypothesis]:
     """The n best captions of one image, best first; those that have ended come before those cut at max_length.
 
-    The beam of :mod:`captioner.decoding.search` again, because that one needs torch; tests/deploy/test_export.py
+    It repeats the beam of :mod:`captioner.decoding.search`, which needs torch; tests/deploy/test_export.py
     compares the two.
 
     Args:
@@ -118,7 +118,7 @@ class Runner:
 
     Args:
         folder: of ``captioner export --to onnx``.
-        threads: of onnxruntime; 0 lets it choose.
+        threads: number of threads of onnxruntime; 0: its default.
 
     Raises:
         UserError: the folder holds no valid exported model.
@@ -131,7 +131,7 @@ class Runner:
         try:
             self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if self.config["format"] != 1:
-                raise ValueError(f"its format is {self.config['format']}, this version reads 1")
+                raise ValueError(f"its format is {self.config['format']}, expected 1")
             check_config(self.config)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads

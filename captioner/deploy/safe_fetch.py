@@ -20,7 +20,7 @@ FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolE
 
 
 class Refused(Exception):
-    """An address that is not allowed or gave no content; one line."""
+    """An address that is not allowed or has no content; one line."""
 
 
 def is_public(address: str) -> bool:

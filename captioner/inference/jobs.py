@@ -33,7 +33,7 @@ class CaptionJob:
     search: SearchConfig
     batch_size: int  # images decoded together
     workers: int  # processes that read images, for each process that captions
-    device: str  # cpu, cuda, …; where each process has its own GPU, cuda means that one
+    device: str  # cpu, cuda, …; where each process has its own GPU, cuda is that GPU
     devices: int  # processes that caption, 1 or more
 
     def settings(self) -> dict[str, Any]:

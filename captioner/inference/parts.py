@@ -20,7 +20,7 @@ SURROGATES = "surrogateescape"  # file names need not be Unicode
 
 
 class PartFolder:
-    """Chunk n is the items n · size … (n + 1) · size − 1; its records, a JSON line an item, are ``part-n.jsonl``.
+    """Chunk n is the items n · size … (n + 1) · size − 1; its records, a JSON line per item, are ``part-n.jsonl``.
 
     A part is written under another name and renamed: an existing part is complete, and chunks without one remain to be
     done. ``manifest.json`` holds the inputs of the parts, the names of the items, `size` and `settings`, by

@@ -31,7 +31,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     options = header["model"]  # without the options that are newer than the checkpoint
     if vocabulary.level != model.vocabulary.level:
         levels = f"--data.level is {vocabulary.level} there and {model.vocabulary.level} here"
-        raise UserError(f"nothing in {path} fits this model ({levels}): train with the level that it was made with")
+        raise UserError(f"nothing in {path} fits this model ({levels}): train with its level")
     if options.get("tie_embeddings") and "decoder.embedding.weight" in theirs:
         theirs["decoder.output.weight"] = theirs["decoder.embedding.weight"]
     ours = model.weights()
@@ -48,7 +48,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     differences = [f"{n} is {options[n]} there and {own[n]} here" for n in SIZES if options.get(n, own[n]) != own[n]]
     why = f" ({', '.join(differences)})" if differences else ""
     if not copied:
-        raise UserError(f"nothing in {path} fits this model{why}: train with the --model options that it was made with")
+        raise UserError(f"nothing in {path} fits this model{why}: train with its --model options")
     words = f" ({shared:,} of {len(model.vocabulary):,} words)"
     return f"{path}: took {', '.join(copied)}{words}" + (f"; left {', '.join(left)}{why}" if left else "")
 

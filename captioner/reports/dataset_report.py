@@ -125,7 +125,7 @@ def as_html(report: Report) -> str:
 def _thumbnail(path: Any) -> Image.Image | None:
     try:
         small = open_image(path, size_hint=THUMBNAIL_SIDE)
-    except ImageError:  # it has changed since it was inspected
+    except ImageError:  # changed since the inspection
         return None
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return small

@@ -20,7 +20,7 @@ from captioner.reports.page import Page, render
 
 LARGE, SMALL = (320, 80), (192, 60)  # of the images on the page: long side in pixels, JPEG quality
 MAX_LARGE = 1000  # images; where there are more, all are SMALL
-N_BEST = 3  # captions shown of an image, where the beam has found as many
+N_BEST = 3  # captions shown of an image, if the beam has as many
 MAX_BARS = 18  # of a histogram
 MAX_WORDS = 24  # in a list of words
 
@@ -52,7 +52,7 @@ class EvaluationPage(Page):
         card: dict[str, Any] = {"name": example.name, "quality": quality}
         try:
             card["image"] = shrink(thumbnail(example.path, side), side)
-        except UserError as error:  # it was readable when it was captioned
+        except UserError as error:  # changed since it was captioned
             card["error"] = str(error)
         card["systems"] = [
             {"colour": colour, "name": name, "captions": _lines(each)}

@@ -38,7 +38,7 @@ class GalleryPage(Page):
             return
         try:
             image = thumbnail(path, IMAGE_SIDE)
-        except UserError as error:  # it was readable when it was captioned
+        except UserError as error:  # changed since it was captioned
             self.failures.append(str(error))
             return
         self.write(render("reports/gallery_card.html", **card_values(os.fspath(path), image, captions)))

@@ -79,7 +79,7 @@ class Page:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # not passed on: atomic_write would take any OSError for one of this file
+        if kind is not None:  # not passed on: atomic_write would report any OSError as one of this file
             self.stack.__exit__(Exception, Exception(), None)
             return
         with self.stack:

@@ -62,7 +62,7 @@ class MidEpochCheckpoint(ModelCheckpoint):
 
 
 class TopKCheckpoint(ModelCheckpoint):
-    """The best epochs, for averaging. The class keeps its state apart from that of best.ckpt."""
+    """The best epochs, for averaging. A separate class, so that its state is not that of best.ckpt."""
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -1,4 +1,4 @@
-"""Checks of a training: a dry run that measures its cost, and warnings about results that cannot be trusted."""
+"""Checks of a training: a dry run that measures its cost, and warnings about unreliable results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from captioner.training.datamodule import CaptionData
 
 MIN_SECONDS = 3.0  # of training timed in a dry run
 MAX_SAME = 0.5  # share of validation images with the same caption
-MIN_COVERAGE = 0.9  # share of the words of the validation captions that the vocabulary has
+MIN_COVERAGE = 0.9  # share of the words of the validation captions in the vocabulary
 MAX_COMPARED = 500  # validation images whose bytes are compared with training images of the same size
 MAX_CANDIDATES = 20  # training images that each of them is compared with
 

@@ -1,4 +1,4 @@
-"""The Lightning data module: splits in, vocabulary and loaders out."""
+"""The Lightning data module: splits, vocabulary and loaders."""
 
 from __future__ import annotations
 

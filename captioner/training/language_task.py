@@ -34,7 +34,7 @@ class LanguageTask(BaseTask):
         self.sums: dict[str, list[Tensor]] = {}  # nats and number of tokens of each batch of a split
 
     def loss(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
-        """Mean cross-entropy of a chunk, nats a token; the state is carried on."""
+        """Mean cross-entropy of a chunk in nats per token; the state is kept for the next chunk."""
         words, targets = batch  # (B, T)
         logits, state = self.model(words, self.state)  # (B, T, V)
         self.state = tuple(part.detach() for part in state)
@@ -58,7 +58,7 @@ class LanguageTask(BaseTask):
         self.loss(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log perplexity = exp(mean nats a token), and bits a character. Those of training are with dropout."""
+        """Log perplexity = exp(mean nats per token), and bits per character. Those of training are with dropout."""
         scores: dict[str, float] = {}
         for split, sums in self.sums.items():
             nats, number = torch.stack(sums).sum(dim=0).tolist()
