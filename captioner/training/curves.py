@@ -43,7 +43,7 @@ def read_logs(folder: Path) -> Curves:
             curves.setdefault(name, []).extend(values)
     curves = {name: values for name, values in curves.items() if name not in ("step", "epoch")}
     if not curves:
-        raise UserError(f"{folder} has no logged values yet: a line is written every --trainer.log_every_n_steps steps")
+        raise UserError(f"{folder} has logged nothing yet: a line is written every --trainer.log_every_n_steps steps")
     return curves
 
 
