@@ -180,5 +180,5 @@ def load_batch(paths: Sequence[Any], size: int, frames: int = 0) -> tuple[Tensor
 
 
 def clips_per_batch(batch_size: int, frames: int) -> int:
-    """How many clips of `frames` frames (0: single images) have as many frames as `batch_size` images; at least 1."""
+    """The number of clips of `frames` frames (0: images) with as many frames as `batch_size` images; at least 1."""
     return max(1, batch_size // max(1, frames))

@@ -99,7 +99,7 @@ def write_features(
     """Write the feature file at `folder` unless it exists.
 
     It is written under ``FOLDER.part`` and renamed when complete; after an interruption the next call continues where
-    the part ends. If several processes call this at once, one works and the others wait. `names` are those of the N
+    the part ends. If several processes call this at once, one writes and the others wait. `names` are those of the N
     images, `shape` that of the features of one; `rows_from(n)` yields (b, *shape) blocks from row n on.
     """
     part = folder.with_name(folder.name + ".part")
@@ -125,7 +125,7 @@ def write_features(
 
 
 def _rows_done(part: Path, index: dict, shape: tuple[int, ...]) -> int | None:
-    """How many rows an interrupted run has written; None if there is no valid part of these features."""
+    """The number of rows an interrupted run has written; None if there is no valid part of these features."""
     with contextlib.suppress(*READ_ERRORS):
         stored, rows = _load(part)
         progress = part / "progress"
