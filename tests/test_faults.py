@@ -155,7 +155,13 @@ def test_room_for_all_features_is_taken_before_the_first(tmp_path, monkeypatch):
     assert is_one_line(str(caught.value), "No space left", "--data.feature_cache")
 
 
-@pytest.mark.parametrize("arguments", [["train", "--print_config"], ["plot", "--help"], ["--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["train", "--print_config"], ["--help"]),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (["plot", "--help"], ["--version"])),
+    ],
+)
 def test_a_full_disk_behind_standard_output(arguments):
     code = f"import sys; from captioner.__main__ import main; sys.exit(main({arguments}))"
     with open("/dev/full", "w") as full:

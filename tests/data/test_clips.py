@@ -311,6 +311,7 @@ def test_fine_tuning_sees_frames(albums, tmp_path):
     assert train(albums, tmp_path / "run", "--model.frames", "2", "--model.trainable_layers", "1") == 0
 
 
+@pytest.mark.slow
 def test_frames_of_a_grid_of_cells(albums, tmp_path, cli):
     assert train(albums, tmp_path / "run", "--model.frames", "2", "--model.grid", "2", "--train.ema_decay", "0.5") == 0
     model = ("--checkpoint", tmp_path / "run" / "captioner.safetensors", "--beam", 2)

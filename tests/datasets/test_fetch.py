@@ -280,7 +280,7 @@ def command(server, out, *options) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_killed_and_continued(server, tmp_path, stop):
     """The first process dies in mid-download; the second one fetches only the rest."""
     noise = random.Random(0).randbytes(400_000)

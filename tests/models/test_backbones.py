@@ -298,6 +298,7 @@ def test_channels_are_counted_without_the_weights_of_timm(timm):
         feature_channels("timm:test_vit", (100,))  # not whole patches
 
 
+@pytest.mark.slow
 def test_a_network_that_computes_when_it_is_made_loads_from_a_checkpoint(downloaded, tmp_path):
     """Shapes are computed on the meta device; a RegNet cannot be built there."""
     downloaded("regnet_y_400mf")

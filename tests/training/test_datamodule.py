@@ -120,7 +120,7 @@ def test_a_frozen_encoder_s_features_are_its_own(tiny):
         assert torch.allclose(batch.images.float(), encoder(images), atol=1e-3)
 
 
-@pytest.mark.parametrize("memory", [8.0, 0.0])
+@pytest.mark.parametrize("memory", [pytest.param(8.0, marks=pytest.mark.slow), 0.0])
 def test_features_of_mirrored_images(fresh, memory):
     edit(fresh, "train", lambda content: [a.update(caption="on the left") for a in content["annotations"]])
     edit(fresh, "train", lambda content: content["annotations"].append({"image_id": 100, "caption": "to the right"}))

@@ -134,17 +134,16 @@ def test_the_command_measures_writes_and_draws(gradients, run, tmp_path):
 
 def test_the_untrained_weights_are_those_the_run_began_with(tiny, tmp_path, gradients):
     """With a tiny learning rate the trained weights equal them."""
-    for seed in (0, 3):
-        folder = tmp_path / f"still-{seed}"
-        assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", seed, "--train.epochs", 1)) == 0
-        file = tmp_path / f"{seed}.json"
-        code, *_ = gradients(
-            "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", seed, "--json", file
-        )
-        assert code == 0
-        *_, trained, untrained = json.loads(file.read_text())
-        assert trained["model"] == folder.name
-        assert trained["c"] == pytest.approx(untrained["c"], rel=1e-3)
+    folder = tmp_path / "still"
+    assert main(arguments(tiny, folder, "--train.lr", "1e-12", "--train.seed", 3, "--train.epochs", 1)) == 0
+    file = tmp_path / "numbers.json"
+    code, *_ = gradients(
+        "--checkpoint", folder / "best.ckpt", "--weights", "trained", "untrained", "--seed", 3, "--json", file
+    )
+    assert code == 0
+    *_, trained, untrained = json.loads(file.read_text())
+    assert trained["model"] == folder.name
+    assert trained["c"] == pytest.approx(untrained["c"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

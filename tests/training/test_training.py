@@ -226,8 +226,10 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     assert torch.allclose(slim.encoder.resnet.layer4[0].conv1.weight, tuned.layer4[0].conv1.weight, atol=1e-3)
 
 
-@pytest.mark.parametrize("trained", [0, 1])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("trained", "workers"),
+    [(0, 0), (1, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 2), (1, 0)))],
+)
 def test_a_bad_image_stops_in_one_line(fresh, tmp_path, cli_train, trained, workers):
     bad = fresh.images("train") / "004.png"
     bad.write_bytes(b"no image")
