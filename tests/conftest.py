@@ -4,6 +4,7 @@ What loads torch is imported in the fixtures: the process that only hands the te
 """
 
 import atexit
+import copy
 import gc
 import os
 from pathlib import Path
@@ -50,6 +51,36 @@ def weights(tmp_path_factory):
         del os.environ["TORCH_HOME"]
     else:
         os.environ["TORCH_HOME"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_networks(weights):
+    """Frozen encoders of the same configuration share one network, so that only the first is read from its file.
+
+    Building it each time would take a third of the time of all tests. An encoder is built as always if it is trained,
+    comes without weights or is not one of the two ResNets, and again if its file changes.
+    """
+    from torch import nn
+
+    from captioner.models.encoder import Encoder, weights_digest
+
+    build, built = Encoder.__init__, {}
+
+    def build_once(self, config, weights=True):
+        if config.trainable_layers or not weights or config.encoder not in ("resnet18", "resnet50_v1"):
+            return build(self, config, weights)
+        sizes = (config.image_size, config.second_size, config.grid)
+        key = (config.encoder, *sizes, weights_digest(config.encoder))
+        if key in built:
+            nn.Module.__init__(self)
+            self.__dict__.update({name: copy.copy(value) for name, value in built[key].__dict__.items()})
+        else:
+            build(self, config)
+            built[key] = self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "__init__", build_once)
+        yield
 
 
 @pytest.fixture(scope="session")

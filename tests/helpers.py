@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -90,19 +89,12 @@ def write_set(folder: Path, train: int = 12, val: int = 6, captions=None) -> Coc
 WORDS = ["a", "red", "green", "blue", "square", "on", "circle", "ein", "Mädchen"]
 
 
-@lru_cache
-def frozen_encoder(image_size: int, grid: int) -> Encoder:
-    """The frozen ResNet-18, built once for all models of the tests. Read only."""
-    return Encoder(ModelConfig("resnet18", image_size, second_size=0, grid=grid, attention="soft" if grid else "none"))
-
-
 def make_captioner(trained: int = 0, **options) -> Captioner:
     """Random weights, with words that depend on the image."""
     torch.manual_seed(1)
     options = {"image_size": 32, "hidden_size": 16, "embedding_size": 16, **options}
     config = ModelConfig("resnet18", second_size=0, trainable_layers=trained, **options)
-    encoder = Encoder(config) if trained else frozen_encoder(config.image_size, config.grid)
-    captioner = Captioner(config, Vocabulary(WORDS), encoder, weights_digest("resnet18"))
+    captioner = Captioner(config, Vocabulary(WORDS), Encoder(config), weights_digest("resnet18"))
     with torch.no_grad():
         captioner.decoder.project.weight *= 50
         captioner.decoder.output.weight *= 10
