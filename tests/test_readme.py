@@ -13,13 +13,14 @@ import captioner.__main__ as cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
 
 
-def commands(language: str = "bash") -> list[str]:
-    """The command lines of the README's blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def commands(page: str = README) -> list[str]:
+    """The command lines of a page's blocks, continuation lines joined, comments dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [re.split(r"\s+#", line)[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def captioner_arguments(line: str) -> list[str] | None:
@@ -32,7 +33,15 @@ def captioner_arguments(line: str) -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if captioner_arguments(line)])
+def documented() -> list:
+    """The complete commands of the README, and, slowly, of the pages of docs/."""
+    lines = [line for line in commands() if captioner_arguments(line)]
+    more = {line: None for page in DOCS.values() for line in commands(page) if not re.search(r"…|\$", line)}
+    slow = [line for line in more if captioner_arguments(line) and line not in lines]
+    return [*lines, *(pytest.param(line, marks=pytest.mark.slow) for line in slow)]
+
+
+@pytest.mark.parametrize("line", documented())
 def test_every_command_parses(line, monkeypatch):
     arguments = captioner_arguments(line)
     words = 2 if arguments[0] == "data" else 1  # of the command
@@ -56,14 +65,14 @@ def test_every_linked_file_exists():
     assert not missing
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS)
 def test_every_link_of_the_docs_exists(page):
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", DOCS[page])
+    assert [link for link in links if "://" not in link and not (ROOT / "docs" / link).exists()] == []
 
 
 def test_the_python_of_the_tutorial_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS["tutorial.md"], re.DOTALL)
     assert len(blocks) == 5
     exec("\n".join(blocks), {})
 
@@ -87,11 +96,13 @@ def test_python_block_runs(tmp_path):
 
 @pytest.mark.slow
 def test_commands_on_shipped_data_run(tmp_path):
-    """What needs nothing but the repository: everything on data/photos and data/shapes, in the README's order."""
+    """What needs nothing but the repository: all on data/photos and data/shapes."""
     for name in ("data/photos", "configs"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         os.symlink(ROOT / name, tmp_path / name)
-    lines = [line for line in commands() if captioner_arguments(line) and re.search(r"shapes|data/photos", line)]
+    pages = README, DOCS["index.md"]
+    lines = [line for page in pages for line in commands(page) if re.search(r"shapes|data/photos", line)]
+    lines = [line for line in lines if captioner_arguments(line)]
     assert len(lines) >= 4
     for line in lines:
         arguments = captioner_arguments(line)
