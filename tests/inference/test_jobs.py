@@ -304,7 +304,7 @@ def test_a_killed_rank_is_one_line_and_the_rest_is_kept(start, whole, tmp_path):
     os.kill(max(ranks), signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "run the same command again" in err
+    assert "run the same command to continue" in err
     assert "Traceback" not in err
     assert parts(tmp_path / "parts").items() < whole.items()
     finish(start(tmp_path / "parts", *options))
