@@ -252,17 +252,17 @@ def test_bad_images_are_skipped_and_counted(fresh, tmp_path, cli_train):
 @pytest.mark.parametrize("cell", ["lstm", *(pytest.param(cell, marks=pytest.mark.slow) for cell in ("rnn", "gru"))])
 def test_a_few_images_are_memorized(tmp_path, cell):
     """End to end: six images, each with its own caption, which the model reproduces."""
-    coco = write_set(tmp_path / "set", train=6, val=1, captions=lambda n: 5 * captions_of(5 * n, 1))
+    coco = write_set(tmp_path / "set", train=6, val=1, captions=lambda n: 2 * captions_of(5 * n, 1))
     options = {
         **{f"model.{name}": value for name, value in NO_DROPOUT.items()},
         **{"model.cell": cell, "model.hidden_size": 64, "model.embedding_size": 64},
         **{"data.batch_size": 3, "data.val": coco.annotations("train"), "data.val_images": coco.images("train")},
-        **{"train.epochs": 12, "train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0},
+        **{"train.epochs": 30, "train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0},
     }
     out = tmp_path / "run"
     assert train(coco, out, *(str(word) for name, value in options.items() for word in (f"--{name}", value))) == 0
     losses = logged(out, "val_loss")
-    assert losses[0] > 0.5 > 0.1 > losses[-1]
+    assert losses[0] > 1 > 0.1 > losses[-1]
     said = Captioner.load(out / "captioner.safetensors").caption(sorted(coco.images("train").iterdir()))
     assert said == [captions_of(5 * n, 1)[0] for n in range(6)]
     assert logged(out, "val_distinct")[-1] == 100
