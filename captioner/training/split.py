@@ -29,7 +29,7 @@ from captioner.devices import best_device, choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
-MIN_COSINE = 0.95  # of a cached feature and the same one recomputed; with another JPEG decoder it is 0.99
+MIN_COSINE = 0.95  # of a cached feature and the same one fresh; with another JPEG decoder it is 0.99
 
 
 def extract_features(
@@ -114,8 +114,8 @@ class DataSplit:
         if self.folder is None or self.table is None or self.rows is None:
             return
         example, cached = self.examples[0], self.table[self.rows[0]]
-        anew = next(extract_features(encoder, [example.path], self.model.image_size, 1, 0, True, self.model.frames))
-        a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (anew, cached))
+        fresh = next(extract_features(encoder, [example.path], self.model.image_size, 1, 0, True, self.model.frames))
+        a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (fresh, cached))
         cosine = float(torch.cosine_similarity(a, b, dim=0))
         if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is missing
             raise UserError(
