@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # The tests start many processes, and each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow lint docs faults lock oldest newest audit sbom install install-test install-dev install-docs clean
+.PHONY: help demo test slow gpu lint docs faults lock oldest newest audit sbom install install-test install-dev install-docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: install-test  ## the tests; slow ones by make slow
 
 slow: install-test  ## the slow tests: whole trainings, killed and resumed ones, every command of the README
 	$(BIN)/python -m pytest -m "slow or hypothesis" -n 0 --hypothesis-profile many
+
+gpu: install-test  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu -n 0 --durations 10
 
 lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff check .
