@@ -112,7 +112,6 @@ def main() -> bool:
         tempfile.TemporaryDirectory() as name,
         patch.object(callbacks, "make_callbacks", lambda *a: [*real_callbacks(*a), turns]),
         patch.object(data_split, "extract_features", random_features),
-        patch.object(data_split, "best_device", lambda: "cpu"),
     ):
         folder = Path(name)
         write_data(folder, rounds + WARM_UP)

@@ -20,6 +20,7 @@ AT_LEAST_1: Limits = (lambda x: x >= 1, "1 or more")
 POSITIVE: Limits = (lambda x: x > 0, "more than 0")
 BELOW_1: Limits = (lambda x: 0 <= x < 1, "0 up to, but not including, 1")
 ABOVE_0_TO_1: Limits = (lambda x: 0 < x <= 1, "more than 0, up to 1")
+SEED: Limits = (lambda x: 0 <= x < 2**32, "0 to 4294967295")  # what numpy, torch and Lightning all take
 
 
 def _from_to(least: float, most: float) -> Limits:
@@ -156,7 +157,7 @@ class DataConfig(_Config, group="data."):
         min_count: words that occur less often in the training captions become UNK
         vocabulary: use the vocabulary of this checkpoint instead of counting words
         max_length: captions are cut to this many words
-        batch_size: captions in a batch, in each process
+        batch_size: captions in a batch, divided among trainer.devices
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
         horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
         feature_cache: folder for the features, which a frozen encoder computes once
@@ -279,7 +280,8 @@ class SearchConfig(_Config):
 
     def _check(self) -> None:
         self._limit("beam n_best max_length", AT_LEAST_1)
-        self._limit("length_penalty no_repeat_ngram diversity top_k seed", AT_LEAST_0)
+        self._limit("length_penalty no_repeat_ngram diversity top_k", AT_LEAST_0)
+        self._limit("seed", SEED)
         self._limit("top_p", ABOVE_0_TO_1)
         self._limit("min_length", _from_to(0, self.max_length))
         self._limit("min_p", _from_to(0, 1))
@@ -386,6 +388,7 @@ class TrainConfig(_Config, group="train."):
         self._limit("lr encoder_lr checkpoint_minutes", POSITIVE)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
         self._limit("warmup label_smoothing ema_decay", BELOW_1)
+        self._limit("seed", SEED)
 
 
 @dataclass(frozen=True)
@@ -393,21 +396,24 @@ class TrainerConfig(_Config, group="trainer."):
     """Options of Lightning's Trainer.
 
     Args:
-        accelerator: auto, cpu, gpu or mps
-        devices: number of devices, or auto
+        accelerator: auto is the GPU (CUDA) if there is one, else the CPU; mps is untested
+        devices: number of GPUs, or of processes on a CPU, on each machine; they share every batch of data.batch_size
         num_nodes: number of machines
         strategy: auto, ddp, ddp_find_unused_parameters_true or fsdp
-        precision: auto is bf16-mixed on a GPU that has it or a CPU with AMX, 16-mixed on another GPU, 32-true elsewhere
+        precision: auto is bf16-mixed on a GPU with bf16 units or a CPU with AMX, 16-mixed on other GPUs, else 32-true
         accumulate_grad_batches: batches per optimiser step
         check_val_every_n_epoch: epochs between validations
         log_every_n_steps: steps between lines of the logs
     """
 
-    accelerator: str = "auto"
-    devices: int | str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accumulate_grad_batches: int = 1
     check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10
+
+    def _check(self) -> None:
+        self._limit("devices num_nodes accumulate_grad_batches check_val_every_n_epoch log_every_n_steps", AT_LEAST_1)

@@ -1,17 +1,51 @@
-"""The accelerator of this machine, and the number of worker processes."""
+"""Which device to use, and the number of worker processes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from functools import cache
 
 from captioner.errors import UserError
 
+TESTED = ("cpu", "cuda")  # kinds of devices that tests are written for
+
 
 def best_device() -> str:
-    """The accelerator to use outside a Lightning trainer: cuda, mps or cpu."""
+    """The device that `auto` means: cuda if there is one, else cpu. Any other, such as mps, has to be named."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_accelerator(accelerator: str, devices: int = 1) -> str:
+    """cuda, mps or cpu for ``--trainer.accelerator``; UserError if this machine has fewer than `devices` of them.
+
+    Lightning's own auto and gpu would also choose mps, and its auto a TPU.
+    """
+    import torch
+
+    device = {"auto": best_device(), "gpu": "cuda"}.get(accelerator, accelerator)
+    if device == "cpu":
+        if accelerator == "auto" and devices > 1:
+            advice = f"--trainer.accelerator cpu trains in {devices} processes on the CPU"
+            raise UserError(f"trainer.devices is {devices}: no CUDA device is found here; {advice}")
+        return device
+    here = torch.cuda.device_count() if device == "cuda" and torch.cuda.is_available() else 0
+    here = int(torch.backends.mps.is_available()) if device == "mps" else here
+    if here == 0:
+        raise UserError(f"trainer.accelerator is {accelerator}: no {device.upper()} device is found here; use cpu")
+    if devices > here:
+        raise UserError(f"trainer.devices is {devices}: expected 1 to {here}, the {device.upper()} devices here")
+    warn_untested(device)
+    return device
+
+
+@cache
+def warn_untested(kind: str) -> None:
+    """Say on standard error, once, that captioner has not been tested on this kind of device."""
+    if kind not in TESTED:
+        print(f"captioner: warning: {kind} is untested: compare its results with cpu's", file=sys.stderr, flush=True)
 
 
 def choose_workers(workers: int, device: str) -> int:
@@ -20,3 +54,8 @@ def choose_workers(workers: int, device: str) -> int:
         raise UserError(f"--workers is {workers}: expected -1 (choose) or more")
     chosen = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
     return chosen if workers == -1 else workers
+
+
+def needed_workers(workers: int, batches: int) -> int:
+    """At most one worker process per batch, since each reads whole ones; none for a single batch."""
+    return min(workers, batches) if batches > 1 else 0

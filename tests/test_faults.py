@@ -364,7 +364,16 @@ def test_a_process_that_reads_images_and_dies_is_one_line(tiny, tmp_path, captio
     monkeypatch.setattr(dataset, "load_pixels", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     captioner.save(tmp_path / "model.safetensors")
     code, out, err = cli(
-        *("predict", tiny.images("val"), "--checkpoint", tmp_path / "model.safetensors", "--workers", 1)
+        *(
+            "predict",
+            tiny.images("val"),
+            "--checkpoint",
+            tmp_path / "model.safetensors",
+            "--workers",
+            1,
+            "--batch_size",
+            2,
+        )
     )
     assert (code, out) == (2, "")
     assert is_one_line(err.splitlines()[-1], *DIED)
@@ -388,7 +397,7 @@ def test_a_process_that_dies_while_a_batch_is_computed(tiny, tmp_path, capsys, m
 def test_another_mistake_in_such_a_process_keeps_its_traceback(tiny, tmp_path, captioner, monkeypatch):
     monkeypatch.setattr(dataset, "load_pixels", lambda *_: torch.ones(2) @ torch.ones(3))
     captioner.save(tmp_path / "model.safetensors")
-    options = ["--checkpoint", str(tmp_path / "model.safetensors"), "--workers", "1"]
+    options = ["--checkpoint", str(tmp_path / "model.safetensors"), "--workers", "1", "--batch_size", "2"]
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
         main(["predict", str(tiny.images("val")), *options])
 

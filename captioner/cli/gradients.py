@@ -114,12 +114,13 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
     import torch
 
     from captioner.data.vocabulary import PAD, START, UNK, tokenize
+    from captioner.devices import best_device
     from captioner.training.split import DataSplit
 
     if model.config.trainable_layers:
         raise UserError("gradients needs a model with a frozen encoder: this one has a trained encoder")
     data = DataConfig(val=options.annotations, val_images=options.images, feature_cache=options.feature_cache)
-    split: Any = DataSplit("val", data, model.config)
+    split: Any = DataSplit("val", data, model.config, device=best_device())
     pairs = [
         (row, ids)
         for row, example in zip(split.rows.tolist(), split.examples, strict=True)

@@ -32,7 +32,7 @@ def add_checkpoint_arguments(parser: Any) -> None:
 
 def add_device_argument(parser: Any) -> None:
     """``--device``, for :func:`resolve_device`."""
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--device", type=str, default="auto", help="auto (cuda or cpu), cpu, cuda, cuda:1 or mps")
 
 
 def add_model_arguments(parser: Any) -> None:
@@ -76,16 +76,17 @@ def read_split(options: Any, path: str, albums: bool = False) -> tuple[list[Any]
 
 
 def resolve_device(name: str) -> str:
-    """The device of ``--device``; for auto, the best one available. UserError if it cannot be used."""
+    """The device of ``--device``; for auto, cuda or cpu. UserError if it cannot be used."""
     import torch
 
-    from captioner.devices import best_device
+    from captioner.devices import best_device, warn_untested
 
     device = best_device() if name == "auto" else name
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    warn_untested(device.partition(":")[0])
     return device
 
 

@@ -37,13 +37,14 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
-    from captioner.training.run import lock_folder
+    from captioner.training.run import lock_folder, resolve_trainer
 
+    trainer_options = resolve_trainer(options.trainer)
     with lock_folder(Path(options.output)) as folder:
-        _pretrain(options, folder)
+        _pretrain(options, folder, trainer_options)
 
 
-def _pretrain(options: Any, folder: Path) -> None:
+def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
 
@@ -63,12 +64,12 @@ def _pretrain(options: Any, folder: Path) -> None:
     model = LanguageModel(options.model, vocabulary)
     train, val = (Streams(ids, data.batch_size, data.tbptt_steps) for ids in (train_ids, val_ids))
     callbacks = [TextSamples(folder, config.samples, data), *best_and_last(folder, "val_loss", "min")]
-    trainer = make_trainer(folder, config.epochs, callbacks, {**settings["trainer"], "devices": 1})
+    trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     unknown = 100 * float((train_ids == UNK).float().mean())
     print(
         f"{len(train_ids):,} tokens in {len(train.inputs):,} streams, {unknown:.2g} % of them unknown, "
         f"{len(val_ids):,} for validation, {len(vocabulary):,} {'words' if data.level == 'word' else 'characters'}, "
-        f"{len(train):,} chunks an epoch on {trainer.strategy.root_device}"
+        f"{len(train):,} chunks an epoch on {trainer_options['accelerator']} in {trainer_options['precision']}"
     )
     loaders = [DataLoader(streams, batch_size=None) for streams in (train, val)]
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)

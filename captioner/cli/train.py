@@ -41,43 +41,42 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
-    from captioner.training.run import lock_folder, scratch_folder
+    from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
-    out = Path(options.output)
+    trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
     with scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out) as folder:  # on the same disk
-        _train(options, folder)
+        _train(options, folder, trainer_options)
 
 
-def _train(options: Any, folder: Path) -> None:
+def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from captioner.models.init_from import init_from
     from captioner.training.callbacks import make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
-    from captioner.training.run import export_best, fit, make_trainer, prepare_run, read_last_checkpoint
+    from captioner.training.run import describe_trainer, export_best, fit, make_trainer, prepare_run
     from captioner.training.task import CaptionTask
 
     settings = {name: asdict(options[name]) for name in GROUPS}
     resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
-    data, model = _data_and_model(options)
-    config, trainer_options, say = options.train, settings["trainer"], rank_zero_only(print)
+    config, say = options.train, rank_zero_only(print)
+    data, model = _data_and_model(options, trainer_options["accelerator"])
+    say(describe_trainer(trainer_options, options.data.batch_size))
     callbacks = [*make_callbacks(folder, config, data.val.examples), SanityChecks(data)]
     dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
         callbacks.append(dry_run)
         trainer_options |= {"limit_val_batches": 2, "check_val_every_n_epoch": 1}
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
-    if resumed:  # Lightning restores it later, but the number of steps depends on it
-        data.load_state_dict(read_last_checkpoint(folder).get("CaptionData", {}))
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * config.epochs
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     say(
         f"{len(data.train_set.lengths):,} captions of {len(data.train.examples):,} images, "
         f"{len(data.val.examples):,} images for validation, {len(data.vocabulary):,} words, "
-        f"{parameters:,} trained parameters, {batches:,} batches an epoch on {trainer.strategy.root_device}"
+        f"{parameters:,} trained parameters, {batches:,} batches an epoch"
     )
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
@@ -98,7 +97,7 @@ def _train(options: Any, folder: Path) -> None:
         )
 
 
-def _data_and_model(options: Any) -> tuple[Any, Any]:
+def _data_and_model(options: Any, device: str) -> tuple[Any, Any]:
     """The data module, with its cached features checked, and a new model."""
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -110,7 +109,7 @@ def _data_and_model(options: Any) -> tuple[Any, Any]:
 
     configure_process()
     by_image, seed = options.train.objective == "scst", options.train.seed
-    data = CaptionData(options.data, options.model, seed, by_image, sample=options.check)
+    data = CaptionData(options.data, options.model, seed, by_image, options.check, device)
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features

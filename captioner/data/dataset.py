@@ -18,6 +18,7 @@ from captioner.data.clips import load_pixels
 from captioner.data.flip_captions import flip_caption
 from captioner.data.images import ImageError, train_transform
 from captioner.data.vocabulary import END, PAD, START, TokenizedCaptions, Vocabulary, tokenize_all
+from captioner.devices import needed_workers
 
 
 class Batch(NamedTuple):
@@ -160,8 +161,9 @@ def read_images(
     paths: Sequence[Any], size: int, batch_size: int, workers: int = 0, frames: int = 0
 ) -> Iterator[tuple[Tensor, list[ImageError | None]]]:
     """Decode images in order, `batch_size` at a time, or as many clips as have that many frames; see `load_batch`."""
-    load = partial(load_batch, size=size, frames=frames)
-    yield from DataLoader(paths, clips_per_batch(batch_size, frames), num_workers=workers, collate_fn=load)  # type: ignore[arg-type]
+    load, batch = partial(load_batch, size=size, frames=frames), clips_per_batch(batch_size, frames)
+    workers = needed_workers(workers, -(-len(paths) // batch))
+    yield from DataLoader(paths, batch, num_workers=workers, collate_fn=load)  # type: ignore[arg-type]
 
 
 def load_batch(paths: Sequence[Any], size: int, frames: int = 0) -> tuple[Tensor, list[ImageError | None]]:

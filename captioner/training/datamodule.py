@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,7 +15,7 @@ from captioner.data.dataset import Batch, CaptionDataset
 from captioner.data.flip_captions import flip_caption
 from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader
 from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabulary, tokenize_all
-from captioner.devices import best_device, choose_workers
+from captioner.devices import choose_workers, needed_workers
 from captioner.errors import UserError
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
 from captioner.models.checkpoint import parse_header, read_checkpoint
@@ -34,23 +33,26 @@ class CaptionData(pl.LightningDataModule):
         seed: of the order of the batches and the augmentation.
         by_image: whether a batch has all captions of its images, also where batches of captions alone would be faster.
         sample: for a dry run; see :class:`DataSplit`.
+        device: of the training, where features are computed too.
 
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split, or that of another checkpoint.
-        global_batch_size: captions in a batch of all processes. A resumed run keeps it with any number of
-            processes, so that it takes the same steps.
     """
-
-    global_batch_size: int | None = None
 
     @gc_paused()
     def __init__(
-        self, data: DataConfig, model: ModelConfig, seed: int = 0, by_image: bool = False, sample: bool = False
+        self,
+        data: DataConfig,
+        model: ModelConfig,
+        seed: int = 0,
+        by_image: bool = False,
+        sample: bool = False,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
-        self.data, self.model, self.seed = data, model, seed
-        self.train, self.val = DataSplit("train", data, model, sample), DataSplit("val", data, model, sample)
+        self.data, self.model, self.seed, self.device = data, model, seed, device
+        self.train, self.val = (DataSplit(name, data, model, sample, device) for name in ("train", "val"))
         if data.fraction < 1:
             self.train.subsample(data.fraction, seed)
         tokenized = tokenize_all((text for example in self.train.examples for text in example.captions), data.level)
@@ -88,20 +90,17 @@ class CaptionData(pl.LightningDataModule):
         return Rewards(references, END, bleu_weight)
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
-        """The batches of process `rank` of `world`; the length is the number of batches in an epoch."""
-        self.global_batch_size = self.global_batch_size or self.data.batch_size * world
-        lengths, batch_size = self.train_set.lengths, self.global_batch_size
+        """The share of process `rank` of `world` in the batches; the length is the number of batches in an epoch."""
+        lengths, batch_size = self.train_set.lengths, self.data.batch_size
         if self.train_set.by_image:  # as many images as have about that many captions, in any order
             per_image = len(lengths) / len(self.train_set)
             lengths = np.zeros_like(lengths, shape=len(self.train_set))
             batch_size = max(1, round(batch_size / per_image))
+        if batch_size < world:
+            items = "images" if self.train_set.by_image else "captions"
+            what = f"batches of {batch_size} {items} cannot be divided among {world} devices"
+            raise UserError(f"data.batch_size is {self.data.batch_size}: {what}")
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"global_batch_size": self.global_batch_size}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.global_batch_size = state_dict["global_batch_size"]
 
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length if their features are pooled, else all captions of an image together."""
@@ -136,8 +135,9 @@ class CaptionData(pl.LightningDataModule):
         )
 
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
-        workers = choose_workers(self.data.workers, best_device()) if dataset.rows is None else 0
-        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available())
+        workers = choose_workers(self.data.workers, self.device) if dataset.rows is None else 0
+        workers = needed_workers(workers, len(batches))
+        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=self.device == "cuda")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Look up the features of row numbers on the device, where the table is moved with the first batch."""

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from captioner.config import TrainerConfig
+from captioner.devices import resolve_accelerator
 from captioner.errors import REFUSALS, UserError, one_line
 from captioner.files import write_text
 from captioner.models.checkpoint import load_pickle, read_checkpoint, save_slim
@@ -173,31 +177,57 @@ def configure_process() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def choose_precision(accelerator: str) -> str:
-    """The fastest precision that trains well: bf16 where the GPU supports it, or the CPU by AMX."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+def resolve_trainer(config: TrainerConfig) -> dict[str, Any]:
+    """The options of Lightning's Trainer, with `auto` resolved; UserError if this machine lacks the devices."""
+    device = resolve_accelerator(config.accelerator, config.devices)
+    precision = choose_precision(device) if config.precision == "auto" else config.precision
+    if (device, precision) == ("cpu", "16-mixed"):
+        raise UserError("trainer.precision is 16-mixed: expected bf16-mixed or 32-true on a CPU")
+    processes = config.devices * config.num_nodes
+    launched = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS", "1")
+    if int(launched) not in (1, processes):  # with one device Lightning would train a model in each of them
+        count = f"trainer.devices × trainer.num_nodes is {processes}"
+        raise UserError(f"{count}, but torchrun or srun has started {launched} processes: make both numbers the same")
+    return {**asdict(config), "accelerator": device, "precision": precision}
+
+
+def choose_precision(device: str) -> str:
+    """The fastest precision that trains well: bf16 where a GPU computes in it, or a CPU by AMX."""
+    if device == "cuda":  # by emulation, as on a T4, bf16 is slower than fp16
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # missing in the oldest torch
-    return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
+    return "bf16-mixed" if device == "cpu" and capabilities.get("amx_bf16") else "32-true"
+
+
+def describe_trainer(options: dict[str, Any], batch_size: int) -> str:
+    """``training on 2 × cuda in bf16-mixed: batches of 256 captions, 128 on each``."""
+    processes = options["devices"] * options["num_nodes"]
+    batches = f"in {options['precision']}: batches of {batch_size} captions"
+    if options["accumulate_grad_batches"] > 1:
+        batches += f", {options['accumulate_grad_batches']} a step"
+    if processes == 1:
+        return f"training on {options['accelerator']} {batches}"
+    return f"training on {processes} × {options['accelerator']} {batches}, {-(-batch_size // processes)} on each"
 
 
 def make_trainer(folder: Path, epochs: int, callbacks: Sequence[Callback], options: dict[str, Any]) -> pl.Trainer:
-    """The Trainer of a run in a folder; `options` are passed on, with precision `auto` resolved."""
-    if options["precision"] == "auto":
-        options = {**options, "precision": choose_precision(options["accelerator"])}
+    """The Trainer of a run in a folder; `options` are those of :func:`resolve_trainer`."""
     terminal = sys.stderr.isatty()
     version = f"part_{sum(1 for _ in folder.glob('logs/part_*'))}"  # a resumed run adds a part
-    return pl.Trainer(
-        **options,
-        callbacks=[*callbacks, *([ProgressBar()] if terminal else [])],
-        plugins=[AtomicCheckpointIO()],
-        max_epochs=epochs,
-        logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module gives each process its batches
-        enable_model_summary=False,
-        enable_progress_bar=terminal,
-    )
+    try:
+        return pl.Trainer(
+            **options,
+            callbacks=[*callbacks, *([ProgressBar()] if terminal else [])],
+            plugins=[AtomicCheckpointIO()],
+            max_epochs=epochs,
+            logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module gives each process its batches
+            enable_model_summary=False,
+            enable_progress_bar=terminal,
+        )
+    except (MisconfigurationException, ValueError) as error:  # a strategy, or the processes of torchrun or SLURM
+        raise UserError(f"Lightning refuses the --trainer options: {one_line(error)}") from None
 
 
 def fit(trainer: pl.Trainer, task: Any, folder: Path, resumed: bool, *data: Any) -> None:

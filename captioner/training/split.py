@@ -25,7 +25,7 @@ from captioner.data.dataset import read_images
 from captioner.data.features import FeatureFile, feature_folder, write_features
 from captioner.data.samplers import unreadable_image
 from captioner.data.shards import Member
-from captioner.devices import best_device, choose_workers
+from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, feature_shape, weights_digest
 
@@ -56,7 +56,7 @@ def extract_features(
         if len(images):
             with torch.inference_mode():
                 images = images.flip(-1) if mirrored else images
-                block[good] = encoder(images.to(device, non_blocking=True)).half().cpu().numpy()
+                block[good] = encoder(images.to(device)).half().cpu().numpy()
         yield block
 
 
@@ -64,6 +64,7 @@ class DataSplit:
     """The examples of a split, with the features of their images if the encoder is frozen.
 
     For a dry run with `sample`: where features are missing, those of a few images are computed, which all then share.
+    `device` is where features are computed.
     """
 
     table: Tensor | np.ndarray | None = None  # (rows, F), (rows, P, F) … fp16 features, in memory or memory-mapped
@@ -72,13 +73,15 @@ class DataSplit:
     folder: Path | None = None  # of the feature file
     missing, seconds, bytes = 0, 0.0, 0  # number of features still to compute after a sample; time and size of each
 
-    def __init__(self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False) -> None:
+    def __init__(
+        self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False, device: str = "cpu"
+    ) -> None:
         annotations = getattr(data, name)
         if annotations is None:
             raise UserError(
                 f"--data.{name} (captions) is needed, and for most formats --data.{name}_images (folder of the images)"
             )
-        self.data, self.model = data, model
+        self.data, self.model, self.device = data, model, device
         self.examples, skipped = read_examples(
             annotations,
             getattr(data, f"{name}_images"),
@@ -132,13 +135,13 @@ class DataSplit:
         fingerprint = self._fingerprint()
         label = f"{label}-{model.encoder.replace(':', '-')}-{model.image_size}"
         folder = feature_folder(Path(data.feature_cache), label, fingerprint)
-        workers = choose_workers(data.workers, best_device())
+        workers = choose_workers(data.workers, self.device)
         options = (model.image_size, IMAGE_BATCH_SIZE, workers, data.skip_bad_images, model.frames)
         if sample and not folder.exists():
             return self._sample_features(paths, len(names), options)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
-            encoder = Encoder(model).to(best_device())
+            encoder = Encoder(model).to(self.device)
             yield from extract_features(encoder, paths[first:], *options)
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
@@ -179,7 +182,7 @@ class DataSplit:
     def _sample_features(self, paths: Sequence[Any], rows: int, options: Any) -> np.ndarray:
         """Compute the features of a few images and use them for all, so that none counts as unreadable."""
         few = paths[:: -(-len(paths) // (3 * IMAGE_BATCH_SIZE))]
-        encoder = Encoder(self.model).to(best_device())
+        encoder = Encoder(self.model).to(self.device)
         blocks, times = [], []
         for block in extract_features(encoder, few, *options):
             blocks.append(block)
@@ -198,7 +201,7 @@ class DataSplit:
     def _unreadable(self) -> np.ndarray:
         """(examples,) bool: the images that cannot be decoded, for a trained encoder, which has no feature file."""
         paths = [example.path for example in self.examples]
-        workers = choose_workers(self.data.workers, best_device())
+        workers = choose_workers(self.data.workers, self.device)
         batches = read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames)
         errors = chain.from_iterable(errors for _, errors in batches)
         bar = tqdm(errors, "checking images", len(paths), unit="image", disable=None)

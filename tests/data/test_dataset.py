@@ -8,6 +8,7 @@ import torch
 from helpers import draw
 from PIL import Image
 
+from captioner.data import dataset as datasets
 from captioner.data.annotations import Example
 from captioner.data.dataset import (
     CaptionDataset,
@@ -17,7 +18,7 @@ from captioner.data.dataset import (
 from captioner.data.images import ImageError, eval_transform, open_image
 from captioner.data.samplers import BucketSampler, ResumableLoader
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
-from captioner.devices import choose_workers
+from captioner.devices import choose_workers, needed_workers
 
 CAPTIONS = [("a b c", "a"), ("b b b b b b",), ("c, A!", "zebra c", "a b"), ("a b a b", "...", "c", "b", "c c")]
 VOCABULARY = Vocabulary(["a", "b", "c"])
@@ -209,6 +210,22 @@ def test_workers():
     assert choose_workers(0, "cuda") == choose_workers(-1, "cpu") == 0
     assert choose_workers(3, "cpu") == 3
     assert 1 <= choose_workers(-1, "cuda") <= 8
+    assert [needed_workers(8, batches) for batches in (0, 1, 2, 7, 100)] == [0, 0, 2, 7, 8]
+    assert needed_workers(0, 100) == 0
+
+
+@pytest.mark.parametrize(("images", "started"), [(1, 0), (3, 2), (4, 2)])
+def test_no_more_workers_than_batches(drawn, monkeypatch, images, started):
+    made, loader = [], datasets.DataLoader
+
+    def record(*given, num_workers, **more):
+        made.append(num_workers)
+        return loader(*given, **more)
+
+    monkeypatch.setattr(datasets, "DataLoader", record)
+    paths = [example.path for example in drawn][:images]
+    assert sum(len(batch) for batch, _ in read_images(paths, 32, 2, workers=8)) == images
+    assert made == [started]
 
 
 # ---- the order

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import captions_of, is_one_line
+from helpers import captions_of, is_one_line, refused
 from PIL import Image
 
 from captioner.config import DataConfig, ModelConfig
@@ -270,6 +270,30 @@ def test_long_captions_are_cut(tiny):
     data = load(tiny, max_length=2)
     assert max(batch.words.shape[1] for batch in batches(data)) == 4
     assert max(len(words) for references in data.references() for words in references) > 2  # the references are not
+
+
+@pytest.mark.parametrize("trained", [FROZEN, TRAINED])
+def test_processes_share_each_batch(tiny, trained):
+    """Of captions, or of images with about as many captions."""
+    data = load(tiny, trained)
+    shares = zip(*(data.train_sampler(rank, 3) for rank in range(3)), strict=True)
+    for batch, share in zip(data.train_sampler(), shares, strict=True):
+        if len(batch) >= 3:
+            assert list(share) == [batch[rank::3] for rank in range(3)]
+    says = ["data.batch_size is 8", f"batches of {3 if trained else 8}", "9 devices"]
+    refused(data.train_sampler, 0, 9, says=says)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_features_are_computed_on_the_device_of_the_training(fresh, monkeypatch, device):
+    """Not on any other that is there."""
+    asked, move = [], Encoder.to
+    monkeypatch.setattr(Encoder, "to", lambda self, place: asked.append(place) or move(self, "cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = ModelConfig("resnet18", image_size=32, second_size=0)
+    data = CaptionData(DataConfig(**{**fresh.data(), "min_count": 1, "workers": 0}), model, device=device)
+    assert asked == [device, device]  # for both splits
+    assert not data.train_dataloader().pin_memory
 
 
 @pytest.mark.parametrize("world", [2, 4, 7])
