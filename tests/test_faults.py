@@ -45,7 +45,7 @@ def fails(*arguments, **options):
 def test_a_gradient_that_is_no_number_stops_the_training_and_is_not_saved(tiny, tmp_path, capsys, monkeypatch):
     """In the second epoch: what the first one saved is as it was."""
     out = tmp_path / "run"
-    step = callbacks.WeightAveraging.on_train_batch_end
+    step = callbacks.MovingAverage.on_train_batch_end
     saved = {}
 
     def spoil(self, trainer, task, *rest):
@@ -55,7 +55,7 @@ def test_a_gradient_that_is_no_number_stops_the_training_and_is_not_saved(tiny, 
             with torch.no_grad():
                 task.model.decoder.output.bias[0] = torch.nan
 
-    monkeypatch.setattr(callbacks.WeightAveraging, "on_train_batch_end", spoil)
+    monkeypatch.setattr(callbacks.MovingAverage, "on_train_batch_end", spoil)
     assert train(tiny, out, "--train.ema_decay", "0.5") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert is_one_line(error, "epoch 2, batch 3", ".png", "its loss is nan", "--train.lr (0.003)")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from captioner.config import TrainConfig
 from captioner.data.annotations import Example
@@ -63,6 +62,34 @@ class MidEpochCheckpoint(ModelCheckpoint):
 
 class TopKCheckpoint(ModelCheckpoint):
     """The best epochs, for averaging. A separate class, so that its state is not that of best.ckpt."""
+
+
+class MovingAverage(WeightAveraging):
+    """The moving average of the trained weights, with decay min(decay, (1 + n) / (10 + n)) after n steps.
+
+    It is on the device of the training: Lightning would take that of the module, which is moved there later. A step
+    updates all weights at once and never waits for the device, where Lightning's reads its counter back. Frozen weights
+    and buffers stay as they are.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False)
+        self.decay = decay
+
+    def setup(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, task, stage)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Any, *_: Any) -> None:
+        if trainer.global_step == self._latest_update_step:  # between the steps of accumulated gradients
+            return
+        n = self._latest_update_step
+        self._latest_update_step = trainer.global_step
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        assert self._average_model is not None
+        pairs = zip(self._average_model.module.parameters(), task.parameters(), strict=True)
+        averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+        get_ema_multi_avg_fn(decay)(averages, weights, n)
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -150,12 +177,6 @@ def draw_caption(path: Any, frames: int, caption: str) -> np.ndarray:
     return np.asarray(page)
 
 
-def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
-    """The average of the weights after one more step, with decay min(decay, (1 + n) / (10 + n)) after n steps."""
-    warming = (1 + updates) / (10 + updates)  # stays on the device, without a synchronisation
-    return average.lerp(current, (1 - warming.clamp(max=decay)).to(average.dtype))
-
-
 def best_and_last(folder: Path, monitor: str, mode: str) -> list[Callback]:
     """best.ckpt, the epoch with the best `monitor`, and last.ckpt after every epoch."""
     return [
@@ -175,7 +196,7 @@ def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -
         options: dict[str, Any] = {"save_top_k": config.keep, "auto_insert_metric_name": False}
         parts.append(TopKCheckpoint(folder / "kept", name, monitor="val_cider", mode="max", **options))
     if config.ema_decay:
-        parts.insert(0, WeightAveraging(avg_fn=partial(moving_average, config.ema_decay), use_buffers=False))
+        parts.insert(0, MovingAverage(config.ema_decay))
     if config.patience:
         parts.insert(0, ResumableEarlyStopping("val_cider", mode="max", patience=config.patience, check_finite=True))
     return parts

@@ -218,8 +218,6 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     for name, value in tuned.state_dict().items():
         if name.startswith("layer4.") and name in parameters:
             assert (value - start[name]).abs().max() > 1e-3, name
-        elif name in parameters and decay != "0":  # averaging a weight with itself rounds it
-            assert torch.allclose(value, start[name], rtol=1e-4, atol=1e-6), name
         else:
             assert torch.equal(value, start[name]), name
     slim = Captioner.load(tmp_path / "run" / "captioner.safetensors")
@@ -421,7 +419,7 @@ def test_two_processes(tmp_path, trained):
     """gloo on the CPU; seven validation images do not divide by two."""
     coco, out = write_set(tmp_path / "set", train=12, val=7), tmp_path / "run"
     options = [*TWO, "--train.samples", "7"]
-    options += ["--model.trainable_layers", trained, "--data.batch_size", "4", "--train.patience", "0"]
+    options += ["--model.trainable_layers", trained, "--data.batch_size", "8", "--train.patience", "0"]
     done = module_train(coco, out, *options)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
