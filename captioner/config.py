@@ -345,7 +345,7 @@ class TrainConfig(_Config, group="train."):
         rollouts: captions sampled per image (scst)
         baseline: subtracted from a reward: the mean of the image's other samples, or that of its greedy caption (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
-        epochs: maximum number of passes over the training captions
+        epochs: maximum number of passes over the training captions; a resumed run may be given more
         lr: peak learning rate of the decoder (AdamW)
         encoder_lr: peak learning rate of the encoder's trainable stages
         encoder_lr_decay: factor on encoder_lr from each stage of the encoder to the one before it

@@ -79,6 +79,18 @@ class BaseTask(pl.LightningModule):
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.steps, config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
+    def on_train_start(self) -> None:
+        """Give a resumed run the learning rate of the schedule over its steps, which are others with other epochs."""
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        before, step = optimizer.param_groups[0]["lr"], schedule.last_epoch
+        for group, peak in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = peak * warmup_cosine(step, self.steps, self.config.warmup)
+        after = optimizer.param_groups[0]["lr"]
+        if after != before and self.trainer.is_global_zero:
+            whole = f"{self.config.epochs} epochs, {self.steps:,} steps"
+            print(f"resumed with {whole}: the learning rate at step {step:,} is {after:.3g} instead of {before:.3g}")
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on seed, epoch, batch and process alone, so that a resumed run repeats it.
         key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)

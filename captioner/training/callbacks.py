@@ -93,7 +93,22 @@ class MovingAverage(WeightAveraging):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that also applies after resumption: a stopped run does not train further."""
+    """Early stopping that also applies after resumption: a stopped run trains further only if given more `epochs`.
+
+    Then its patience begins anew, since the learning rate follows a longer schedule.
+    """
+
+    def __init__(self, patience: int, epochs: int) -> None:
+        super().__init__("val_cider", mode="max", patience=patience, check_finite=True)
+        self.epochs = epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.epochs > state_dict.get("epochs", self.epochs):  # older runs lack it
+            self.wait_count = self.stopped_epoch = 0
 
     def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
         trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
@@ -198,5 +213,5 @@ def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -
     if config.ema_decay:
         parts.insert(0, MovingAverage(config.ema_decay))
     if config.patience:
-        parts.insert(0, ResumableEarlyStopping("val_cider", mode="max", patience=config.patience, check_finite=True))
+        parts.insert(0, ResumableEarlyStopping(config.patience, config.epochs))
     return parts

@@ -34,7 +34,7 @@ from captioner.training.callbacks import AtomicCheckpointIO, ProgressBar
 LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run end a moment later
 # Options that a resumed run may change, since they do not change the results.
 FREE_OPTIONS = {"data.feature_cache", "data.feature_memory", "data.workers"}
-FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples"}
+FREE_OPTIONS |= {"train.checkpoint_minutes", "train.samples", "train.epochs"}  # the epochs are checked by themselves
 # The entries of last.ckpt that Lightning resumes from.
 LAST_CHECKPOINT: dict[str, type] = {"state_dict": dict, "loops": dict, "callbacks": dict, "captioner": dict}
 LAST_CHECKPOINT |= {"optimizer_states": list, "lr_schedulers": list, "pytorch-lightning_version": str}
@@ -102,32 +102,47 @@ def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
     if os.path.exists(last):
         if not resume:
             raise UserError(f"{folder} has a run already: --resume continues it, another --output starts a new one")
-        _check_settings(config, settings)
-        read_last_checkpoint(folder)
+        stored = _check_settings(config, settings)
+        _check_epochs(folder, stored, settings["train"]["epochs"])
         return True
     _check_no_models(folder, resume)
     write_text(config, yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False))
     return False
 
 
-def _check_settings(config: Path, settings: dict[str, Any]) -> None:
-    """Compare the settings with those in the config.yaml of the run; trainer and init_from may differ."""
-    groups = [group for group in settings if group not in ("trainer", "init_from")]
+def _check_settings(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Compare the settings with those in the config.yaml of the run, which are returned.
+
+    init_from may differ, and of the trainer's options all but accumulate_grad_batches, which sets the number of steps.
+    """
+    groups = [group for group in settings if group != "init_from"]
     try:
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
-        stored = {group: dict(stored[group]) for group in groups}
+        stored |= {group: dict(stored[group]) for group in groups}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{config} is not the config of a run ({one_line(error)}): put back a copy") from None
     conflicts = [
         f"{group}.{name} was {stored[group].get(name)} and is {value}"
         for group in groups
         for name, value in settings[group].items()
-        if f"{group}.{name}" not in FREE_OPTIONS and stored[group].get(name, value) != value  # older runs lack options
+        if f"{group}.{name}" not in FREE_OPTIONS and (group != "trainer" or name == "accumulate_grad_batches")
+        if stored[group].get(name, value) != value  # older runs lack options
     ]
     if conflicts:
         raise UserError(
             f"the run in {config.parent} has other options ({'; '.join(conflicts)}): resume it with --config {config}"
         )
+    return stored
+
+
+def _check_epochs(folder: Path, stored: dict[str, Any], epochs: int) -> None:
+    """Check that a run has not trained for more epochs than these, and write another number to its config.yaml."""
+    begun = read_last_checkpoint(folder)["epoch"] + 1
+    if epochs < begun:
+        raise UserError(f"train.epochs is {epochs}: expected {begun} or more, as many as {folder} has begun")
+    if stored["train"].get("epochs") != epochs:
+        stored["train"]["epochs"] = epochs
+        write_text(folder / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
 
 
 def _check_no_models(folder: Path, resume: bool) -> None:

@@ -22,6 +22,7 @@ from captioner.data import clips
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import read_checkpoint
 from captioner.models.encoder import Encoder
+from captioner.training.base_task import warmup_cosine
 from captioner.training.callbacks import SAMPLE_SIZE
 from captioner.training.datamodule import CaptionData
 from captioner.training.task import CaptionTask
@@ -154,11 +155,17 @@ def test_a_run_is_not_overwritten_and_other_options_are_refused(tiny, run, cli_t
     code, _, err = cli_train(tiny, run, "--train.ema_decay", "0.5")
     assert code == 2
     assert is_one_line(err, str(run), "--resume"), err
-    options = ["--resume", "--train.ema_decay", "0.5", "--model.cell", "gru", "--train.epochs", "7"]
+    options = ["--resume", "--train.ema_decay", "0.5", "--model.cell", "gru", "--train.lr", "7"]
+    options += ["--trainer.accumulate_grad_batches", "2", "--trainer.log_every_n_steps", "3"]
     code, _, err = cli_train(tiny, run, *options)
     assert code == 2
-    assert is_one_line(err, "model.cell was lstm and is gru", "train.epochs was 2 and is 7", "config.yaml"), err
+    assert is_one_line(err, "model.cell was lstm and is gru", "train.lr was 0.003 and is 7.0", "config.yaml"), err
+    assert "trainer.accumulate_grad_batches was 1 and is 2" in err
     assert "ema_decay" not in err
+    assert "log_every_n_steps" not in err
+    code, _, err = cli_train(tiny, run, "--resume", "--train.ema_decay", "0.5", "--train.epochs", "1")
+    assert code == 2
+    assert is_one_line(err, "train.epochs is 1: expected 2 or more", str(run))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -184,6 +191,32 @@ def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path):
     assert train(tiny, out, *options, "--resume") == 0
     assert len(logged(out, "val_cider")) == epochs
     assert all(torch.equal(value, last[key]) for key, value in tensors(out / "last.ckpt").items())
+
+
+@pytest.mark.parametrize("stop", ["finished", "stopped by patience"])
+def test_a_resumed_run_may_be_given_more_epochs(tiny, tmp_path, cli_train, stop):
+    """Each step has the learning rate of the schedule of the new length, however the run was trained before."""
+    options = ["--train.epochs", "4", "--train.ema_decay", "0.5"]
+    options += [] if stop == "finished" else ["--train.patience", "1", "--train.lr", "1e-9"]
+    out = tmp_path / "run"
+    assert train(tiny, out, *options) == 0
+    rates = logged(out, "lr")
+    steps = len(rates)
+    assert (steps == 4 * 5) == (stop == "finished")
+    code, said, _ = cli_train(tiny, out, *options, "--train.epochs", "7", "--train.patience", "9", "--resume")
+    assert code == 2  # another patience
+    code, said, _ = cli_train(tiny, out, *options, "--resume", "--train.epochs", "7")
+    assert code == 0
+    peak = 1e-9 if "--train.lr" in options else 3e-3
+    expected = [peak * warmup_cosine(step, 7 * 5, 0.1) for step in range(7 * 5)]
+    found = logged(out, "lr")
+    assert steps < len(found) <= 7 * 5
+    assert found == pytest.approx([*rates, *expected[steps : len(found)]], rel=1e-5)
+    assert f"resumed with 7 epochs, 35 steps: the learning rate at step {steps} is {expected[steps]:.3g} " in said
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["epochs"] == 7
+    epochs = len(logged(out, "val_cider"))
+    assert train(tiny, out, *options, "--train.epochs", "7", "--resume") == 0  # and ends
+    assert len(logged(out, "val_cider")) == epochs
 
 
 def test_resume_without_a_run_begins_one(tiny, tmp_path):
