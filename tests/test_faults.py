@@ -360,6 +360,7 @@ print(sum(len(batch) for batch, _ in read_images(paths, 32, 100, workers=1)))
 DIED = ("a worker process died", "memory", "--workers")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_a_process_that_reads_images_and_dies_is_one_line(tiny, tmp_path, captioner, cli, monkeypatch):
     monkeypatch.setattr(dataset, "load_pixels", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     captioner.save(tmp_path / "model.safetensors")

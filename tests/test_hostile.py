@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -15,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("resource", reason="the limits of memory are POSIX's")
+import resource
+
 import torch
 from helpers import ROOT, is_one_line, make_captioner, refused
 from PIL import Image

@@ -120,7 +120,7 @@ class TerminateRanks(Callback):
     def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # the latter is the same on Windows
             launcher.procs.clear()  # else Lightning, which monitors them, would end this process before its message
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -78,16 +77,15 @@ class DryRun(Callback):
         features = sum(split.missing * split.bytes for split in splits)
         total = epochs * epoch + epochs // val_interval * validation + extraction
         files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes
         free = shutil.disk_usage(folder).free
-        gpu = f", {gib(torch.cuda.max_memory_allocated())} on the GPU" if torch.cuda.is_available() else ""
         lines = [f"features: of {missing:,} images, still to compute: {duration(extraction)}"] if missing else []
         lines += [
             f"training: {1000 * batch:,.0f} ms a batch, {batches:,} batches an epoch: {duration(epoch)} an epoch",
             f"validation: {images:,} images, captioned and scored: {duration(validation)}",
             f"in all: {duration(total)} for {epochs} epochs, unless early stopping ends it before",
-            f"memory: peak of {gib(peak)} in this process{gpu}",
         ]
+        if memory := peak_memory(trainer.strategy.root_device):
+            lines.append(f"memory: peak of {' and '.join(memory)}")
         if features:
             held = "held in memory" if features <= data.data.feature_memory * 2**30 else "read from the disk"
             lines.append(f"features of {gib(features)} will be {held}")
@@ -95,6 +93,19 @@ class DryRun(Callback):
         if files + features > free:
             lines.append("the disk is too small: name another --output or --data.feature_cache")
         return "\n".join(lines)
+
+
+def peak_memory(device: torch.device) -> list[str]:
+    """The most memory used so far, ``2 GB in this process`` (but on Windows, which lacks the count), and on a GPU."""
+    memory = []
+    with suppress(ImportError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory.append(f"{gib(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} in this process")
+    if device.type == "cuda":
+        memory.append(f"{gib(torch.cuda.max_memory_allocated(device))} on the GPU")
+    return memory
 
 
 def duration(seconds: float) -> str:
