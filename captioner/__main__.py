@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,12 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         return _fail(name, _explain_os_error(error))
-    except RuntimeError as error:  # from torch, anywhere in the program
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        reason = str(error).splitlines()[0].rstrip(". ")
-        advice = "memory may be short, use fewer workers (--workers or --data.workers)"
-        return _fail(name, f"a worker process died ({reason}): {advice}")
+    except (RuntimeError, TypeError) as error:  # from torch, anywhere in the program
+        reason = next(iter(str(error).splitlines()), "").rstrip(". ")
+        if reason.startswith("DataLoader worker (pid"):
+            advice = "memory may be short, use fewer workers (--workers or --data.workers)"
+            return _fail(name, f"a worker process died ({reason}): {advice}")
+        if re.search(r"\bMPS\b", reason):
+            advice = "use the CPU, or for this operation alone by PYTORCH_ENABLE_MPS_FALLBACK=1"
+            return _fail(name, f"the MPS device cannot do this ({printable(reason)}): {advice}")
+        raise
 
 
 def _run(name: str, arguments: list[str]) -> int:

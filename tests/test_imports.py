@@ -138,7 +138,7 @@ def test_predict_never_reaches_lightning():
     assert not {name for name in found if name.startswith(("pytorch_lightning", "torchmetrics", "tensorboard"))}
 
 
-# As on Windows, what POSIX alone has is missing where captioner imports it. Every module is imported, and a command run.
+# As on Windows, captioner finds nothing that POSIX alone has. Every module is imported, and a command run.
 WINDOWS = """
 import builtins, importlib, os, signal, sys, types
 from captioner import __main__

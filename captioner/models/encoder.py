@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from http.client import HTTPException
 from itertools import pairwise
@@ -78,6 +79,28 @@ def _fold_batchnorm(module: nn.Module) -> None:
                     convolution.weight, convolution.bias, *statistics
                 )
                 setattr(parent, name, nn.Identity())
+
+
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(…, H, W) → (…, size): bilinear, with antialiasing."""
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def resize(function: Callable[..., Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``function(x, size)``, a weighted mean of rows and of columns; on MPS, which lacks some, by two matrix products.
+
+    The weights of h rows for `size` are what the function makes of the (h, h) identity on the CPU.
+    """
+    if x.device.type != "mps":
+        return function(x, size)
+    return matrix_resize(function, x, size)
+
+
+def matrix_resize(function: Callable[..., Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(…, H, W) → (…, size): the products of :func:`resize`."""
+    sides = zip(x.shape[-2:], size, strict=True)
+    rows, columns = (function(torch.eye(before)[None, None], (after, before))[0, 0].to(x) for before, after in sides)
+    return rows @ x @ columns.T
 
 
 class Encoder(nn.Module):
@@ -174,11 +197,11 @@ class Encoder(nn.Module):
         resolutions = [x]
         if self.second_size:
             size = (self.second_size, self.second_size)
-            resolutions.append(F.interpolate(x, size, mode="bilinear", antialias=True))
+            resolutions.append(resize(shrink, x, size))
         features = []
         for x in resolutions:
             maps = self.resnet(x.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
-            pooled = F.adaptive_avg_pool2d(maps, self.cells).contiguous()  # (B, C, grid, grid)
+            pooled = resize(F.adaptive_avg_pool2d, maps, (self.cells, self.cells)).contiguous()  # (B, C, grid, grid)
             cells = pooled.flatten(2).transpose(1, 2)  # (B, P, C)
             features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
         return torch.cat(features, dim=2).view(images.shape[0], *self.feature_shape)

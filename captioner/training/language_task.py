@@ -40,7 +40,7 @@ class LanguageTask(BaseTask):
         self.state = tuple(part.detach() for part in state)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PAD, reduction="sum")
         number = (targets != PAD).sum()
-        self.sums[split].append(torch.stack([nats.detach().double(), number.double()]))
+        self.sums[split].append(torch.stack([nats.detach(), number.float()]))
         return nats / number.clamp(min=1)
 
     def on_train_epoch_start(self) -> None:
@@ -61,7 +61,7 @@ class LanguageTask(BaseTask):
         """Log perplexity = exp(mean nats per token), and bits per character. Those of training are with dropout."""
         scores: dict[str, float] = {}
         for split, sums in self.sums.items():
-            nats, number = torch.stack(sums).sum(dim=0).tolist()
+            nats, number = torch.stack(sums).cpu().double().sum(dim=0).tolist()  # MPS has no doubles
             scores[f"{split}_loss"] = loss = nats / max(1.0, number)
             scores[f"{split}_perplexity"] = math.exp(min(loss, 700.0))
             if self.model.vocabulary.level == "char":

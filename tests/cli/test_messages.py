@@ -132,6 +132,30 @@ def bad(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("The operator 'aten::cow' is not currently implemented for the MPS device.\nMore."),
+        RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes."),
+        TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."),
+    ],
+)
+def test_what_mps_cannot_do_is_one_line(cli, monkeypatch, captioner, images, error):
+    """Without such a device: an operation that fails as torch does there."""
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("captioner.models.captioner.load", lambda *_: captioner)
+    monkeypatch.setattr("captioner.models.base.CaptionModel.search", fails)
+    code, out, err = cli("predict", images[0])
+    assert (code, out) == (2, "")
+    assert is_one_line(err, "MPS device cannot", str(error).splitlines()[0].rstrip("."), "use the CPU")
+    error.args = ("another mistake",)
+    with pytest.raises(type(error), match="another mistake"):
+        cli("predict", images[0])
+
+
 @pytest.mark.parametrize(("command", "parts"), MISTAKES, ids=[command for command, _ in MISTAKES])
 def test_mistakes_are_one_line(cli, run, tiny, bad, tmp_path, monkeypatch, command, parts):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The ResNet without its head: frozen stages, and the identity of its weights."""
 
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -13,7 +14,7 @@ from torchvision.models import resnet18, resnet50
 from captioner.config import ModelConfig
 from captioner.errors import UserError
 from captioner.models import encoder
-from captioner.models.encoder import Encoder, feature_shape, weights_digest, weights_file
+from captioner.models.encoder import Encoder, feature_shape, matrix_resize, shrink, weights_digest, weights_file
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -197,3 +198,24 @@ def test_damaged_weights_are_one_line(tmp_path, monkeypatch, name, size):
     with pytest.raises(UserError) as caught:
         make(name)
     assert is_one_line(str(caught.value), str(damaged))
+
+
+@pytest.mark.parametrize(
+    ("function", "before", "after"),
+    [
+        (shrink, (288, 288), (224, 224)),
+        (shrink, (96, 64), (33, 50)),
+        (F.adaptive_avg_pool2d, (9, 9), (7, 7)),
+        (F.adaptive_avg_pool2d, (9, 10), (1, 4)),
+        (F.adaptive_avg_pool2d, (3, 4), (7, 7)),
+    ],
+)
+def test_a_resize_is_two_matrix_products(function, before, after):
+    x = torch.rand(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(matrix_resize(function, x, after), function(x, after), atol=1e-5)
+
+
+def test_on_mps_alone_a_resize_is_two_matrix_products(monkeypatch):
+    monkeypatch.setattr(encoder, "matrix_resize", lambda function, x, size: "products")
+    assert encoder.resize(None, SimpleNamespace(device=torch.device("mps")), (7, 7)) == "products"
+    assert encoder.resize(F.adaptive_avg_pool2d, torch.ones(1, 1, 9, 9), (7, 7)).shape == (1, 1, 7, 7)
