@@ -17,6 +17,7 @@ from ratios import caption_lengths, clocks, load, rounds_argument, take_turns, v
 
 from captioner.config import ModelConfig, SearchConfig, TrainConfig
 from captioner.data.dataset import Batch
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.training.rewards import Rewards
@@ -68,7 +69,8 @@ def rewarding(rounds: int) -> bool:
 
     task = CaptionTask(model().train(), TrainConfig(objective="scst"), SearchConfig(), [], 1, timed)  # type: ignore[arg-type]
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    batch = Batch(torch.rand(50, 4096).half(), torch.arange(50), torch.ones(50, 2).long(), torch.arange(50))
+    words, layout = torch.ones(50, 2).long(), Layout.of(np.ones((50, 1), dtype=bool))
+    batch = Batch(torch.rand(50, 4096).half(), torch.arange(50), words, torch.arange(50), layout)
 
     def step() -> None:
         task.training_step(batch, 0).backward()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from ratios import caption_lengths, rounds_argument, take_turns
 
+from captioner.data.layout import Layout
 from captioner.models.captioner import Captioner
 
 CAPTIONS = 256
@@ -38,18 +39,19 @@ class TrainingStep:
 
     def __init__(self, model: Captioner) -> None:
         random = np.random.default_rng(0)
-        lengths = torch.from_numpy(caption_lengths(CAPTIONS, random))
+        lengths = caption_lengths(CAPTIONS, random)
         self.decoder = model.decoder.train()
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), fused=True)
         features, image_of = torch.randn(CAPTIONS, self.decoder.project.in_features), torch.arange(CAPTIONS)
-        words = torch.from_numpy(random.integers(4, len(model.vocabulary), (CAPTIONS, int(lengths.max()))))
-        self.batch = features, words, image_of, torch.arange(words.shape[1]) < lengths.unsqueeze(1)
+        words = torch.from_numpy(random.integers(4, len(model.vocabulary), (CAPTIONS, lengths.max())))
+        layout = Layout.of(np.arange(lengths.max()) < lengths[:, None])
+        self.batch, self.targets = (features, words, image_of, layout), words.flatten()[layout.targets]
 
     def __call__(self) -> None:
         """One step."""
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.decoder(*self.batch)
-        F.cross_entropy(logits.float(), self.batch[1][self.batch[3]]).backward()
+        F.cross_entropy(logits.float(), self.targets).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from captioner.config import ModelConfig
+from captioner.data.dataset import Batch
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
@@ -132,6 +133,12 @@ def train(coco: Coco, out: Path, *options) -> int:
     from captioner.__main__ import main
 
     return main(arguments(coco, out, *options))
+
+
+def equal_batches(a: Batch, b: Batch) -> bool:
+    """Whether two batches have the same tensors."""
+    parts = zip((*a[:-1], *a.layout[:-1]), (*b[:-1], *b.layout[:-1]), strict=True)
+    return a.layout.sizes == b.layout.sizes and all(torch.equal(one, two) for one, two in parts)
 
 
 def is_one_line(text: str, *parts: str) -> bool:

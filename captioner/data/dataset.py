@@ -17,6 +17,7 @@ from captioner.data.annotations import Example
 from captioner.data.clips import load_pixels
 from captioner.data.flip_captions import flip_caption
 from captioner.data.images import ImageError, train_transform
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, TokenizedCaptions, Vocabulary, tokenize_all
 from captioner.devices import needed_workers
 
@@ -31,12 +32,14 @@ class Batch(NamedTuple):
         words: (N, T + 2) ids: START, the words, END, PAD.
         examples: (I,) number of each image's example, plus the number of all for a flipped image: of 100 examples, 7 is
             the image of example 7 and 107 the same image flipped.
+        layout: of the words to predict.
     """
 
     images: Tensor
     image_of: Tensor
     words: Tensor
     examples: Tensor
+    layout: Layout
 
 
 @dataclass(eq=False)
@@ -114,7 +117,8 @@ class CaptionDataset(Dataset):
         except ImageError as error:  # raised in a worker, it would include the worker's traceback
             return error
         examples = examples + len(self.examples) * flipped
-        return Batch(images, torch.from_numpy(image_of), torch.from_numpy(words), torch.from_numpy(examples))
+        image_of, examples = torch.from_numpy(image_of), torch.from_numpy(examples)
+        return Batch(images, image_of, torch.from_numpy(words), examples, Layout.of_words(words))
 
     def _draw_flips(self) -> np.ndarray:
         """(examples,) bool: which images are flipped in this epoch, the same in every process and batch."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
 from captioner.models.decoder import FEATURE_NORM, init_forget_bias
@@ -129,10 +130,10 @@ class AttentionDecoder(nn.Module):
         h2, c2 = lstm_cell(self.language(torch.cat([z, h1, h2], dim=1)), c2)
         return h2, (h1, c1, h2, c2), weights
 
-    def forward(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> Tensor:
+    def forward(self, features: Tensor, words: Tensor, image_of: Tensor, layout: Layout) -> Tensor:
         """Teacher forcing, as :meth:`captioner.models.decoder.Decoder.forward`, from features (I, P, F)."""
-        hidden, _, rows = self.unroll(features, words, image_of, real)
-        return self.output(self.dropout(hidden[rows[real]]))  # (R, V)
+        hidden, _ = self.unroll(features, words, image_of, layout)
+        return self.output(self.dropout(hidden.index_select(0, layout.rows)))  # (R, V)
 
     def attention_weights(self, features: Tensor, words: Tensor) -> Tensor:
         """The attention weights of each word: features (I, P, F), words (I, T) from START on → (I, T, P or P + 1).
@@ -140,44 +141,33 @@ class AttentionDecoder(nn.Module):
         Row t has the weights of the step that predicts the word after ``words[:, t]``. They add up to 1, with the
         sentinel of adaptive attention as the last, and are 0 at padding.
         """
-        real = words != PAD
-        _, weights, rows = self.unroll(features, words, torch.arange(len(words), device=words.device), real)
-        return weights[rows] * real.unsqueeze(2)
+        layout = Layout.of((words != PAD).cpu().numpy()).to(words.device)
+        _, weights = self.unroll(features, words, torch.arange(len(words), device=words.device), layout)
+        places = weights.new_zeros(words.numel(), weights.shape[1])
+        return places.index_copy_(0, layout.steps, weights).unflatten(0, words.shape)
 
-    def unroll(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unroll(self, features: Tensor, words: Tensor, image_of: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The recurrence over whole captions, without steps for padding; arguments as for :meth:`forward`.
 
-        The captions are sorted, longest first, so that those still active at a step are the first rows of each tensor.
-        Two captions of 2 and 3 words::
-
-            order     1, 0
-            active    [1 1], [1 1], [1 0]                       a row per step, a column per caption in this order
-            hidden    caption 1 0, then 1 0, then 1             S = 5 rows: the active ones, step by step
-            rows      [1, 3, ·], [0, 2, 4]                      of `hidden`, for each word of each caption
-
-        Returns (S, H) from which the words are predicted, the weights (S, P or P + 1), and (N, T) the row of each word.
+        The captions are taken longest first, so that those still active at a step are the first rows of each tensor.
+        Returns (S, H) from which the words are predicted and the weights (S, P or P + 1), in the order of
+        ``layout.steps``.
         """
         image, keys, a = self.project_image(features)
-        positions = torch.arange(1, real.shape[1] + 1, device=real.device)  # (T,)
-        lengths = (real * positions).amax(dim=1)  # (N,)
-        order = lengths.argsort(descending=True, stable=True)  # (N,)
-        active = positions.unsqueeze(1) <= lengths[order]  # (T, N), S of them true
-        rows = torch.zeros_like(words)  # (N, T)
-        rows[order] = (active.flatten().cumsum(0).view(active.shape) - 1).clamp_min_(0).t()
-        x = self.embedding(words[order].t()[active]) + image[image_of[order].expand_as(active)[active]]  # (S, E)
-        keys, a = keys[image_of[order]], a[image_of[order]]  # (N, P, D), (N, P, E)
+        images = image_of.index_select(0, layout.steps // words.shape[1])  # (S,)
+        x = self.embedding(words.flatten().index_select(0, layout.steps)) + image.index_select(0, images)  # (S, E)
+        longest_first = image_of.index_select(0, layout.order)  # (N,)
+        keys, a = keys.index_select(0, longest_first), a.index_select(0, longest_first)  # (N, P, D), (N, P, E)
         state = self.zero_state(len(words), x.device)
         outputs = []
-        for gates in self.input(self.input_dropout(x)).split(active.sum(dim=1).tolist()):
+        for gates in self.input(self.input_dropout(x)).split(layout.sizes):
             n = len(gates)
-            if n == 0:
-                break
             if n < len(keys):
                 keys, a, state = keys[:n], a[:n], tuple(part[:n] for part in state)
             hidden, state, weights = self.advance(gates, state, keys, a)
             outputs.append((hidden, weights))
         hidden, weights = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return hidden, weights, rows
+        return hidden, weights
 
     def zero_state(self, rows: int, device: torch.device) -> State:
         """(rows, H) zeros for h and c, of both LSTMs of updown."""

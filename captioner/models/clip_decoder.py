@@ -33,15 +33,32 @@ class ClipEncoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(I, S, F) or (I, S, P, F) → (I, H). Absent frames are 0; their places and number make no difference."""
         present = features.flatten(2).any(dim=2)  # (I, S)
-        v = features[present].float()  # (M, F) or (M, P, F)
-        self.norm.train(self.training and v.shape[:-1].numel() > 1)  # one row has no variance
-        v = self.norm(v.flatten(0, -2)).view_as(v)
-        x = self.project(self.dropout(v)).flatten(1)  # (M, P · E)
         lengths = present.sum(dim=1)  # (I,)
-        first = torch.arange(present.shape[1], device=present.device) < lengths.unsqueeze(1)  # (I, S), absent ones last
-        frames = x.new_zeros(*present.shape, x.shape[1]).masked_scatter(first.unsqueeze(2), x)  # (I, S, P · E)
+        first = (~present).int().argsort(dim=1, stable=True)  # (I, S) the frames, absent ones last
+        x = self.project(self.dropout(self.normalized(features.float(), present))).flatten(2)  # (I, S, P · E)
+        frames = x.gather(1, first.unsqueeze(2).expand_as(x))
         hidden, _ = self.rnn(frames, self.rnn.zero_state(len(frames), frames))  # (I, S, H)
-        return hidden[torch.arange(len(hidden), device=hidden.device), lengths.clamp_min(1) - 1]
+        last = (lengths.clamp_min(1) - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[2])
+        return hidden.gather(1, last)[:, 0]
+
+    def normalized(self, v: Tensor, present: Tensor) -> Tensor:
+        """BatchNorm of (I, S, F) or (I, S, P, F) by the statistics of the frames that are present (I, S).
+
+        Selecting these for torch's own would make the CPU wait for the GPU. One row alone has no variance: then, as in
+        evaluation, the statistics are the running ones.
+        """
+        norm, axes = self.norm, tuple(range(v.dim() - 1))
+        mean, variance = norm.running_mean, norm.running_var
+        if self.training:
+            weights = present.unsqueeze(-1) if v.dim() == 3 else present[..., None, None].expand(-1, -1, v.shape[2], 1)
+            number = weights.sum().clamp_min(1)
+            own_mean = (v * weights).sum(axes) / number
+            own_variance = ((v - own_mean).square() * weights).sum(axes) / number
+            mean, variance = torch.where(number > 1, own_mean, mean), torch.where(number > 1, own_variance, variance)
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean, norm.momentum)
+                norm.running_var.lerp_(variance * (number / (number - 1).clamp_min(1)), norm.momentum)  # unbiased
+        return (v - mean) * torch.rsqrt(variance + norm.eps)
 
 
 class ClipDecoder(Decoder):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
 
@@ -112,22 +113,22 @@ class Decoder(nn.Module):
         v = FEATURE_NORM * F.normalize(features.float(), dim=-1)
         return self.project(self.feature_dropout(v))
 
-    def forward(self, features: Tensor, words: Tensor, image_of: Tensor, real: Tensor) -> Tensor:
-        """Teacher forcing: the logits of the word after each of `words`, where `real`.
+    def forward(self, features: Tensor, words: Tensor, image_of: Tensor, layout: Layout) -> Tensor:
+        """Teacher forcing: the logits of the word after each of `words`, where there is one to predict.
 
         Args:
             features: (I, F), one row per image.
             words: (N, T) ids, START first.
             image_of: (N,) the row of `features` of each caption; the captions of an image share one P v.
-            real: (N, T) bool, R of them true; logits of padding are never computed.
+            layout: of the R words to predict; logits of padding are never computed.
 
         Returns:
-            (R, V) logits, in the order of ``words[real]``.
+            (R, V) logits, in the order of ``layout.targets``.
         """
         state, (image,) = self.start(features)
-        x = self.embedding(words) + image[image_of].unsqueeze(1)  # (N, T, E)
-        hidden, _ = self.rnn(self.input_dropout(x), tuple(part[image_of] for part in state))  # (N, T, H)
-        return self.output(self.dropout(hidden[real]))  # (R, V)
+        x = self.embedding(words) + image.index_select(0, image_of).unsqueeze(1)  # (N, T, E)
+        hidden, _ = self.rnn(self.input_dropout(x), tuple(part.index_select(0, image_of) for part in state))
+        return self.output(self.dropout(hidden.flatten(0, 1).index_select(0, layout.targets)))  # (R, V)
 
     def start(self, features: Tensor) -> tuple[State, State]:
         """The state and the context before START.

@@ -47,8 +47,6 @@ class BaseTask(pl.LightningModule):
     state of a resumed run is restored. The model has a `decoder`, a `header` and maybe an `encoder`.
     """
 
-    syncs_every_step = False  # whether each step waits for the GPU anyway, so that a check costs nothing
-
     def __init__(self, model: Any, config: TrainConfig, steps: int) -> None:
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
@@ -108,11 +106,15 @@ class BaseTask(pl.LightningModule):
         if len(self.unchecked) >= self.check_interval:
             self.check_gradients()
         self.log("grad_norm", norm, prog_bar=True, batch_size=1)
-        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
+        self.log_number("lr", optimizer.param_groups[0]["lr"])
+
+    def log_number(self, name: str, value: float, **options: Any) -> None:
+        """Log a number that is known here: Lightning would copy it to the GPU and wait for that."""
+        self.log(name, torch.full((), value, device=self.device), batch_size=1, **options)
 
     @property
     def check_interval(self) -> int:
-        return 1 if self.device.type == "cpu" or self.syncs_every_step else GPU_CHECK_INTERVAL
+        return 1 if self.device.type == "cpu" else GPU_CHECK_INTERVAL
 
     def check_gradients(self, end: bool = False) -> None:
         """Raise UserError that names the first batch since the last check whose gradient norm is not finite."""

@@ -136,7 +136,7 @@ class Throughput(Callback):
         now = time.perf_counter()
         if self.last_end is not None:
             rate = trainer.world_size * len(batch.words) / (now - self.last_end)
-            task.log("captions_per_s", rate, prog_bar=True, batch_size=1)
+            task.log_number("captions_per_s", rate, prog_bar=True)
         self.last_end = now
 
 

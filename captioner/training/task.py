@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from captioner import metrics
 from captioner.config import SearchConfig, TrainConfig
 from captioner.data.dataset import Batch
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import search
@@ -71,20 +73,18 @@ class CaptionTask(BaseTask):
         # Of this process, after the validation of all processes:
         self.val_captions: dict[int, str] = {}  # by number of the example
         self.val_losses: list[tuple[float, int]] = []  # mean and number of tokens of each batch
-        self.syncs_every_step = rewards is not None
 
     # ---- training
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens."""
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]  # (N, T)
-        real = (targets != PAD) & (targets != UNK)  # others are no targets
         features = self.model.features(batch.images)
-        logits = self.model.decoder(features, inputs, batch.image_of, real).float()  # (R, V)
+        logits = self.model.decoder(features, inputs, batch.image_of, batch.layout).float()  # (R, V)
+        targets = targets.flatten().index_select(0, batch.layout.targets)  # (R,)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        return SmoothedCrossEntropy.apply(logits, targets[real], smoothing), len(logits)
+        return SmoothedCrossEntropy.apply(logits, targets, smoothing), len(logits)
 
-    @torch.no_grad()
     def sample_captions(self, features: Tensor, count: int, keys: list[int]) -> tuple[Tensor, Tensor]:
         """Sample `count` captions of each of I images, or decode the greedy one for 0: N in all, image by image.
 
@@ -93,45 +93,51 @@ class CaptionTask(BaseTask):
             lengths: (N,) tokens of each caption, END among them.
         """
         config = SearchConfig(sample=count > 0, beam=1, n_best=count or 1, max_length=self.search_config.max_length)
-        found = search(*self.model.start_search(features), search_ids(self.model.vocabulary, config), config, keys)
+        with torch.no_grad():
+            step, state, context = self.model.start_search(features)
+            found = search(step, state, context, search_ids(self.model.vocabulary, config), config, keys)
+        torch.clear_autocast_cache()  # older versions keep weights that were cast without gradients for the loss
         return F.pad(found.words.flatten(0, 1), (0, 1), value=END), (found.lengths + found.ended).flatten()
 
-    def log_probs(self, features: Tensor, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the tokens of sampled captions, (R,), and which of `words` they are, (N, T) bool."""
-        words = words[:, : int(lengths.max())]
-        real = torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)
-        image_of = torch.arange(len(features), device=words.device).repeat_interleave(len(words) // len(features))
-        inputs = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
-        logits = self.model.decoder(features, inputs, image_of, real).float()  # (R, V)
-        logits[:, [PAD, START, UNK]] = -math.inf  # never sampled
-        return logits.log_softmax(dim=1).gather(1, words[real].unsqueeze(1))[:, 0], real
+    def log_probs(self, features: Tensor, words: Tensor, layout: Layout) -> Tensor:
+        """Log-probabilities of the tokens of sampled captions `words` (N, T): (R,), those of ``layout.targets``."""
+        image_of = torch.arange(len(words), device=words.device) // (len(words) // len(features))
+        inputs = F.pad(words[:, :-1], (1, 0), value=START)
+        logits = self.model.decoder(features, inputs, image_of, layout).float()  # (R, V)
+        for never in (PAD, START, UNK):  # sampled
+            logits[:, never] = -math.inf
+        targets = words.flatten().index_select(0, layout.targets)
+        return logits.log_softmax(dim=1).gather(1, targets.unsqueeze(1))[:, 0]
 
     def self_critical_loss(self, batch: Batch, rewards: Rewards) -> Tensor:
         """Mean of ``−(r − b) log p`` over the tokens of sampled captions (Rennie et al. 2017, equation 8).
 
         r is the reward of the caption. The baseline b is the mean reward of the other samples of the image (Luo 2020),
-        or the reward of its greedy caption, decoded without dropout (Rennie et al.).
+        or the reward of its greedy caption, decoded without dropout (Rennie et al.). The samples are read back from
+        the device once, since rewards are computed on the CPU.
         """
         features, count = self.model.features(batch.images), self.config.rollouts
         examples = batch.examples.cpu().numpy()
 
-        def reward(words: Tensor, lengths: Tensor) -> Tensor:  # (I, captions)
+        def reward(words: np.ndarray, lengths: np.ndarray) -> Tensor:  # (I, captions), on the CPU
             of_example = examples.repeat(len(words) // len(examples))
-            values = rewards(of_example, words.cpu().numpy(), lengths.cpu().numpy())
-            return torch.from_numpy(values).to(words.device, torch.float32).view(len(examples), -1)
+            return torch.from_numpy(rewards(of_example, words, lengths)).float().view(len(examples), -1)
 
         keys = torch.randint(2**31, (len(features),)).tolist()
-        words, lengths = self.sample_captions(features, count, keys)
+        words, lengths = _to_host(*self.sample_captions(features, count, keys))
         sampled = reward(words, lengths)
         self.log("reward", sampled.mean(), prog_bar=True, batch_size=sampled.numel())
         if self.config.baseline == "greedy":
             self.model.decoder.eval()
-            baseline = reward(*self.sample_captions(features, 0, keys))
+            baseline = reward(*_to_host(*self.sample_captions(features, 0, keys)))
             self.model.decoder.train()
         else:
             baseline = (sampled.sum(dim=1, keepdim=True) - sampled) / (count - 1)
-        log_probs, real = self.log_probs(features, words, lengths)
-        advantage = (sampled - baseline).view(-1, 1).expand(real.shape)[real]  # (R,)
+        words = words[:, : lengths.max()]
+        layout = Layout.of(np.arange(words.shape[1]) < lengths[:, None])
+        advantage = (sampled - baseline).flatten()[layout.targets // words.shape[1]]  # (R,)
+        advantage, given = (part.to(self.device, non_blocking=True) for part in (advantage, torch.from_numpy(words)))
+        log_probs = self.log_probs(features, given, layout.to(self.device))
         return scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -178,6 +184,12 @@ class CaptionTask(BaseTask):
         self.log_dict(scores, batch_size=1, sync_dist=True)
 
 
+def _to_host(words: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(N, M) words and (N,) lengths from the device in one copy."""
+    both = torch.cat([words, lengths.unsqueeze(1)], dim=1).cpu().numpy()
+    return both[:, :-1], both[:, -1]
+
+
 def scale_loss_for_ddp(mean: Tensor, number: int) -> Tensor:
     """Scale the mean over the `number` tokens of this process, so that DDP's mean over processes is that of all tokens.
 
@@ -185,6 +197,6 @@ def scale_loss_for_ddp(mean: Tensor, number: int) -> Tensor:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return mean
-    total = torch.tensor(float(number), device=mean.device)
+    total = torch.full((), float(number), device=mean.device)
     torch.distributed.all_reduce(total)
     return mean * (torch.distributed.get_world_size() * number / total)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import draw
+from helpers import draw, equal_batches
 from PIL import Image
 
 from captioner.data import dataset as datasets
@@ -50,9 +50,7 @@ def loader(of: CaptionDataset, batch_size: int = 8, epoch: int = 0, workers: int
 
 
 def same(a, b) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
-    )
+    return len(a) == len(b) and all(equal_batches(one, two) for one, two in zip(a, b, strict=True))
 
 
 # ---- batches

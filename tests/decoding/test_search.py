@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from captioner.config import ModelConfig, SearchConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding import constraints
 from captioner.decoding.search import Beams, Hypotheses, Ids, constrained, ensemble, sample
@@ -293,7 +294,8 @@ def test_scores_are_those_of_the_decoder_with_teacher_forcing(cell, layers):
         for k, caption in enumerate(captions(found, i)):
             words = torch.tensor([[START, *caption, *([END] if found.ended[i, k] else [])]])
             targets = words[:, 1:]
-            logits = decoder(v[i : i + 1], words[:, :-1], torch.tensor([0]), torch.ones_like(targets, dtype=torch.bool))
+            layout = Layout.of(np.ones(targets.shape, dtype=bool))
+            logits = decoder(v[i : i + 1], words[:, :-1], torch.tensor([0]), layout)
             log_prob = logits.log_softmax(-1).gather(1, targets.T).sum().item()
             assert found.log_probs[i, k].item() == pytest.approx(log_prob, abs=1e-4)
         best.add(captions(found, i)[0])
@@ -670,19 +672,6 @@ def test_an_ensemble_takes_the_mean_of_the_probabilities():
 
 
 # ---- synchronisations with the device
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations whose result the host needs before it can go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "item", "equal", "masked_select"):
-            self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("config", "ids"), MORE_CONFIGS)

@@ -5,6 +5,7 @@ import torch
 from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START
 from captioner.models.attention import AttentionDecoder
 from captioner.models.decoder import FEATURE_NORM
@@ -27,7 +28,7 @@ def padded(captions: list[list[int]], extra: int = 0) -> torch.Tensor:
 
 def teacher_forced(decoder, v: torch.Tensor, words: torch.Tensor, image_of=None) -> torch.Tensor:
     image_of = torch.arange(len(words)) if image_of is None else image_of
-    return decoder(v, words[:, :-1], image_of, words[:, 1:] != PAD)
+    return decoder(v, words[:, :-1], image_of, Layout.of((words[:, 1:] != PAD).numpy()))
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_logits_of_real_words_only_and_the_same_without_padding(kind, v):
         assert torch.allclose(part, teacher_forced(decoder, v[i : i + 1], padded([CAPTIONS[i]])), atol=1e-5)
     real = padded(CAPTIONS)[:, 1:] != PAD
     real[0, 2] = real[2, -1] = real[4, 3] = False  # an UNK in the middle, and at the very end
-    fewer = decoder(v, padded(CAPTIONS)[:, :-1], torch.arange(5), real)
+    fewer = decoder(v, padded(CAPTIONS)[:, :-1], torch.arange(5), Layout.of(real.numpy()))
     assert torch.allclose(fewer, logits[real[padded(CAPTIONS)[:, 1:] != PAD]], atol=1e-5)
 
 

@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers import NO_DROPOUT, ROOT
 from PIL import Image
 
 from captioner.config import ModelConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, START
 from captioner.errors import UserError
 from captioner.models.clip_decoder import ClipDecoder, ClipEncoder
@@ -98,7 +100,7 @@ def test_the_decoder_steps_as_it_is_taught(cell, layers):
     decoder = made(ClipDecoder, cell, layers, 9)
     features = torch.rand(2, 5, F)
     words = torch.tensor([[START, 5, 6, 7], [START, 8, 4, END]])
-    logits = decoder(features, words, torch.arange(2), torch.ones(2, 4, dtype=torch.bool)).view(2, 4, -1)
+    logits = decoder(features, words, torch.arange(2), Layout.of(np.ones((2, 4), dtype=bool))).view(2, 4, -1)
     state, context = decoder.start(features)
     for t in range(4):
         log_probs, state = decoder.step(words[:, t], state, context)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START
 from captioner.models.decoder import FEATURE_NORM, Decoder
 
@@ -27,9 +28,8 @@ def padded(captions: list[list[int]], extra: int = 0) -> torch.Tensor:
 
 
 def teacher_forced(decoder: Decoder, v: torch.Tensor, words: torch.Tensor, image_of=None) -> torch.Tensor:
-    real = words[:, 1:] != PAD
     image_of = torch.arange(len(words)) if image_of is None else image_of
-    return decoder(v, words[:, :-1], image_of, real)
+    return decoder(v, words[:, :-1], image_of, Layout.of((words[:, 1:] != PAD).numpy()))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from helpers import NO_DROPOUT
 
 from captioner.config import ModelConfig, SearchConfig, TrainConfig
 from captioner.data.dataset import Batch
+from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import Encoder
@@ -33,7 +34,7 @@ def make(trained: int = 0, tie: bool = False, **options) -> CaptionTask:
 
 def batch(words=WORDS, image_of=(0, 1, 1)) -> Batch:
     v = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
-    return Batch(v, torch.tensor(image_of), words, torch.arange(2))
+    return Batch(v, torch.tensor(image_of), words, torch.arange(2), Layout.of_words(words.numpy()))
 
 
 @torch.no_grad()
@@ -161,10 +162,10 @@ def test_self_critical_loss_by_hand(logged):
 
     def log_probs() -> torch.Tensor:
         images, words, lengths = seen[0]
-        real = torch.arange(words.shape[1]) < torch.from_numpy(lengths).unsqueeze(1)
-        words = torch.from_numpy(words)
+        real = np.arange(words.shape[1]) < lengths[:, None]
+        layout, real, words = Layout.of(real), torch.from_numpy(real), torch.from_numpy(words)
         inputs = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
-        logits = task.model.decoder(batch().images, inputs, torch.from_numpy(images), real)
+        logits = task.model.decoder(batch().images, inputs, torch.from_numpy(images), layout)
         logits[:, [PAD, START, UNK]] = -math.inf
         each = torch.zeros(real.shape)
         each[real] = logits.log_softmax(1).gather(1, words[real].unsqueeze(1))[:, 0]
@@ -176,6 +177,16 @@ def test_self_critical_loss_by_hand(logged):
     with torch.no_grad():
         number = seen[0][2].sum()
         assert loss.item() == pytest.approx(-(advantage * log_probs()).sum().item() / number, abs=1e-5)
+
+
+def test_weights_that_sampled_in_mixed_precision_have_a_gradient(logged):
+    """autocast keeps the weights that it has cast; those cast for sampling have no gradient."""
+    task = critical(rollouts=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        task.training_step(batch(), 0).backward()
+    for name, parameter in task.model.decoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 0.5), (1, 0.1), (1000, 0.033)])
