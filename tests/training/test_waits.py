@@ -4,6 +4,7 @@
 be on a GPU and have no values: it refuses to mix devices, and to read values.
 """
 
+import numpy as np
 import pytest
 import torch
 from helpers import arguments
@@ -33,7 +34,7 @@ MODELS = {
     "clips": {"frames": 3},
     "clips on a grid": {"frames": 3, "grid": 2, "cell": "gru"},
 }
-WORDS = torch.tensor([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
+WORDS = np.array([[START, 4, 5, 6, END], [START, 7, END, PAD, PAD], [START, 4, UNK, 5, END]])
 REFERENCES = [[[4, 5, 6]], [[7, 4]]]
 
 
@@ -61,7 +62,7 @@ def batch(task: CaptionTask) -> Batch:
     features = torch.rand(shape).half()
     if config.frames:
         features[0, 1:] = 0  # absent frames
-    return Batch(features, torch.tensor([0, 1, 1]), WORDS, torch.arange(2), Layout.of_words(WORDS.numpy()))
+    return Batch(features, torch.tensor([0, 1, 1]), torch.from_numpy(WORDS), torch.arange(2), Layout.of_words(WORDS))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
