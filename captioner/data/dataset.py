@@ -117,8 +117,8 @@ class CaptionDataset(Dataset):
         except ImageError as error:  # raised in a worker, it would include the worker's traceback
             return error
         examples = examples + len(self.examples) * flipped
-        image_of, examples = torch.from_numpy(image_of), torch.from_numpy(examples)
-        return Batch(images, image_of, torch.from_numpy(words), examples, Layout.of_words(words))
+        tensors = [torch.from_numpy(part) for part in (image_of, words, examples)]
+        return Batch._make([images, *tensors, Layout.of_words(words)])
 
     def _draw_flips(self) -> np.ndarray:
         """(examples,) bool: which images are flipped in this epoch, the same in every process and batch."""

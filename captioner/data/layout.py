@@ -42,8 +42,8 @@ class Layout(NamedTuple):
         targets = np.flatnonzero(real)
         row_of = np.zeros(real.size, dtype=np.int64)
         row_of[steps] = np.arange(len(steps))
-        tensors = (torch.from_numpy(part) for part in (targets, order, steps, row_of[targets]))
-        return cls(*tensors, active.sum(axis=1).tolist())
+        tensors = [torch.from_numpy(part) for part in (targets, order, steps, row_of[targets])]
+        return cls._make([*tensors, active.sum(axis=1).tolist()])
 
     @classmethod
     def of_words(cls, words: np.ndarray) -> Layout:
@@ -52,6 +52,6 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device, sent without waiting for it."""
-        if device.type != "cuda":
-            return Layout(*(part.to(device) for part in self[:4]), self.sizes)
-        return Layout(*(part.pin_memory().to(device, non_blocking=True) for part in self[:4]), self.sizes)
+        cuda = device.type == "cuda"
+        pinned = [part.pin_memory() if cuda else part for part in self[:4]]
+        return Layout._make([*(part.to(device, non_blocking=cuda) for part in pinned), self.sizes])

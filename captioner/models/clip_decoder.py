@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +49,8 @@ class ClipEncoder(nn.Module):
         Selecting these for torch's own would make the CPU wait for the GPU. One row alone has no variance: then, as in
         evaluation, the statistics are the running ones.
         """
-        norm, axes = self.norm, tuple(range(v.dim() - 1))
+        norm: Any = self.norm
+        axes = tuple(range(v.dim() - 1))
         mean, variance = norm.running_mean, norm.running_var
         if self.training:
             weights = present.unsqueeze(-1) if v.dim() == 3 else present[..., None, None].expand(-1, -1, v.shape[2], 1)
