@@ -1,8 +1,10 @@
 """Searches over step functions so small that every caption can be enumerated."""
 
 import itertools
+import math
 import random
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from captioner.config import ModelConfig, SearchConfig
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding import constraints
+from captioner.decoding import search as search_module
 from captioner.decoding.search import Beams, Hypotheses, Ids, constrained, ensemble, sample
 from captioner.decoding.search import search as search_for
 from captioner.deploy.onnx_runner import beam as numpy_beam
@@ -597,6 +600,54 @@ def test_sampling_from_the_likeliest_word_alone_is_greedy():
     for option in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}, {"temperature": 1e-3}):
         found = search(step, context, sample=True, max_length=8, **option)
         assert [captions(found, i) for i in range(6)] == [captions(greedy, i) for i in range(6)]
+
+
+def rows_of_probabilities(seed: int, width: int, kind: str) -> torch.Tensor:
+    """(6, width) log-probabilities, some of them −inf."""
+    random = np.random.default_rng(seed)
+    logits = {
+        "normal": lambda: random.normal(0, 3, (6, width)),
+        "peaked": lambda: random.normal(0, 12, (6, width)),
+        "flat": lambda: np.zeros((6, width)),
+        "ties": lambda: np.log(random.integers(1, 4, (6, width))),
+        "halves": lambda: -np.log(2) * np.broadcast_to(np.arange(width) % 20, (6, width)),
+    }[kind]()
+    log_probs = torch.tensor(logits).float().log_softmax(dim=1)
+    return log_probs.masked_fill_(torch.tensor(random.random((6, width)) < random.choice([0, 0.2, 0.98])), NEVER)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 60) | st.just(3000),
+    st.sampled_from(["normal", "peaked", "flat", "ties", "halves"]),
+    st.sampled_from([0.01, 0.25, 0.5, 0.75, 0.9, 0.95, 0.999, 1 - 1e-7]) | st.floats(0.01, 0.9999),
+    st.sampled_from([{}, {"temperature": 0.6}, {"temperature": 3.0}, {"min_p": 0.2}]),
+)
+def test_top_p_by_partial_selection_is_that_of_the_full_sort(seed, width, kind, top_p, more):
+    log_probs = rows_of_probabilities(seed, width, kind)
+    uniforms = torch.rand(6, 1, generator=torch.Generator().manual_seed(seed))
+    beams = Beams(torch.arange(6), torch.zeros(6, 1), torch.zeros(6, 1, 0, dtype=torch.long))
+    p = log_probs.exp()
+    words = []
+    for largest in (4, width):  # with `width` all are sorted
+        with patch.object(search_module, "LARGEST", largest):
+            least = search_module._least_kept(p, top_p)
+            assert torch.equal(least, search_module._nucleus(p.sort(dim=1).values, top_p))
+            config = SearchConfig(sample=True, top_p=top_p, **more)
+            words.append(sample(beams, log_probs.clone(), 2, uniforms, config)[2])
+    assert torch.equal(*words)
+
+
+def test_top_p_sorts_all_words_only_of_flat_rows():
+    log_probs = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)).mul(6).log_softmax(dim=1)
+    log_probs[1] = -math.log(500)
+    shapes, sort = [], np.sort
+    with (
+        patch.object(search_module, "LARGEST", 100),
+        patch.object(np, "sort", lambda rows: (shapes.append(rows.shape), sort(rows))[1]),
+    ):
+        search_module._least_kept(log_probs.exp(), 0.9)
+    assert shapes == [(3, 100), (1, 500)]
 
 
 def test_the_number_drawn_stays_below_one():
