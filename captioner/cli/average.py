@@ -8,9 +8,18 @@ the score of the average falls.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from captioner.cli.options import (
+    add_device_argument,
+    add_skip_argument,
+    add_split_arguments,
+    read_split,
+    resolve_device,
+)
 
 
 def configure(parser: Any) -> None:
@@ -19,8 +28,10 @@ def configure(parser: Any) -> None:
     parser.add_argument("--output", type=str, required=True, help="write the average to this .safetensors file")
     about = "captions to select the checkpoints by, in any format of docs/data.md"
     parser.add_argument("--annotations", type=str, help=about)
-    parser.add_argument("--images", type=str, help="folder that the file names are relative to, if needed")
+    add_split_arguments(parser)
+    add_skip_argument(parser)
     parser.add_argument("--beam", type=int, default=1, help="beam width when selecting")
+    add_device_argument(parser)
 
 
 def run(options: Any) -> None:
@@ -44,36 +55,52 @@ def run(options: Any) -> None:
     check_compatible(headers, names)
     chosen = list(range(len(names)))
     if options.annotations is not None:
-        chosen, reached = greedy_selection(len(names), _scorer(options, states))
+        skipped: dict[str, None] = {}
+        chosen, reached = greedy_selection(len(names), _scorer(options, states, skipped))
+        if skipped:
+            print(f"{len(skipped)} images skipped, e.g. {next(iter(skipped))}", file=sys.stderr)
         print(f"CIDEr {reached:.2f} with {len(chosen)} of {len(names)}: {', '.join(names[i] for i in chosen)}")
     save_slim(options.output, headers[0], average([states[i] for i in chosen]))
     print(f"{options.output}: the average of {len(chosen)} checkpoints")
 
 
-def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
-    """A function: members → CIDEr-D (× 100) of their average on the images in the options."""
+def _scorer(options: Any, states: Any, skipped: dict[str, None]) -> Callable[[list[int]], float]:
+    """A function: members → CIDEr-D (× 100) of their average on the images in the options.
+
+    With --skip_bad_images a line for each image that is left out is added to `skipped`.
+    """
     import torch
 
     from captioner import metrics
     from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
-    from captioner.data.annotations import read_examples
     from captioner.data.dataset import read_images
     from captioner.data.samplers import unreadable_image
-    from captioner.devices import best_device, choose_workers
+    from captioner.devices import choose_workers
+    from captioner.errors import UserError
     from captioner.models.captioner import Captioner
     from captioner.models.weight_averaging import average
 
-    device, search = best_device(), SearchConfig(beam=options.beam)
+    device, search = resolve_device(options.device), SearchConfig(beam=options.beam)
     model = Captioner.load(options.checkpoints[0], device)
-    examples, _ = read_examples(options.annotations, options.images, "val", albums=model.frames > 0)
+    examples, left_out = read_split(options, options.annotations, model.frames > 0)
+    skipped.update(dict.fromkeys(left_out))
     references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
     paths, workers = [example.path for example in examples], choose_workers(-1, device)
 
-    def encode() -> Iterator[torch.Tensor]:
+    def read() -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Batches of readable images, and the numbers of their examples."""
+        first = 0
         for images, errors in read_images(paths, model.image_size, IMAGE_BATCH_SIZE, workers, model.frames):
-            if bad := next(filter(None, errors), None):
-                raise unreadable_image(bad)
-            yield model.features(images.to(device))
+            for bad in filter(None, errors):
+                if not options.skip_bad_images:
+                    raise unreadable_image(bad, "--skip_bad_images")
+                skipped[str(bad)] = None
+            if len(images):
+                yield images, [first + place for place, error in enumerate(errors) if error is None]
+            first += len(errors)
+
+    def encode() -> Iterator[tuple[torch.Tensor, list[int]]]:
+        return ((model.features(images.to(device)), numbers) for images, numbers in read())
 
     # All members share a frozen encoder, whose features are computed once.
     features = list(encode()) if model.config.trainable_layers == 0 else None
@@ -81,8 +108,12 @@ def _scorer(options: Any, states: Any) -> Callable[[list[int]], float]:
     @torch.inference_mode()
     def score(members: list[int]) -> float:
         model.load_weights(average([states[i] for i in members]))
-        found = [captions for batch in features or encode() for captions in model.search(batch, search)]
-        words = [metrics.ptb_tokenize(captions[0].text if captions else "") for captions in found]
-        return 100 * float(metrics.cider_d(references, words).mean())
+        words: dict[int, list[str]] = {}
+        for batch, numbers in features or encode():
+            for number, captions in zip(numbers, model.search(batch, search), strict=True):
+                words[number] = metrics.ptb_tokenize(captions[0].text if captions else "")
+        if not words:
+            raise UserError(f"{options.annotations} has no readable image")
+        return 100 * float(metrics.cider_d([references[number] for number in words], [*words.values()]).mean())
 
     return score

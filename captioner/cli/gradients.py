@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from captioner.cli.options import add_split_arguments
 from captioner.config import DataConfig
 from captioner.errors import UserError
 
 Curve = dict[str, Any]
+PARTS = ("h", "c", "h1", "c1", "h2", "c2")  # of a state, the last four of updown's two LSTMs
 
 
 def configure(parser: Any) -> None:
@@ -22,8 +24,8 @@ def configure(parser: Any) -> None:
     cache = DataConfig.feature_cache
     about = "file of a model or folder of a run (default: the shipped model); repeat it for several models"
     parser.add_argument("--checkpoint", action="append", type=str, help=about)
-    parser.add_argument("--annotations", type=str, help="captions, in any format of docs/data.md")
-    parser.add_argument("--images", type=str, help="folder that the file names are relative to")
+    parser.add_argument("--annotations", type=str, required=True, help="captions, in any format of docs/data.md")
+    add_split_arguments(parser)
     parser.add_argument("--feature_cache", type=str, default=cache, help="folder of the features, as for train")
     parser.add_argument("--count", type=int, default=200, help="number of captions measured, the longest ones")
     kinds = Literal["trained", "untrained"]
@@ -41,17 +43,16 @@ def run(options: Any) -> None:
     from captioner.files import write_json
     from captioner.training.curves import import_pyplot, save_figure
 
-    if options.annotations is None or options.images is None:
-        raise UserError("--annotations (captions JSON) and --images (folder) are both needed")
     if options.count < 1:
         raise UserError(f"--count is {options.count}: expected 1 or more")
     if not all(0 < scale < math.inf for scale in options.scale):
         raise UserError(f"--scale is {options.scale}: expected numbers above 0")
     plt = import_pyplot("--output") if options.output else None  # fails before the work if it is missing
     curves = []
-    print("| model | W_hh × | largest singular value | at distance 1 | farthest | factor a step |")
-    print("|---|---|---|---|---|---|")
     for curve in _measure(options):
+        if not curves:
+            print("| model | W_hh × | largest singular value | at distance 1 | farthest | factor a step |")
+            print("|---|---|---|---|---|---|")
         curves.append(curve)
         for part in _parts(curve):
             first, last, steps = curve[part][0], curve[part][-1], len(curve[part])
@@ -68,7 +69,7 @@ def run(options: Any) -> None:
 
 
 def _parts(curve: Curve) -> list[str]:
-    return [part for part in "hc" if part in curve]  # c in an LSTM only
+    return [part for part in PARTS if part in curve]
 
 
 def _measure(options: Any) -> Iterator[Curve]:
@@ -76,12 +77,13 @@ def _measure(options: Any) -> Iterator[Curve]:
     import torch
 
     from captioner.models.captioner import Captioner
-    from captioner.models.checkpoint import resolve_checkpoint
+    from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
     from captioner.training.gradients import gradient_norms, largest_singular_value, recurrent_matrices
 
     for file in map(resolve_checkpoint, options.checkpoint or [None]):
         trained = Captioner.load(file)
         name = file.resolve().parent.name if file.stem in ("best", "last", "captioner") else file.stem  # of the run
+        name = name if file != SHIPPED else "the shipped model"
         features, words, lengths = _longest(trained, options)
         models = {"trained": trained}
         if "untrained" in options.weights:
@@ -105,7 +107,8 @@ def _measure(options: Any) -> Iterator[Curve]:
                     "scale": scale,
                     "largest_singular_value": largest_singular_value(model.decoder),
                     "captions": len(words),
-                    **dict(zip("hc", means, strict=False)),  # geometric means at the distances 1, 2, …
+                    # Geometric means at the distances 1, 2, …
+                    **dict(zip(PARTS[2:] if len(means) == 4 else PARTS, means, strict=False)),
                 }
 
 
@@ -119,7 +122,14 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
 
     if model.config.trainable_layers:
         raise UserError("gradients needs a model with a frozen encoder: this one has a trained encoder")
-    data = DataConfig(val=options.annotations, val_images=options.images, feature_cache=options.feature_cache)
+    data = DataConfig(
+        val=options.annotations,
+        val_images=options.images,
+        val_split=options.split,
+        val_list=options.list,
+        columns=options.columns,
+        feature_cache=options.feature_cache,
+    )
     split: Any = DataSplit("val", data, model.config, device=best_device())
     pairs = [
         (row, ids)
@@ -146,7 +156,7 @@ def _figure(plt: Any, curves: list[Curve]) -> Any:
         scaled = "" if curve["scale"] == 1 else f", W_hh × {curve['scale']:g}"
         for part in _parts(curve):
             relative = [norm / curve[part][0] for norm in curve[part]]
-            style = f"{colour}{'.' if part == 'h' else 'x'}{'-' if curve['weights'] == 'trained' else '--'}"
+            style = f"{colour}{'.' if part[0] == 'h' else 'x'}{'-' if curve['weights'] == 'trained' else '--'}"
             label = literal(f"{curve['model']}, {curve['weights']}{scaled}: {part}")
             axis.plot(range(1, len(relative) + 1), relative, style, ms=5, lw=1, label=label)
     axis.axhline(1, color="grey", lw=0.5)

@@ -54,9 +54,9 @@ class BucketSampler(Sampler[list[int]]):
             yield np.resize(batch, max(len(batch), self.world))[self.rank :: self.world].tolist()
 
 
-def unreadable_image(problem: ImageError | str) -> UserError:
-    """The error that stops training at an unreadable image."""
-    return UserError(f"{problem}: repair or remove it, or use --data.skip_bad_images to skip such images")
+def unreadable_image(problem: ImageError | str, option: str = "--data.skip_bad_images") -> UserError:
+    """The error that stops a command at an unreadable image, unless it is told to skip such images by the option."""
+    return UserError(f"{problem}: repair or remove it, or use {option} to skip such images")
 
 
 class CaptionLoader(DataLoader):

@@ -25,7 +25,10 @@ def check_compatible(headers: Sequence[Mapping[str, Any]], names: Sequence[str])
         digests = [each.get("encoder_digest") for each in (headers[0], header)]  # None for a language model
         if digests[0] != digests[1]:
             differences.append(f"the encoder's weights are {digests[0]} and {digests[1]}")
-        if headers[0]["vocabulary"] != header["vocabulary"]:
+        levels = [each.get("level") or "word" for each in (headers[0], header)]  # older checkpoints have none
+        if levels[0] != levels[1]:
+            differences.append(f"data.level is {levels[0]} and {levels[1]}")
+        elif headers[0]["vocabulary"] != header["vocabulary"]:
             differences.append("the vocabularies differ")
         if differences:
             raise UserError(f"{names[0]} and {name} cannot be averaged: {'; '.join(differences)}")

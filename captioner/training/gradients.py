@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from captioner.decoding.search import State, Step
+from captioner.models.attention import AttentionDecoder
 
 
 def gradient_norms(step: Step, state: State, context: State, words: Tensor, lengths: Tensor) -> list[Tensor]:
@@ -26,12 +25,14 @@ def gradient_norms(step: Step, state: State, context: State, words: Tensor, leng
         lengths: (N,) the T of each caption, 1 or more.
 
     Returns:
-        For each part of the state (h; h and c of an LSTM), (N, D) norms over all of its layers. D is the smallest T;
-        the last column of the shortest caption is that of the state before START.
+        For each part of the state (h; h and c of an LSTM, or of two), (N, D) norms over all layers, where the other
+        parts of that state are held fixed. D is the smallest T; the last column of the shortest caption is that of
+        the state before START.
     """
     state = tuple(part.detach().requires_grad_() for part in state)
     states, losses = [], []
     for t in range(int(lengths.max())):
+        state = tuple(part.view_as(part) for part in state)  # of one step, h does not depend on c
         states.append(state)
         log_probs, state = step(words[:, t], state, context)  # (N, V)
         losses.append(-log_probs.gather(1, words[:, t + 1 : t + 2])[:, 0])
@@ -46,12 +47,21 @@ def gradient_norms(step: Step, state: State, context: State, words: Tensor, leng
     return norms
 
 
-def recurrent_matrices(decoder: nn.Module) -> Mapping[str, nn.Parameter]:
-    """W_hh of each layer by name: (H, H), in a GRU (3H, H) and in an LSTM (4H, H) for all gates."""
-    return {name: weight for name, weight in decoder.named_parameters() if "weight_hh" in name}
+def recurrent_matrices(decoder: nn.Module) -> dict[str, Tensor]:
+    """W_hh of each layer by name: (H, H), in a GRU (3H, H) and in an LSTM (4H, H) for all gates.
+
+    They share the memory of the weights. With attention they are the columns of an LSTM's own h_{t−1} in its gates,
+    without those of the attended cells, of the other LSTM, and of the sentinel's gate.
+    """
+    if isinstance(decoder, AttentionDecoder):
+        h, first = decoder.hidden_size, decoder.recurrent.weight.detach()  # (4H or 5H, E + H, H or 2H)
+        if decoder.kind == "updown":
+            return {"recurrent": first[:, :h], "language": decoder.language.weight.detach()[:, -h:]}
+        return {"recurrent": first[: 4 * h, -h:]}
+    return {name: weight.detach() for name, weight in decoder.named_parameters() if "weight_hh" in name}
 
 
 def largest_singular_value(decoder: nn.Module) -> float:
     """Of the W_hh of all layers and gates."""
-    gates = [gate for weight in recurrent_matrices(decoder).values() for gate in weight.detach().split(weight.shape[1])]
+    gates = [gate for weight in recurrent_matrices(decoder).values() for gate in weight.split(weight.shape[1])]
     return max(float(torch.linalg.matrix_norm(gate.float(), 2)) for gate in gates)

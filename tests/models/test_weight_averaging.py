@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import is_one_line, make_captioner, train
 
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import read_checkpoint
@@ -78,6 +79,9 @@ def test_members_that_do_not_fit(members, tmp_path, cli):
     model.vocabulary = type(model.vocabulary)([*words[4:-1], "cat"])
     model.save(other)
     refused("the vocabularies differ")
+    model.vocabulary = Vocabulary("abcdefghi", "char")
+    model.save(other)
+    refused("data.level is word and char")
     other.write_bytes(b"nothing")
     refused("is not a captioner checkpoint")
 
@@ -121,6 +125,45 @@ def test_a_greedy_selection_is_not_worse_than_its_members(members, tiny, tmp_pat
 
     assert reached >= max(scored(file) for file in members) - 0.01
     assert scored(tmp_path / "mean.safetensors") == pytest.approx(reached, abs=0.5)  # stored in fp16
+
+
+def test_an_unreadable_image_stops_a_selection_unless_it_may_be_skipped(members, fresh, tmp_path, cli):
+    """The option that the message names is one of average."""
+    bad = fresh.images("val") / "013.png"
+    data = ("--annotations", fresh.annotations("val"), "--images", fresh.images("val"))
+    mean = tmp_path / "mean.safetensors"
+    bad.write_bytes(b"no pixels")
+    (fresh.images("val") / "015.png").unlink()
+    for more in ((), ("--list", fresh.folder / "list.txt")):
+        (fresh.folder / "list.txt").write_text("012.png\n013.png")
+        code, _, err = cli("average", *members, "--output", mean, *data, *more)
+        assert code == 2
+        assert is_one_line(err, "013.png" if more else "015.png", "use --skip_bad_images")
+        assert not mean.exists()
+    code, said, err = cli("average", *members, "--output", mean, *data, "--skip_bad_images")
+    assert code == 0
+    assert is_one_line(err, "2 images skipped", "015.png")
+    assert "CIDEr " in said
+
+
+@pytest.mark.parametrize("options", [{"frames": 2}, {"level": "char"}], ids=str)
+def test_a_selection_among_models_of_clips_or_characters(tiny, tmp_path, cli, options):
+    """Their average keeps what it captions, and how."""
+    files = []
+    for i in range(2):
+        frames = {name: value for name, value in options.items() if name == "frames"}
+        model = make_captioner(**frames)
+        if "level" in options:
+            model.vocabulary = Vocabulary("abcdefghi", "char")  # as many as the words
+        torch.nn.init.normal_(model.decoder.output.bias, generator=torch.Generator().manual_seed(i))
+        files.append(tmp_path / f"{i}.safetensors")
+        model.save(files[-1])
+    data = ("--annotations", tiny.annotations("val"), "--images", tiny.images("val"))
+    code, said, err = cli("average", *files, "--output", tmp_path / "mean.safetensors", *data)
+    assert (code, err) == (0, "")
+    assert "CIDEr " in said
+    mean = Captioner.load(tmp_path / "mean.safetensors")
+    assert (mean.frames, mean.vocabulary.level) == (options.get("frames", 0), options.get("level", "word"))
 
 
 def test_the_best_epochs_are_kept(tiny, tmp_path, cli):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
@@ -47,8 +48,18 @@ def test_a_linear_rnn_by_hand():
 def test_every_cell_against_autograd_one_state_at_a_time(cell, layers, image_as):
     model = make_captioner(cell=cell, layers=layers, image_as=image_as)
     features = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    compare_with_autograd(model, features, 2 if cell == "lstm" else 1)
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("soft", 2), ("adaptive", 2), ("updown", 4)])
+def test_attention_against_autograd_one_state_at_a_time(kind, parts):
+    model = make_captioner(attention=kind, grid=2)
+    compare_with_autograd(model, torch.randn(3, 4, 512, generator=torch.Generator().manual_seed(0)), parts)
+
+
+def compare_with_autograd(model, features, parts):
     norms = gradient_norms(*model.start_search(features), WORDS, LENGTHS)
-    assert len(norms) == (2 if cell == "lstm" else 1)
+    assert len(norms) == parts
     for row, length in enumerate(LENGTHS.tolist()):
         for d in range(1, 4):
             step, state, context = model.start_search(features[row : row + 1])
@@ -83,6 +94,27 @@ def test_the_largest_singular_value_is_that_of_one_gate():
         matrices[1][16:32] = 3 * torch.eye(16)
         matrices[1][32:48] = -2 * torch.eye(16)
     assert largest_singular_value(model.decoder) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(("kind", "matrices"), [("soft", 1), ("adaptive", 1), ("updown", 2)])
+def test_the_recurrent_matrices_of_attention(kind, matrices):
+    """Each carries the h of an LSTM to its own gates: alone, with 3 on its diagonals, it gives c = σ(3) tanh(3)."""
+    decoder = make_captioner(attention=kind, grid=2).decoder
+    found = recurrent_matrices(decoder)
+    assert [tuple(matrix.shape) for matrix in found.values()] == [(64, 16)] * matrices
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    for matrix in found.values():
+        matrix.copy_(3 * torch.eye(16).repeat(4, 1))
+    assert largest_singular_value(decoder) == pytest.approx(3)
+    gates, keys, a = torch.zeros(1, len(decoder.input.bias)), torch.zeros(1, 4, 256), torch.zeros(1, 4, 16)
+    for lstm in range(matrices):
+        state = [torch.zeros(1, 16) for _ in range(2 * matrices)]
+        state[2 * lstm][0, 5] = 1  # h
+        _, new, _ = decoder.advance(gates, tuple(state), keys, a)
+        assert new[2 * lstm + 1].nonzero().tolist() == [[0, 5]]  # c
+        assert new[2 * lstm + 1][0, 5].item() == pytest.approx(math.tanh(3) / (1 + math.exp(-3)))
 
 
 # ---- the command
@@ -159,10 +191,24 @@ def test_what_makes_no_sense_is_one_line(gradients, options, says):
     assert is_one_line(err, *says)
 
 
-def test_what_is_missing_is_one_line(cli, gradients, run, tmp_path, monkeypatch):
-    code, _, err = cli("gradients", "--checkpoint", run / "best.ckpt")
-    assert code == 2
-    assert is_one_line(err, "--annotations", "--images")
+def test_a_model_with_attention_and_a_format_without_a_folder(cli, tiny, tmp_path):
+    """As the shipped model; the images of a table lie beside it."""
+    pytest.importorskip("matplotlib")
+    make_captioner(attention="updown", grid=2).save(tmp_path / "updown.safetensors")
+    shutil.copytree(tiny.images("val"), tmp_path / "set")
+    rows = "".join(f"{path.name},a red square on green\n" for path in (tmp_path / "set").iterdir())
+    (tmp_path / "set" / "captions.csv").write_text("image,caption\n" + rows)
+    options = ("--annotations", tmp_path / "set" / "captions.csv", "--feature_cache", tmp_path / "features")
+    options += ("--checkpoint", tmp_path / "updown.safetensors", "--json", tmp_path / "numbers.json")
+    code, out, err = cli("gradients", *options, "--scale", 1, 2, "--output", tmp_path / "curves.png")
+    assert (code, err) == (0, "")
+    one, two = json.loads((tmp_path / "numbers.json").read_text())
+    assert two["largest_singular_value"] == pytest.approx(2 * one["largest_singular_value"])
+    assert all(len(one[part]) == 5 for part in ("h1", "c1", "h2", "c2"))
+    assert len(out.splitlines()) == 2 + 2 * 4
+
+
+def test_what_is_missing_is_one_line(cli, gradients, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = gradients("--output", tmp_path / "image.png")
     assert code == 2
