@@ -63,16 +63,16 @@ class ModelConfig(_Config, group="model."):
     """The architecture of the model, stored in every checkpoint.
 
     Args:
-        encoder: resnet50_v1, a torchvision model such as resnet101 or vit_b_16, or timm:NAME, with ImageNet weights
+        encoder: a model of torchvision, or timm:NAME, with ImageNet weights
         image_size: images are resized to squares with sides of this many pixels
         second_size: encode images also at this smaller size and concatenate both features (0 = one size)
         trainable_layers: number of the encoder's last stages that are fine-tuned (0 = frozen; 5 = all of a ResNet)
         grid: grid × grid features of an image are kept, for attention or for the frames of a clip (0 = their mean)
-        attention: over the grid: soft (Show, Attend and Tell), adaptive (visual sentinel) or updown (two LSTMs)
+        attention: over the grid: soft, adaptive (visual sentinel) or updown (two LSTMs)
         attention_size: size of the space in which grid cells and hidden state are compared
         frames: caption clips and albums, from up to this many evenly spaced frames or images (0 = single images)
-        cell: recurrent cell; rnn is the lecture's tanh RNN
-        layers: number of recurrent layers, 1 to 5
+        cell: rnn is the lecture's tanh RNN
+        layers: recurrent layers, 1 to 5
         image_as: how the image enters: at every_step (W_ih v), as the first_word (Show and Tell) or the initial_state
         hidden_size: size of the hidden state
         embedding_size: size of the word embeddings
@@ -143,12 +143,12 @@ class DataConfig(_Config, group="data."):
     """Where the images and captions are, and how they are batched.
 
     Args:
-        train: training captions, in any format of docs/data.md
-        train_images: folder that the file names are relative to, if needed
+        train: training captions, any format of docs/data.md
+        train_images: folder of the images, if the format needs one
         train_split: which split, if there are several; Karpathy's train includes restval
         train_list: only the images named in this file, one per line, such as Flickr_8k.trainImages.txt
-        val: validation captions, in any format of docs/data.md
-        val_images: folder that the file names are relative to, if needed
+        val: validation captions, in any such format
+        val_images: folder of the images, if the format needs one
         val_split: which split, if there are several
         val_list: only the images named in this file, one per line
         columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
@@ -341,13 +341,13 @@ class TrainConfig(_Config, group="train."):
     """The optimisation.
 
     Args:
-        objective: xe (cross-entropy, teacher forcing) or scst (self-critical by CIDEr-D, after xe with --init_from)
+        objective: cross-entropy, or self-critical by CIDEr-D after it, with --init_from
         rollouts: captions sampled per image (scst)
         baseline: subtracted from a reward: the mean of the image's other samples, or that of its greedy caption (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
-        epochs: maximum number of passes over the training captions; a resumed run may be given more
-        lr: peak learning rate of the decoder (AdamW)
-        encoder_lr: peak learning rate of the encoder's trainable stages
+        epochs: maximum number of epochs; a resumed run may be given more
+        lr: decoder's peak learning rate
+        encoder_lr: peak learning rate of the encoder's trainable stages (both by AdamW)
         encoder_lr_decay: factor on encoder_lr from each stage of the encoder to the one before it
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
         warmup: share of all steps in which the learning rate rises, before its cosine decay

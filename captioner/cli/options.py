@@ -18,7 +18,7 @@ def config_of(kind: type[Config], options: Any) -> Config:
 
 def add_run_arguments(parser: Any, output: str) -> None:
     """The options of a command that trains: ``--config``, ``--output`` with its default, and ``--resume``."""
-    parser.add_argument("--config", action="config", help="YAML file of options; the command line overrides it")
+    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_argument("--output", type=str, default=output, help="folder of the run")
     parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")
 

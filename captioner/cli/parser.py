@@ -82,7 +82,7 @@ class Help(DefaultHelpFormatter):
 
     def __init__(self, prog: str, **more: Any) -> None:
         columns = min(100, shutil.get_terminal_size().columns)
-        super().__init__(prog, **{**more, "width": columns - 2, "max_help_position": 33})
+        super().__init__(prog, **{**more, "width": columns - 2, "max_help_position": 31})
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]

@@ -31,10 +31,8 @@ model.cell model.layers train.objective train.epochs train.lr
 def configure(parser: Any) -> None:
     """Declare the options."""
     add_run_arguments(parser, "runs/captioner")
-    parser.add_argument(
-        "--check", type=bool, default=False, help="only run a few batches, and estimate time, memory and disk space"
-    )
-    parser.add_argument("--init_from", type=str, help="checkpoint to take the initial weights from, where they fit")
+    parser.add_argument("--check", type=bool, default=False, help="dry run: estimate time, memory and disk space")
+    parser.add_argument("--init_from", type=str, help="checkpoint with initial weights, where they fit")
     for name, config in GROUPS.items():
         parser.add_class_arguments(config, name)
 

@@ -27,6 +27,13 @@ def test_help_fits_a_screen(cli, monkeypatch, name):
     assert cli(*name.split(), "-h")[1] == out
 
 
+def test_the_help_of_train_fits_a_small_screen(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("train", "--help")[1].splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained_somewhere(cli, name):
     """By --help, or by the --help all that it points to."""
