@@ -48,7 +48,7 @@ def run(options: Any) -> None:
     if not all(0 < scale < math.inf for scale in options.scale):
         raise UserError(f"--scale is {options.scale}: expected numbers above 0")
     plt = import_pyplot("--output") if options.output else None  # fails before the work if it is missing
-    curves = []
+    curves: list[Curve] = []
     for curve in _measure(options):
         if not curves:
             print("| model | W_hh × | largest singular value | at distance 1 | farthest | factor a step |")
