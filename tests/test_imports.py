@@ -185,17 +185,36 @@ def test_windows_lacks_modules_and_signals(tiny, tmp_path):
     assert "memory: " not in done.stdout
 
 
+# Half of the time of importing torch and torchvision, if anything asks for it.
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+SHAPES = """
+def shapes(options):
+    from captioner.config import ModelConfig
+    from captioner.data.vocabulary import Vocabulary
+    from captioner.models.backbones import meta_device
+    from captioner.models.captioner import Captioner
+    with meta_device():
+        Captioner(ModelConfig(**options), Vocabulary(["a", "dog"]), None, "")
+"""
 LIGHT = [  # what runs, one after another in one process, and what is not loaded after it
     ("import captioner", {"torch", "numpy", "PIL"}),
     ("main(['--help'])", {"torch", "pytorch_lightning"}),
     ("import captioner.metrics", {"torch", "pytorch_lightning", "nltk", "pycocoevalcap"}),
     ("main(['predict', '--help'])", {"pytorch_lightning", "tensorboard", "pycocotools"}),
-    ("import captioner.models.captioner", {"pytorch_lightning", "tensorboard", "nltk"}),
+    ("import captioner.models.checkpoint", {"torch"}),
+    (
+        "main(['predict', 'data/photos/cat.jpg'])",
+        {"pytorch_lightning", "tensorboard", "nltk", "torchvision", *COMPILER},
+    ),
+    *(
+        (f"shapes({options})", COMPILER)
+        for options in ({"grid": 7, "attention": "updown"}, {"frames": 2, "cell": "gru"})
+    ),
 ]
 
 
 def test_heavy_imports_wait_until_they_are_needed():
-    code = f"""
+    code = f"""{SHAPES}
 import sys
 for line, absent in {LIGHT}:
     if line.startswith("main"):

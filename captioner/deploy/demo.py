@@ -45,8 +45,7 @@ class ModelCache:
         self.paths = list(dict.fromkeys(paths or [os.path.relpath(SHIPPED)]))
         self.device, self.loaded = device, dict[str, CaptionModel]()
         for path in self.paths[1:]:
-            if not resolve_checkpoint(path).is_file():
-                raise UserError(f"there is no checkpoint {path}: name another file")
+            resolve_checkpoint(path)  # an error if there is none
         self.get(self.paths[0])
 
     def get(self, path: str) -> CaptionModel:

@@ -6,16 +6,18 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioner.config import ENCODERS
 from captioner.errors import UserError, one_line
+from captioner.models.resnet import resnet50_v1
 
 TIMM = "timm:"  # prefix of the names of timm's networks
 # The children of torchvision's networks after the last map, or beside the chain that leads to it.
@@ -75,9 +77,11 @@ def preprocessing(name: str) -> Preprocessing:
     if name.startswith(TIMM):
         config = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
         return Preprocessing(tuple(config.mean), tuple(config.std), config.input_size[-1])
+    if name == "resnet50_v1":
+        return Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)
     from torchvision.models import get_model_weights
 
-    transform = get_model_weights(name.removesuffix("_v1")).DEFAULT.transforms()
+    transform = get_model_weights(name).DEFAULT.transforms()
     mean, std = tuple(transform.mean), tuple(transform.std)
     if name in ("googlenet", "inception_v3"):  # they rescale an input normalised by ImageNet's statistics to this
         mean = std = (0.5, 0.5, 0.5)
@@ -88,8 +92,7 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
     """A network (B, 3, H, W) → (B, C, h, w). Its parameters have torchvision's names; a ResNet's are uninitialised.
 
     What follows the last map (pooling, the norm after it in ConvNeXt, layers of the classifier) is the head and is left
-    out. ``resnet50_v1`` is the network of He et al. 2015, with the stride in the 1×1 convolution of a stage's first
-    block; torchvision's ``resnet50`` is v1.5, with the stride in the 3×3 convolution.
+    out.
 
     `name` is resnet50_v1, a torchvision classification model or timm:NAME; `sizes` are H = W of its images, to which a
     ViT of timm resizes its position embedding. `pretrained` networks of timm download their weights; the caller loads
@@ -97,6 +100,9 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
     """
     if name.startswith(TIMM):
         return TimmBackbone(_build_timm(name, sizes, pretrained))
+    if name == "resnet50_v1":
+        with meta_device():
+            return resnet50_v1()
     from torchvision.models import DenseNet, VisionTransformer, get_model
 
     options: dict[str, Any] = {}
@@ -104,14 +110,11 @@ def build_backbone(name: str, sizes: tuple[int, ...], pretrained: bool = False) 
         options["init_weights"] = False  # slow, and overwritten later
     if name.startswith("vit_"):
         options["image_size"] = preprocessing(name).size
-    device = torch.device("meta") if is_resnet(name) else nullcontext()  # initialisation is slow, and overwritten later
-    with torch.random.fork_rng(devices=[]), device:  # keep the random state for the decoder
-        network: Any = get_model(name.removesuffix("_v1"), weights=None, **options)
+    place = meta_device() if is_resnet(name) else nullcontext()  # initialisation is slow, and overwritten later
+    with torch.random.fork_rng(devices=[]), place:  # keep the random state for the decoder
+        network: Any = get_model(name, weights=None, **options)
     if isinstance(network, VisionTransformer):
         return TorchvisionViT(network)
-    if name == "resnet50_v1":
-        for stage in (network.layer2, network.layer3, network.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     chain = OrderedDict(
         (child_name, nn.Sequential(*child) if isinstance(child, nn.ModuleList) else child)
         for child_name, child in network.named_children()
@@ -150,10 +153,29 @@ def used_parameters(name: str, size: int) -> frozenset[str]:
     return frozenset(key for key, parameter in network.named_parameters() if parameter.grad is not None)
 
 
+class _WithoutNormal(TorchFunctionMode):
+    """Leaves tensors as they are instead of drawing them from a normal distribution."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Modules made inside have shapes, but neither values nor memory.
+
+    ``normal_`` is left out: on the meta device it does nothing but import torch's compiler, which takes a second.
+    """
+    with torch.device("meta"), _WithoutNormal():
+        yield
+
+
 def shapes_only(make: Callable[[], nn.Module]) -> nn.Module:
-    """The network that `make` makes, on the meta device: shapes without values and without memory."""
+    """The network that `make` makes, moved to the meta device if it cannot be made there."""
     try:
-        with torch.device("meta"):
+        with meta_device():
             network = make()
     except (NotImplementedError, RuntimeError):  # RegNets and some of timm's networks compute with values when made
         with torch.device("cpu"):  # also inside another torch.device

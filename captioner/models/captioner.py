@@ -15,7 +15,7 @@ from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError, one_line
 from captioner.models import checkpoint
 from captioner.models.attention import AttentionDecoder
-from captioner.models.backbones import shapes_only
+from captioner.models.backbones import meta_device, shapes_only
 from captioner.models.base import CaptionModel
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.decoder import Decoder
@@ -162,7 +162,7 @@ def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapp
     """Raise UserError unless the tensors of a checkpoint are those of the model in its header (never allocated)."""
     config, vocabulary = checkpoint.parse_header(path, header)
     try:
-        with torch.device("meta"):  # a header may require any amount of memory
+        with meta_device():  # a header may require any amount of memory
             expected = Captioner(config, vocabulary, None, "").state_dict()
         if checkpoint.brings_encoder(config, header):
             encoder = shapes_only(lambda: Encoder(config, weights=False))

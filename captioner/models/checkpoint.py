@@ -12,15 +12,15 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL, Vocabulary, is_word
 from captioner.errors import UserError, one_line
 from captioner.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
@@ -36,7 +36,7 @@ TORCH_ERRORS += (ArithmeticError, AssertionError, AttributeError, LookupError, T
 
 
 def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
-    """The file of a checkpoint; UserError if a folder or the hub has none.
+    """The file of a checkpoint, found without torch; UserError if there is none.
 
     `path` is the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
     Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
@@ -44,8 +44,10 @@ def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
     name = os.fspath(SHIPPED if path is None else path)
     if name.startswith("hf://"):
         name = _download(name)
-    if not os.path.isdir(name):
+    if os.path.isfile(name):
         return Path(name)
+    if not os.path.isdir(name):
+        raise UserError(f"there is no checkpoint {name}: train one with `captioner train`, or name another file")
     for file in FOLDER_FILES:
         if Path(name, file).is_file():
             return Path(name, file)
@@ -67,8 +69,6 @@ def _download(address: str) -> str:
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors, on the CPU, of the checkpoint that :func:`resolve_checkpoint` finds; UserError if invalid."""
     file = resolve_checkpoint(path)
-    if not file.is_file():
-        raise UserError(f"there is no checkpoint {file}: train one with `captioner train`, or name another file")
     try:
         if file.suffix == ".safetensors":
             metadata, tensors = load_safetensors(file)
@@ -115,6 +115,8 @@ def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
 
     OSError if the file cannot be read; ValueError if it is damaged, compressed, or has code in it.
     """
+    import torch
+
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -133,9 +135,11 @@ def load_pickle(file: Path, mmap: bool = False, legacy: bool = False) -> Any:
 
 def validate_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file; ValueError unless each is a dense array of finite numbers with memory of its own."""
+    import torch
+
     for name, value in tensors.items():
         if (
-            not isinstance(value, Tensor)
+            not isinstance(value, torch.Tensor)
             or (value.layout, value.device.type, value.is_quantized) != (torch.strided, "cpu", False)
             or value.numel() * value.element_size() > value.untyped_storage().nbytes()  # an expanded tensor
         ):

@@ -31,7 +31,7 @@ def test_the_checkpoint_of_a_folder(tmp_path):
         (tmp_path / "last.ckpt").touch()
         assert resolve_checkpoint(tmp_path) == resolve_checkpoint(f"{tmp_path}/") == tmp_path / name
     assert resolve_checkpoint(tmp_path / "last.ckpt") == tmp_path / "last.ckpt"
-    assert resolve_checkpoint(tmp_path / "none.ckpt") == tmp_path / "none.ckpt"
+    refused(resolve_checkpoint, tmp_path / "none.ckpt", says=["there is no checkpoint", "none.ckpt", "captioner train"])
     assert resolve_checkpoint(None) == SHIPPED
 
 
