@@ -81,7 +81,8 @@ def run(options: Any) -> None:
         if options.compare_checkpoint:
             comparison = comparison._replace(system=options.compare_checkpoint, captions=seconds)
         kept = {image: references[image] for image in paths}
-        scored = score_images(kept, captions, wanted, names, paths, model_name(options.checkpoint), comparison)
+        name, device = model_name(options.checkpoint), str(model.device)
+        scored = score_images(kept, captions, wanted, names, paths, name, comparison, device)
         if page is not None:
             page.failures += skipped
             page.finish(scored)

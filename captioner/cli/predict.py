@@ -83,6 +83,16 @@ def _check_combinations(options: Any) -> None:
         raise UserError("--report is written by one process in one go: use --engine local, and no folder as --output")
 
 
+def check_engine_device(options: Any, device: str) -> None:
+    """Raise UserError unless the engine runs on devices of this kind, and has as many as its processes need."""
+    import torch
+
+    if options.engine != "local" and device not in ("cpu", "cuda"):
+        raise UserError(f"--device is {device}: expected cpu or cuda with --engine {options.engine}")
+    if options.engine == "ddp" and device == "cuda" and options.devices > torch.cuda.device_count():
+        raise UserError(f"--devices is {options.devices}: expected 1 to {torch.cuda.device_count()}, the GPUs here")
+
+
 def _is_folder(output: str | None) -> bool:
     return output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output))
 
@@ -114,6 +124,7 @@ def _caption_parts(options: Any, search: SearchConfig, model: Any, workers: int,
     """
     from captioner.inference.jobs import CaptionJob, caption_parts
 
+    check_engine_device(options, model.device.type)
     job = CaptionJob(options.checkpoint, search, options.batch_size, workers, model.device.type, options.devices)
     if options.engine != "local":
         model = model.cpu()  # the other processes load their own

@@ -22,10 +22,11 @@ from captioner.data.formats import detect_format
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
 from captioner.data.vocabulary import tokenize
 from captioner.datasets.duplicates import group_duplicates
-from captioner.devices import choose_workers
+from captioner.devices import choose_workers, needed_workers
 from captioner.errors import UserError
 from captioner.files import read_json
 
+BATCH = 16  # images that a worker process reads together
 HASH_SIDE = 64  # pixels of the short side that are enough for a perceptual hash
 COLOUR_SIDE = 8  # side in pixels of the thumbnails whose colours are compared
 SMALL = 64  # an image with a shorter side is reported as very small
@@ -190,9 +191,10 @@ def _read_images(split: InspectedSplit, workers: int) -> tuple[list[InspectedIma
     from tqdm import tqdm
 
     workers = choose_workers(workers, device="")  # not "cpu": no network needs the cores
+    workers = needed_workers(workers, -(-len(split.examples) // BATCH))
     inspect_each = partial(_inspect_images, split.name)
-    loader: Any = DataLoader(split.examples, 16, num_workers=workers, collate_fn=inspect_each)  # type: ignore[arg-type]
-    batches = tqdm(loader, f"images of {split.name}", unit=" images", unit_scale=16, disable=None)
+    loader: Any = DataLoader(split.examples, BATCH, num_workers=workers, collate_fn=inspect_each)  # type: ignore[arg-type]
+    batches = tqdm(loader, f"images of {split.name}", unit=" images", unit_scale=BATCH, disable=None)
     found = list(chain.from_iterable(batches))
     readable = [image for image in found if isinstance(image, InspectedImage)]
     return readable, [str(error) for error in found if isinstance(error, ImageError)]

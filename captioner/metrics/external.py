@@ -81,11 +81,14 @@ def spice(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) ->
     return float(found[1])
 
 
-def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> float:
+def clip_score(
+    paths: Sequence[str | os.PathLike], captions: Sequence[str], model: str, device: str | None = None
+) -> float:
     """CLIPScore without references (Hessel et al. 2021, equation 1), usually 0..1: 2.5 · the mean cosine, or 0 if less.
 
     The cosine is that of CLIP's embeddings of an image and of "A photo depicts " followed by its caption. `model` is
-    CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder.
+    CLIP's name on the Hugging Face hub, such as openai/clip-vit-base-patch32 (the paper's), or its folder. It runs on
+    `device`, by default cuda or cpu.
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
@@ -95,7 +98,7 @@ def clip_score(paths: Sequence[str | os.PathLike], captions: Sequence[str], mode
     from captioner.data.images import open_image
     from captioner.devices import best_device
 
-    device, total = best_device(), 0.0
+    device, total = device or best_device(), 0.0
     try:
         clip, processor = _load_clip(model)
         clip = clip.to(device)

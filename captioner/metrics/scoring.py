@@ -119,6 +119,7 @@ def score_images(
     paths: Mapping[Any, str | os.PathLike] | None = None,
     where: str = "captions",
     comparison: Comparison | None = None,
+    device: str | None = None,
 ) -> ScoringResult:
     """Score captions of images, and write the options' `per_image` file.
 
@@ -133,6 +134,7 @@ def score_images(
         paths: files by image id, for CLIPScore.
         where: name of the captions in messages, such as the file they are read from.
         comparison: from :func:`prepare_scoring`, may cover more images; called here if absent.
+        device: for CLIPScore; by default cuda or cpu.
     """
     found, left_out = _match_images(references, captions, names, where, options.partial)
     comparison = comparison or prepare_scoring(options, references, names)
@@ -157,7 +159,7 @@ def score_images(
     if comparison.system is not None:
         named = {"first": where, "second": comparison.system, "test": TEST, **comparison.left_out}
         scores["compare"] = named | metrics.compare(per_image[0], per_image[1], RESAMPLES, ROUNDS)
-    _add_external(scores, options, refs, words[0], found, paths or {})
+    _add_external(scores, options, refs, words[0], found, paths or {}, device)
     if options.per_image is not None:
         _write_per_image(Path(options.per_image), found, image_scores(per_image[0]))
     return ScoringResult(scores, ids, per_image, words, refs)
@@ -249,13 +251,14 @@ def _add_external(
     words: list[list[str]],
     captions: Mapping[ID, str],
     paths: Mapping[ID, str | os.PathLike],
+    device: str | None,
 ) -> None:
     """Add METEOR, SPICE and CLIPScore where the options ask for them and they are available."""
 
     def clip_score(model: str) -> float:
         if without := [image for image in captions if image not in paths]:
             raise UserError(f"{len(without)} images{_example(without)} have no file name within the folder")
-        return external.clip_score([paths[image] for image in captions], list(captions.values()), model)
+        return external.clip_score([paths[image] for image in captions], list(captions.values()), model, device)
 
     computes: dict[str, Callable[[], float]] = {}
     if options.meteor:

@@ -132,7 +132,8 @@ def test_captions_alone_need_no_folder(cli, clean):
     assert out.startswith("no problem found in the captions; the images were not read\n")
 
 
-def test_workers_find_the_same(cli, clean):
+def test_workers_find_the_same(cli, clean, monkeypatch):
+    monkeypatch.setattr("captioner.datasets.inspect.BATCH", 3)
     scene(0).save(clean.train[1] / "t7.jpg", quality=60)
     assert inspect(cli, clean, "--workers", 2)[1] == inspect(cli, clean)[1]
 

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, draw, is_one_line, make_captioner
+import torch
+from helpers import ROOT, draw, is_one_line, make_captioner, refused
 
+from captioner.cli.predict import check_engine_device
 from captioner.models.captioner import Captioner
 
 SMALL = ("--device", "cpu", "--batch_size", "2", "--beam", "2", "--max_length", "6")
@@ -149,6 +152,15 @@ def test_wrong_options_are_one_line(predict, tmp_path, monkeypatch, options, say
     assert (code, out) == (2, "")
     assert is_one_line(err, "error: ", says), err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_needs_devices_that_it_knows(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    ddp = SimpleNamespace(engine="ddp", devices=2)
+    refused(check_engine_device, ddp, "mps", says=["--device is mps", "--engine ddp"])
+    refused(check_engine_device, ddp, "cuda", says=["--devices is 2", "expected 1 to 1"])
+    check_engine_device(ddp, "cpu")
+    check_engine_device(SimpleNamespace(engine="local", devices=1), "mps")
 
 
 def test_ray_is_missing(predict, tmp_path, monkeypatch):

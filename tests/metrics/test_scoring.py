@@ -192,14 +192,14 @@ def test_external_scores_or_a_line_for_each(monkeypatch, capsys, tmp_path):
     images = {image: tmp_path / f"{image}.jpg" for image in REFERENCES}
     for name in ("meteor", "spice", "clip_score"):
         monkeypatch.setattr(external, name, score)
-    scores = score_captions(REFERENCES, CAPTIONS, options, paths=images)
+    scores = score_captions(REFERENCES, CAPTIONS, options, paths=images, device="cuda:1")
     assert {name: scores[name] for name in ("METEOR", "SPICE", "CLIPScore")} == dict.fromkeys(
         ["METEOR", "SPICE", "CLIPScore"], 25
     )
     assert asked[0] == asked[1]
     assert asked[0][1] == [["a", "dog", "'s", "ball"], ["a", "cat", "sits", "on", "a", "mat"], ["two", "men", "talk"]]
     assert asked[0][0][2] == [["two", "men", "talk"], ["two", "men"]]
-    assert asked[2] == ([images[i] for i in (7, 3, 5)], [CAPTIONS[i] for i in (7, 3, 5)], "a/clip")
+    assert asked[2] == ([images[i] for i in (7, 3, 5)], [CAPTIONS[i] for i in (7, 3, 5)], "a/clip", "cuda:1")
     assert scores["signature"].endswith("CLIPScore:a/clip")
     show_scores(scores, None)
     out, err = capsys.readouterr()

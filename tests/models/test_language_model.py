@@ -408,6 +408,10 @@ def test_a_resumed_run_ends_as_one_that_was_not(lm, tiny, tmp_path, cli):
     assert (out / "lm.safetensors").read_bytes() == (lm / "lm.safetensors").read_bytes()
     states = [torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (lm, out)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    code, said, _ = cli("pretrain", "--config", out / "config.yaml", "--resume", "--train.epochs", 4)
+    assert code == 0
+    assert "resumed with 4 epochs" in said
+    assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
 @pytest.mark.parametrize(
