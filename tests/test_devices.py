@@ -80,6 +80,12 @@ def test_a_device_of_another_kind_is_untested(machine, capsys):
     assert "meta is untested" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_is_one_short_line():
+    """As mps on another machine than a Mac."""
+    line = refused(resolve_device, "vulkan", says=["--device vulkan cannot be used", "choose auto or cpu"])
+    assert len(line) < 200
+
+
 @pytest.mark.parametrize(("major", "precision"), [(7, "16-mixed"), (8, "bf16-mixed"), (9, "bf16-mixed")])
 def test_bf16_needs_units_that_compute_in_it(machine, major, precision):
     """7 is a V100 (7.0), T4 or RTX 20 (7.5), 8 an A100, RTX 30 or 40."""

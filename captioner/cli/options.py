@@ -85,7 +85,8 @@ def resolve_device(name: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch then lists its backends
+        raise UserError(f"--device {device} cannot be used ({reason}): choose auto or cpu") from None
     warn_untested(device.partition(":")[0])
     return device
 
