@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from captioner import __version__
+from captioner.cli.options import check_names
 from captioner.cli.parser import COMMANDS, Parser
 from captioner.errors import REFUSALS, UserError, printable
 
@@ -77,7 +78,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(parser.help_page(everything=arguments[-1] == "all"), end="")
         return 0
-    return parser.command.run(parser.parse([_with_underscores(argument) for argument in arguments])) or 0
+    options = parser.parse([_with_underscores(argument) for argument in arguments])
+    check_names(parser.command, options)
+    return parser.command.run(options) or 0
 
 
 def _fail(name: str, message: str) -> int:

@@ -193,6 +193,14 @@ class DataConfig(_Config, group="data."):
         self._require(self.workers >= -1, "workers", "-1 (choose) or more")
         self._require(self.level == "word" or not self.horizontal_flip, "horizontal_flip", "false with data.level char")
 
+    def captions(self, split: str) -> str:
+        """The captions of train or val; UserError if there are none."""
+        path: str | None = getattr(self, split)
+        if path is None:
+            images = f"for most formats --data.{split}_images (folder of the images)"
+            raise UserError(f"--data.{split} (captions) is needed, and {images}")
+        return path
+
 
 @dataclass(frozen=True)
 class TextConfig(_Config, group="data."):

@@ -162,6 +162,16 @@ def check_writable(path: Path) -> None:
         part.touch()
 
 
+def check_creatable(path: str, place: str) -> None:
+    """Check that a file or folder could be created or replaced, without creating anything; `place` is for messages."""
+    final = Path(os.path.realpath(path))
+    folder = final if final.is_dir() else next(above for above in final.parents if above.exists())
+    if not folder.is_dir():
+        raise _unwritable(place, NotADirectoryError(errno.ENOTDIR, f"{folder} is a file"))
+    if not os.access(folder, os.W_OK):
+        raise _unwritable(place, PermissionError(errno.EACCES, f"no permission to write to {folder}"))
+
+
 def write_text(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
     """Write a UTF-8 file whole or not at all; see :func:`atomic_write`. `errors` is that of :func:`open`."""
     with atomic_write(path) as part:

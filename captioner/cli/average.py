@@ -21,6 +21,10 @@ from captioner.cli.options import (
     resolve_device,
 )
 
+CHECKPOINTS = "checkpoints"
+READS = "annotations images"
+WRITES = "output"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -37,9 +41,6 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Average; see the module's docstring."""
     from captioner.errors import UserError
-    from captioner.models.captioner import check_fits
-    from captioner.models.checkpoint import read_checkpoint, save_slim
-    from captioner.models.weight_averaging import average, check_compatible, greedy_selection
 
     names = options.checkpoints
     if len(names) < 2:
@@ -48,6 +49,10 @@ def run(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a .safetensors file")
     if options.annotations is None and options.images is not None:
         raise UserError("--images (folder) needs --annotations, whose captions select the checkpoints")
+    from captioner.models.captioner import check_fits
+    from captioner.models.checkpoint import read_checkpoint, save_slim
+    from captioner.models.weight_averaging import average, check_compatible, greedy_selection
+
     headers, states = zip(*map(read_checkpoint, names), strict=True)
     for name, header, state in zip(names, headers, states, strict=True):
         if header.get("kind") != "language_model":

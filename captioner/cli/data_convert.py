@@ -14,6 +14,9 @@ from typing import Any, Literal
 from captioner.cli.options import add_skip_argument, add_split_arguments, read_split
 from captioner.errors import UserError
 
+READS = "path images list"
+WRITES = "output"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

@@ -13,6 +13,9 @@ from typing import Any
 from captioner.cli.options import add_split_arguments
 from captioner.errors import UserError
 
+READS = "path images list val val_images val_list test test_images test_list"
+WRITES = "json report"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -31,10 +34,6 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Inspect and print."""
-    from captioner.datasets.inspect import inspect, read_split
-    from captioner.files import write_json, write_text
-    from captioner.reports.dataset_report import as_html, as_json, as_text
-
     if not 0 <= options.distance <= 16:
         raise UserError(f"--distance is {options.distance}: expected 0 to 16")
     sources = [("train", options.path, options.images, options.split, options.list)]
@@ -44,6 +43,10 @@ def run(options: Any) -> None:
             sources.append((name, path, *others))
         elif any(others):
             raise UserError(f"--{name}_images, _split and _list need --{name}: name the annotations, too")
+    from captioner.datasets.inspect import inspect, read_split
+    from captioner.files import write_json, write_text
+    from captioner.reports.dataset_report import as_html, as_json, as_text
+
     splits = [
         read_split(name, path, images, split or name, options.columns, listed, options.read_images)
         for name, path, images, split, listed in sources

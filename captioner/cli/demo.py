@@ -12,6 +12,8 @@ from typing import Any
 
 from captioner.cli.options import add_device_argument, resolve_device
 
+CHECKPOINTS = "checkpoint"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

@@ -29,6 +29,10 @@ from captioner.files import check_writable, write_json
 
 MAIN = "checkpoint device annotations images split beam output report compare compare_checkpoint json skip_bad_images"
 
+CHECKPOINTS = "checkpoint compare_checkpoint"
+READS = "annotations images list compare training"
+WRITES = "output report json per_image"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -47,11 +51,12 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Caption and score; see the module's docstring."""
     from captioner.metrics.scoring import ScoreOptions, prepare_scoring, score_images, show_scores
-    from captioner.models.captioner import load
 
     wanted = config_of(ScoreOptions, options)
     if wanted.compare and options.compare_checkpoint:
         raise UserError("--compare and --compare_checkpoint both name the system to compare with: leave one out")
+    from captioner.models.captioner import load
+
     model, workers = load_model(options)
     models = [model, *([load(options.compare_checkpoint, model.device)] if options.compare_checkpoint else [])]
     examples, skipped = read_split(options, options.annotations, model.frames > 0)

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from captioner.errors import UserError
 
+CHECKPOINTS = "checkpoint"
+WRITES = "output"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -26,11 +29,11 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Open, convert and write; see the module's docstring."""
+    if options.push and options.to != "hf":
+        raise UserError("--push goes with --to hf")
     from captioner.deploy.export import export_graphs, export_hub, push
     from captioner.models.captioner import Captioner
 
-    if options.push and options.to != "hf":
-        raise UserError("--push goes with --to hf")
     model = Captioner.load(options.checkpoint)
     if options.to == "hf":
         export_hub(model, options.output, options.title, options.data)

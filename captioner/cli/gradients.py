@@ -18,6 +18,10 @@ from captioner.errors import UserError
 Curve = dict[str, Any]
 PARTS = ("h", "c", "h1", "c1", "h2", "c2")  # of a state, the last four of updown's two LSTMs
 
+CHECKPOINTS = "checkpoint"
+READS = "annotations images"
+WRITES = "output json"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

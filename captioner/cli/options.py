@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
+from captioner.data.addresses import ADDRESS
 from captioner.errors import UserError
 
 Config = TypeVar("Config")
@@ -59,6 +64,43 @@ def add_skip_argument(parser: Any) -> None:
     parser.add_argument("--skip_bad_images", type=bool, default=False, help=about)
 
 
+def check_names(command: Any, options: Any) -> None:
+    """Check names of files before torch is imported, which takes seconds; UserError if one is missing or unwritable.
+
+    The module of a command lists the options that are checkpoints in ``CHECKPOINTS``, those that are other files,
+    folders, patterns or addresses to read in ``READS`` (of several names one has to exist), and those that it writes in
+    ``WRITES``. What the files hold is checked where they are read.
+    """
+    from captioner.files import check_creatable
+    from captioner.models.checkpoint import resolve_checkpoint
+
+    def named(kind: str) -> Iterator[tuple[str, list[str]]]:
+        for option in getattr(command, kind, "").split():
+            value = attrgetter(option)(options)
+            if value is not None:
+                yield option, list(map(str, value)) if isinstance(value, list) else [str(value)]
+
+    for _, names in named("CHECKPOINTS"):
+        for name in names:
+            if not name.startswith("hf://"):
+                resolve_checkpoint(name)
+    for _, names in named("READS"):
+        if not any(map(_may_exist, names)):
+            raise UserError(f"{names[0]}: no such file; check the path")
+    for option, names in named("WRITES"):
+        check_creatable(names[0], f"--{option} {names[0]}")
+
+
+def _may_exist(name: str) -> bool:
+    """Whether a file or folder is there, also the list of @list and the folder of a pattern; True for addresses."""
+    if name == "-" or ADDRESS.match(name) or os.path.lexists(name):
+        return True
+    if name.startswith("@"):
+        return os.path.lexists(name[1:])
+    fixed, *pattern = re.split(r"[*?[{]", name, maxsplit=1)
+    return bool(pattern) and os.path.isdir(os.path.dirname(fixed) or ".")
+
+
 def read_split(options: Any, path: str, albums: bool = False) -> tuple[list[Any], list[str]]:
     """The examples of `path` that the options select, and a line for each that --skip_bad_images leaves out."""
     from captioner.data.annotations import read_examples
@@ -93,11 +135,12 @@ def resolve_device(name: str) -> str:
 
 def load_model(options: Any) -> tuple[Any, int]:
     """The model of ``--checkpoint`` on ``--device``, and the number of processes that read images for it."""
+    for name, least in (("batch_size", 1), ("workers", -1)):
+        if options[name] < least:
+            raise UserError(f"--{name} is {options[name]}: expected {least} or more")
     from captioner.devices import choose_workers
     from captioner.models.captioner import load
 
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size is {options.batch_size}: expected 1 or more")
     device = resolve_device(options.device)
     return load(options.checkpoint, device), choose_workers(options.workers, device)
 

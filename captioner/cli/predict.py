@@ -25,6 +25,10 @@ from captioner.files import atomic_write, check_writable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
+CHECKPOINTS = "checkpoint"
+READS = "images"
+WRITES = "output report"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

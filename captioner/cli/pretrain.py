@@ -27,6 +27,9 @@ config output resume data.text data.val_text data.level data.lines data.tbptt_st
 model.hidden_size train.epochs train.lr
 """
 
+READS = "data.text data.val_text"
+WRITES = "output"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -37,6 +40,8 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
+    if options.data.text is None:
+        raise UserError("--data.text (a text file, or a captions JSON) is needed")
     from captioner.training.run import lock_folder, resolve_trainer
 
     trainer_options = resolve_trainer(options.trainer)
@@ -85,8 +90,7 @@ def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:
     from captioner.data.text_stream import encode_text, hold_out, read_corpus
     from captioner.data.vocabulary import SPECIAL, Vocabulary
 
-    if data.text is None:
-        raise UserError("--data.text (a text file, or a captions JSON) is needed")
+    assert data.text is not None, "run has checked it"
     train = read_corpus(Path(data.text))
     if data.val_text is None:
         train, val = hold_out(train, data.val_share)

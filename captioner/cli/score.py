@@ -12,6 +12,9 @@ from typing import Any
 
 from captioner.cli.options import add_split_arguments, config_of
 
+READS = "annotations list results compare training"
+WRITES = "json per_image"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""

@@ -15,6 +15,8 @@ from captioner.errors import UserError
 
 MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images timeout allow_urls"
 
+CHECKPOINTS = "checkpoint"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -27,6 +29,18 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that have begun are answered."""
+    search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((options.host, options.port))  # before the seconds that the model takes
+        except (OSError, OverflowError) as error:
+            place = f"{options.host}:{options.port}"
+            raise UserError(f"{place} is not available ({error}): choose another --port") from None
+        _serve(options, search, config, listener)
+
+
+def _serve(options: Any, search: SearchConfig, config: ServeConfig, listener: socket.socket) -> None:
     try:
         import uvicorn
 
@@ -35,16 +49,9 @@ def run(options: Any) -> None:
         raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
     from captioner.models.captioner import load
 
-    search, config = config_of(SearchConfig, options), config_of(ServeConfig, options)
     model = load(options.checkpoint, resolve_device(options.device))
     app = make_app(model, search, config, model_name(options.checkpoint))
-    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((options.host, options.port))
-        listener.listen(128)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"{options.host}:{options.port} is not available ({error}): choose another --port") from None
+    listener.listen(128)
     seconds = int(config.timeout) + 1
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=seconds))
     print(f"http://{options.host}:{listener.getsockname()[1]}/caption is ready", flush=True)

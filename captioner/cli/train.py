@@ -27,6 +27,10 @@ config output resume check init_from data.train data.train_images data.val data.
 model.cell model.layers train.objective train.epochs train.lr
 """
 
+CHECKPOINTS = "init_from"
+READS = "data.train data.train_images data.train_list data.val data.val_images data.val_list data.vocabulary"
+WRITES = "output"
+
 
 def configure(parser: Any) -> None:
     """Declare the options."""
@@ -39,10 +43,12 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
-    from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
-
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
+    for name in ("train", "val"):
+        options.data.captions(name)  # an error if they are missing
+    from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
+
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
     with scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out) as folder:  # on the same disk
         _train(options, folder, trainer_options)

@@ -76,11 +76,7 @@ class DataSplit:
     def __init__(
         self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False, device: str = "cpu"
     ) -> None:
-        annotations = getattr(data, name)
-        if annotations is None:
-            raise UserError(
-                f"--data.{name} (captions) is needed, and for most formats --data.{name}_images (folder of the images)"
-            )
+        annotations = data.captions(name)
         self.data, self.model, self.device = data, model, device
         self.examples, skipped = read_examples(
             annotations,

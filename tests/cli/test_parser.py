@@ -57,6 +57,7 @@ def test_the_example_parses(monkeypatch, name):
     assert line.startswith(name)
     ran = []
     monkeypatch.setattr(command, "run", ran.append)
+    monkeypatch.setattr("captioner.__main__.check_names", lambda *_: None)  # the files are the reader's
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)) == 0
     assert len(ran) == 1

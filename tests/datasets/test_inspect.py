@@ -142,7 +142,7 @@ def test_workers_find_the_same(cli, clean, monkeypatch):
     ("options", "said"),
     [
         (["--distance", "17"], "--distance is 17: expected 0 to 16"),
-        (["--test_images", "x"], "--test_images, _split and _list need --test"),
+        (["--test_split", "x"], "--test_images, _split and _list need --test"),
         (["--val", "no.json"], "no.json: no such file"),
     ],
 )

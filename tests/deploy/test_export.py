@@ -305,7 +305,7 @@ def test_calls_to_the_hub(cli, weights, tmp_path, monkeypatch):
     assert code == 0
     assert out.splitlines()[-1] == "https://hub.example.org/a/b"
     assert captioner.load("hf://a/b@v2").vocabulary.words == model.vocabulary.words
-    code, _, err = cli("predict", "--checkpoint", "hf://a/none", "x.jpg")
+    code, _, err = cli("predict", "--checkpoint", "hf://a/none", checkpoint)
     assert code == 2
     assert is_one_line(err, "hf://a/none cannot be fetched", "404 not found")
     assert asked == [
@@ -315,6 +315,6 @@ def test_calls_to_the_hub(cli, weights, tmp_path, monkeypatch):
         ("download", "a/none", None),
     ]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    code, _, err = cli("predict", "--checkpoint", "hf://a/b", "x.jpg")
+    code, _, err = cli("predict", "--checkpoint", "hf://a/b", checkpoint)
     assert code == 2
     assert is_one_line(err, "pip install 'captioner[hub]'")

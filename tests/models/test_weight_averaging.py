@@ -94,7 +94,10 @@ def test_members_that_do_not_fit(members, tmp_path, cli):
         (("1", "--output", "mean.ckpt"), ".safetensors"),
     ],
 )
-def test_options_that_make_no_sense(cli, more, says):
+def test_options_that_make_no_sense(cli, tmp_path, monkeypatch, more, says):
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "1", "folder"):
+        (tmp_path / name).touch()
     code, _, err = cli("average", "--output", "mean.safetensors", "0", *more)
     assert code == 2
     assert is_one_line(err, says)

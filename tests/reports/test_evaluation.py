@@ -242,7 +242,7 @@ def test_wrong_options_are_reported_before_anything_is_captioned(evaluate, tiny,
         code, out, err = evaluate(tiny, option, value)
         assert (code, out) == (2, ""), option
         assert is_one_line(err, said), (option, err)
-    code, _, err = evaluate(tiny, "--compare", "a.json", "--compare-checkpoint", "b.ckpt")
+    code, _, err = evaluate(tiny, "--compare", tmp_path / "file", "--compare-checkpoint", tmp_path / "file")
     assert code == 2
     assert is_one_line(err, "--compare", "leave one out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "others.json"]
