@@ -11,6 +11,8 @@ from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
 from captioner.models.decoder import FEATURE_NORM, init_forget_bias
 
+FEW = 8  # images
+
 
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 4H) input, forget, cell and output gate before their activation, c_{t-1} (N, H) → h_t, c_t (N, H)."""
@@ -79,16 +81,27 @@ class AttentionDecoder(nn.Module):
 
         In training only a random share of the cells is kept, 1 − cell_dropout of them.
         """
-        cells = features.float()
+        cells = features
         if self.training and self.cell_dropout:
             count = max(1, round((1 - self.cell_dropout) * cells.shape[1]))
             kept = torch.rand(cells.shape[:2], device=cells.device).argsort(dim=1)[:, :count]  # (I, count)
             cells = cells.gather(1, kept.unsqueeze(2).expand(-1, -1, cells.shape[2]))
-        mean = cells.mean(dim=1, keepdim=True)  # (I, 1, F)
+        mean = cells.mean(dim=1, keepdim=True, dtype=torch.float32)  # (I, 1, F)
         cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
         a = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)
         v = self.feature_dropout(cells.mean(dim=1))  # (I, F)
         return self.project(v), self.keys(a).float(), a
+
+    def additive_scores(self, keys: Tensor, query: Tensor) -> Tensor:
+        """``w · tanh(key + query)``: keys (A, P, D), query (A, R, 1, D) → (A, R, P).
+
+        A search on a CPU takes a few images at a time: to request the memory of (A, R, P, D) from the system takes
+        longer than to fill it.
+        """
+        if torch.is_inference_mode_enabled() and keys.device.type == "cpu" and len(keys) > FEW:
+            parts = zip(keys.split(FEW), query.split(FEW), strict=True)
+            return torch.cat([self.additive_scores(*part) for part in parts])
+        return self.score((keys.unsqueeze(1) + query).tanh_()).squeeze(3).float()
 
     def attend(self, h: Tensor, keys: Tensor, a: Tensor, sentinel: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Additive attention over the cells, and over a `sentinel` (A · R, E) of each row.
@@ -97,7 +110,7 @@ class AttentionDecoder(nn.Module):
         z (A · R, E) and the weights α (A · R, P), or (A · R, P + 1) with the sentinel last.
         """
         query = self.query(h).unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, D)
-        scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).float()  # (A, R, P)
+        scores = self.additive_scores(keys, query)  # (A, R, P)
         if sentinel is not None:
             own = sentinel.unflatten(0, (keys.shape[0], -1)).unsqueeze(2)  # (A, R, 1, E)
             scores = torch.cat([scores, self.score(torch.tanh(self.keys(own) + query)).squeeze(3).float()], dim=2)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from helpers import NO_DROPOUT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.config import ModelConfig
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START
-from captioner.models.attention import AttentionDecoder
+from captioner.models.attention import FEW, AttentionDecoder
 from captioner.models.decoder import FEATURE_NORM
 
 V, FEATURES, CELLS, E, H, D = 11, 7, 9, 5, 6, 4
@@ -48,6 +49,33 @@ def test_stepping_equals_teacher_forcing(kind, v):
         assert torch.allclose(log_probs.exp().sum(-1), torch.ones(len(v)), atol=1e-5)
         stepped.append(log_probs)
     assert torch.allclose(torch.stack(stepped, dim=1)[words[:, 1:] != PAD], expected, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Number of elements of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.size = max(self.size, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_attends_to_a_few_images_at_a_time(kind):
+    decoder, beams, v = make(kind), 5, torch.randn(3 * FEW + 1, CELLS, FEATURES)
+    words = torch.randint(4, V, (len(v) * beams,))
+    found = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            state, context = decoder.start(v)
+            state = tuple(torch.ones_like(part).repeat_interleave(beams, dim=0) for part in state)
+            with Largest() as largest:
+                found.append((decoder.step(words, state, context)[0], largest.size))
+    (at_once, all_cells), (in_parts, some_cells) = found
+    assert torch.allclose(in_parts, at_once, atol=1e-6)
+    assert all_cells == len(v) * beams * CELLS * D > some_cells
 
 
 @pytest.mark.parametrize("kind", KINDS)
