@@ -159,6 +159,8 @@ class DataConfig(_Config, group="data."):
         max_length: captions are cut to this many words
         batch_size: captions in a batch, divided among trainer.devices
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
+        augment: crop each training image anew in each epoch, a little brighter or darker; only for an encoder with
+            trained stages, whose frozen ones then run in each epoch, too
         horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
         feature_cache: folder for the features, which a frozen encoder computes once
         feature_memory: features up to this many GiB are held in memory (of the GPU, if any); larger ones stay on disk
@@ -181,6 +183,7 @@ class DataConfig(_Config, group="data."):
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False
+    augment: bool = False
     horizontal_flip: bool = False
     feature_cache: str = "features"
     feature_memory: float = 8.0

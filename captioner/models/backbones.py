@@ -199,6 +199,22 @@ def parameter_stages(network: nn.Module, among: Container[str] | None = None) ->
     return first | stage_of, stages
 
 
+def chain_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that a network runs one after the other, by name, nested sequences unfolded; [] if it is no sequence.
+
+    A torchvision ViT and the networks of timm are none.
+    """
+
+    def unfold(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+        if type(module) is nn.Sequential:  # a subclass may have a forward of its own
+            for child_name, child in module.named_children():
+                yield from unfold(child, f"{name}{child_name}.")
+        else:
+            yield name, module
+
+    return list(unfold(network, "")) if type(network) is nn.Sequential else []
+
+
 def _stage_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         if name in CONTAINERS and list(child.children()):

@@ -19,7 +19,7 @@ from captioner.models.backbones import meta_device, shapes_only
 from captioner.models.base import CaptionModel
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, feature_shape, weights_digest
+from captioner.models.encoder import Encoder, cached_shape, feature_shape, weights_digest
 
 
 class Captioner(CaptionModel):
@@ -43,8 +43,12 @@ class Captioner(CaptionModel):
         self.decoder = kind(config, len(vocabulary), feature_shape(config)[-1])
 
     def features(self, images: Tensor) -> Tensor:
-        """(I, 3, H, W) uint8 → (I, F) or (I, P, F), of S frames each (I, S, …); features pass through."""
-        if images.is_floating_point():
+        """(I, 3, H, W) uint8 → (I, F) or (I, P, F), of S frames each (I, S, …); features pass through.
+
+        Maps (I, D) that are cached before the first trained stage go through the trained stages.
+        """
+        maps = self.config.trainable_layers > 0 and images.shape[1:] == cached_shape(self.config)
+        if images.is_floating_point() and not maps:
             return images
         assert self.encoder is not None, "this model has no encoder: give it features"
         return self.encoder(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,6 +30,37 @@ def feature_shape(config: ModelConfig) -> tuple[int, ...]:
     sizes = _sizes(config)
     size = len(sizes) * backbones.feature_channels(config.encoder, sizes)
     return (config.grid**2, size) if config.grid else (size,)
+
+
+@lru_cache(maxsize=8)
+def map_shapes(config: ModelConfig) -> tuple[tuple[int, int, int], ...]:
+    """(h, w, C) of the maps before the first trained stage, for each resolution.
+
+    () where none are cached: the encoder is frozen, or trained in all of its stages; the network is no sequence; or
+    images are clips, where maps of every frame would take too much room.
+    """
+    if config.trainable_layers == 0 or config.frames:
+        return ()
+    encoder: Any = backbones.shapes_only(lambda: Encoder(config, weights=False)).eval()
+    frozen = [module for _, module in encoder.chain[: encoder.cut]]
+    shapes = []
+    for size in _sizes(config) if frozen else ():
+        x = torch.empty(1, 3, size, size, device="meta")
+        for module in frozen:
+            x = module(x)
+        shapes.append((*x.shape[2:], x.shape[1]))
+    return tuple(shapes)
+
+
+def cached_shape(config: ModelConfig) -> tuple[int, ...]:
+    """The shape of what training does not change of an image: its feature, or the maps of :func:`map_shapes`, flat.
+
+    () if nothing of it is cached.
+    """
+    if config.trainable_layers == 0:
+        return feature_shape(config)
+    shapes = map_shapes(config)
+    return (sum(map(math.prod, shapes)),) if shapes else ()
 
 
 def _sizes(config: ModelConfig) -> tuple[int, ...]:
@@ -146,6 +178,18 @@ class Encoder(nn.Module):
         self.resnet.to(memory_format=torch.channels_last)
         self._freeze(config)
         self.eval()
+        self.config = config
+
+    @property
+    def chain(self) -> list[tuple[str, nn.Module]]:
+        """The modules that an image goes through; see :func:`captioner.models.backbones.chain_of`."""
+        return backbones.chain_of(self.resnet)
+
+    @property
+    def cut(self) -> int:
+        """The number of modules in the chain before the first trained parameter."""
+        trained = [any(p.requires_grad for p in module.parameters()) for _, module in self.chain]
+        return trained.index(True) if any(trained) else 0
 
     def _freeze(self, config: ModelConfig) -> None:
         """Let only the parameters of the last `trainable_layers` stages require gradients."""
@@ -183,6 +227,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB → (B, F) or (B, P, F): normalisation, network, mean over each cell, unit length.
 
+        Maps (B, D), floats from `cached`, go through the trained stages alone.
+
         Clips of S frames: (B, S, 3, H, W) → (B, S, F) or (B, S, P, F). A black frame after the first one is an absent
         frame, with a feature of 0.
         """
@@ -193,15 +239,41 @@ class Encoder(nn.Module):
             features = found.new_zeros(*present.shape, *found.shape[1:])
             features[present] = found
             return features
-        x = (images.to(self.mean.dtype) - self.mean) / self.std
-        resolutions = [x]
-        if self.second_size:
-            size = (self.second_size, self.second_size)
-            resolutions.append(resize(shrink, x, size))
         features = []
-        for x in resolutions:
-            maps = self.resnet(x.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
+        for maps in self._last_maps(images):  # (B, C, h, w)
             pooled = resize(F.adaptive_avg_pool2d, maps, (self.cells, self.cells)).contiguous()  # (B, C, grid, grid)
             cells = pooled.flatten(2).transpose(1, 2)  # (B, P, C)
             features.append(cells / cells.mean(dim=1, keepdim=True).norm(dim=2, keepdim=True).clamp_min(1e-12))
         return torch.cat(features, dim=2).view(images.shape[0], *self.feature_shape)
+
+    def cached(self, images: Tensor) -> Tensor:
+        """What training does not change of images: their features, or maps for `forward`, (B, *cached_shape)."""
+        if self.config.trainable_layers == 0:
+            return self(images)
+        frozen = self.chain[: self.cut]
+        maps = [self._run(frozen, x) for x in self._resolutions(images)]
+        return torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1)  # channels last, as they are used
+
+    def _last_maps(self, images: Tensor) -> list[Tensor]:
+        """The last map of images, or of maps (B, D), at each resolution."""
+        if not images.is_floating_point():
+            return [self.resnet(x) for x in self._resolutions(images)]
+        trained, shapes = self.chain[self.cut :], map_shapes(self.config)
+        parts = images.to(self.mean.dtype).split([math.prod(shape) for shape in shapes], dim=1)
+        return [
+            self._run(trained, part.unflatten(1, shape).permute(0, 3, 1, 2))
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+
+    def _resolutions(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) uint8, normalised, at each resolution."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        sizes = [(size, size) for size in (self.second_size,) if size]
+        resolutions = [x, *(resize(shrink, x, size) for size in sizes)]
+        return [x.contiguous(memory_format=torch.channels_last) for x in resolutions]
+
+    @staticmethod
+    def _run(modules: list[tuple[str, nn.Module]], x: Tensor) -> Tensor:
+        for _, module in modules:
+            x = module(x)
+        return x

@@ -18,13 +18,13 @@ SIZES = ("cell", "layers", "hidden_size", "embedding_size")  # the options that 
 
 
 @torch.no_grad()
-def init_from(model: Captioner, path: str | os.PathLike) -> str:
+def init_from(model: Captioner, path: str | os.PathLike, cached_maps: bool = False) -> str:
     """Copy the parts of a checkpoint that fit into `model`; return one line that names them and the others.
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have are unchanged.
-    UserError if nothing fits.
+    UserError if nothing fits, or if stages of the encoder whose maps are cached (`cached_maps`) were trained there.
     """
     header, theirs = read_checkpoint(path)
     vocabulary = parse_header(path, header)[1]
@@ -42,6 +42,8 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
         mine, other = ({name: state[name] for name in state if _part(name) == part} for state in (ours, theirs))
         fits = {name: value.shape for name, value in mine.items()} == {n: value.shape for n, value in other.items()}
         (copied if fits else left).append(part)
+        if fits and part == "encoder" and cached_maps:
+            _check_frozen_stages(model, other, path)
         for name in mine if fits else ():
             mine[name].copy_(other[name])
     own = asdict(model.config)
@@ -51,6 +53,17 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
         raise UserError(f"nothing in {path} fits this model{why}: train with its --model options")
     words = f" ({shared:,} of {len(model.vocabulary):,} words)"
     return f"{path}: took {', '.join(copied)}{words}" + (f"; left {', '.join(left)}{why}" if left else "")
+
+
+def _check_frozen_stages(model: Captioner, theirs: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """UserError unless the frozen parameters of the encoder are the same, up to the fp16 of checkpoints."""
+    frozen = {name: p for name, p in model.named_parameters() if name.startswith("encoder.") and not p.requires_grad}
+    if not all(torch.allclose(p, theirs[name].to(p), rtol=2e-3, atol=1e-4) for name, p in frozen.items()):
+        trained = f"--model.trainable_layers {model.config.trainable_layers}"
+        raise UserError(
+            f"{path} was trained in stages of the encoder that {trained} freezes, and their maps are cached as they "
+            "were before that: train as many stages, or add --data.augment"
+        )
 
 
 def _match_words(

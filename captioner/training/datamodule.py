@@ -65,7 +65,7 @@ class CaptionData(pl.LightningDataModule):
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count")
         # Work per image (encoder, attention keys, frames) is then done once for all captions of an image.
-        by_image = by_image or self.train.table is None or model.grid > 0 or model.frames > 0
+        by_image = by_image or max(model.trainable_layers, model.grid, model.frames) > 0
         self.train_set = self._dataset(self.train, by_image, seed, tokenized)
         self.val_set = self._dataset(self.val, by_image=True)
 

@@ -27,7 +27,7 @@ from captioner.data.samplers import unreadable_image
 from captioner.data.shards import Member
 from captioner.devices import choose_workers
 from captioner.errors import UserError
-from captioner.models.encoder import Encoder, feature_shape, weights_digest
+from captioner.models.encoder import Encoder, cached_shape, weights_digest
 
 MIN_COSINE = 0.95  # of a cached feature and the same one fresh; with another JPEG decoder it is 0.99
 
@@ -44,10 +44,11 @@ def extract_features(
 ) -> Iterator[np.ndarray]:
     """(b, F) or (b, P, F) fp16 blocks of features of `paths`, in order; (b, frames, …) of clips and albums.
 
+    Of an encoder with trained stages they are (b, D) blocks of its maps before them: see :meth:`Encoder.cached`.
     With `skip_bad` the features of an unreadable image are NaN; with `mirrored` the images are flipped left to right.
     """
     device = encoder.mean.device
-    shape = (frames, *encoder.feature_shape) if frames else encoder.feature_shape
+    shape = _shape(encoder.config)
     for images, errors in read_images(paths, image_size, batch_size, workers, frames):
         good = [error is None for error in errors]
         if not all(good) and not skip_bad:
@@ -56,12 +57,18 @@ def extract_features(
         if len(images):
             with torch.inference_mode():
                 images = images.flip(-1) if mirrored else images
-                block[good] = encoder(images.to(device)).half().cpu().numpy()
+                block[good] = encoder.cached(images.to(device)).half().cpu().numpy()
         yield block
 
 
+def _shape(model: ModelConfig) -> tuple[int, ...]:
+    """What is cached of one image or clip; () for nothing."""
+    shape = cached_shape(model)
+    return (model.frames, *shape) if model.frames and shape else shape
+
+
 class DataSplit:
-    """The examples of a split, with the features of their images if the encoder is frozen.
+    """The examples of a split, with the features of their images, or the maps before the first trained stage.
 
     For a dry run with `sample`: where features are missing, those of a few images are computed, which all then share.
     `device` is where features are computed.
@@ -89,7 +96,13 @@ class DataSplit:
         )
         self.mirrors = name == "train" and data.horizontal_flip
         bad = np.zeros(len(self.examples), dtype=bool)
-        if model.trainable_layers == 0:
+        if data.augment and model.trainable_layers == 0:
+            raise UserError("--data.augment needs an encoder with trained stages: --model.trainable_layers is 0")
+        cached = bool(_shape(model)) and not data.augment
+        if name == "train" and not cached and not data.augment:
+            kind = "clips" if model.frames else model.encoder
+            rank_zero_only(print)(f"the maps of {kind} are not cached: every image is decoded in every epoch")
+        if cached:
             bad = self._open_features(Path(annotations).stem, sample)
         elif data.skip_bad_images and not sample:
             bad = self._unreadable()
@@ -142,7 +155,7 @@ class DataSplit:
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
-        shape = ((model.frames,) if model.frames else ()) + feature_shape(model)
+        shape = _shape(model)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint, shape)
         bad = file.unreadable[: len(paths)]
@@ -166,6 +179,8 @@ class DataSplit:
                 size = file.size if isinstance(file, Member) else os.stat(file).st_size
                 digest.update(f"{name}\0{size}\0".encode())
         optional = {"grid": model.grid, "frames": model.frames, "mirrored": "after the others" if self.mirrors else ""}
+        if model.trainable_layers:  # maps, whatever the grid
+            optional |= {"grid": 0, "trained stages": model.trainable_layers}
         return {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),

@@ -14,7 +14,16 @@ from torchvision.models import resnet18, resnet50
 from captioner.config import ModelConfig
 from captioner.errors import UserError
 from captioner.models import encoder
-from captioner.models.encoder import Encoder, feature_shape, matrix_resize, shrink, weights_digest, weights_file
+from captioner.models.encoder import (
+    Encoder,
+    cached_shape,
+    feature_shape,
+    map_shapes,
+    matrix_resize,
+    shrink,
+    weights_digest,
+    weights_file,
+)
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -219,3 +228,40 @@ def test_on_mps_alone_a_resize_is_two_matrix_products(monkeypatch):
     monkeypatch.setattr(encoder, "matrix_resize", lambda function, x, size: "products")
     assert encoder.resize(None, SimpleNamespace(device=torch.device("mps")), (7, 7)) == "products"
     assert encoder.resize(F.adaptive_avg_pool2d, torch.ones(1, 1, 9, 9), (7, 7)).shape == (1, 1, 7, 7)
+
+
+@pytest.mark.parametrize("second_size", [0, 32])
+@pytest.mark.parametrize(("trained", "grid"), [(1, 0), (2, 0), (3, 2)])
+def test_maps_before_the_trained_stages_are_enough(trained, grid, second_size):
+    attention = "soft" if grid else "none"
+    config = ModelConfig("resnet18", 64, second_size, trained, grid, attention)
+    encoder, images = Encoder(config), torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    maps = encoder.cached(images)
+    assert not maps.requires_grad
+    assert maps.shape == (2, *cached_shape(config)) == (2, sum(h * w * c for h, w, c in map_shapes(config)))
+    found = encoder(maps)
+    torch.testing.assert_close(found, encoder(images), atol=1e-6, rtol=1e-5)
+    found.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is not None) == (encoder.stages_after[name] < trained), name
+
+
+def test_what_is_cached():
+    """The features of a frozen encoder; nothing where a network cannot be cut, is trained whole, or sees clips."""
+    assert cached_shape(ModelConfig("resnet18", 64, 0, 0)) == (512,)
+    assert map_shapes(ModelConfig("resnet18", 64, 0, 1)) == ((4, 4, 256),)
+    assert map_shapes(ModelConfig("convnext_tiny", 64, 0, 1)) == ((2, 2, 768),)
+    for config in (
+        ModelConfig("resnet18", 64, 0, 5),
+        ModelConfig("vit_b_16", 224, 0, 1),
+        ModelConfig("resnet18", 64, 0, 1, frames=2),
+    ):
+        assert cached_shape(config) == ()
+
+
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf"])
+def test_other_networks_are_cut_before_their_last_stage(name):
+    config = ModelConfig(name, 64, 0, 1)
+    encoder, images = Encoder(config, weights=False), torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(encoder(encoder.cached(images)), encoder(images))

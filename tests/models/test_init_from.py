@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from helpers import WORDS, arguments, is_one_line, make_captioner, train
+from helpers import WORDS, arguments, is_one_line, make_captioner, refused, train
 
 from captioner.data.vocabulary import SPECIAL, UNK, Vocabulary
 from captioner.errors import UserError
@@ -147,3 +147,17 @@ def test_a_config_without_it_is_read_back(tiny, tmp_path, cli):
     assert yaml.safe_load((out / "config.yaml").read_text())["init_from"] is None
     code, _, err = cli("train", "--config", out / "config.yaml", "--resume")
     assert code == 0, err
+
+
+def test_stages_that_were_trained_elsewhere_are_not_cached_as_they_were(tmp_path):
+    first = make_captioner(2)
+    file = saved(first, tmp_path, half=True)
+    assert "took" in init_from(make_captioner(1), file, cached_maps=True)  # never trained, and rounded to fp16
+    with torch.no_grad():
+        first.encoder.resnet.layer3[0].conv1.weight += 0.01
+    file = saved(first, tmp_path, half=True)
+    assert "took" in init_from(make_captioner(1), file)
+    assert "took" in init_from(make_captioner(2), file, cached_maps=True)
+    refused(
+        lambda: init_from(make_captioner(1), file, cached_maps=True), says=["--model.trainable_layers 1", "augment"]
+    )

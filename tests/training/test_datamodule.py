@@ -12,7 +12,7 @@ from captioner.config import DataConfig, ModelConfig
 from captioner.data.images import eval_transform, open_image
 from captioner.data.vocabulary import END, PAD, UNK, tokenize
 from captioner.errors import UserError
-from captioner.models.encoder import Encoder
+from captioner.models.encoder import Encoder, cached_shape
 from captioner.training import split
 from captioner.training.datamodule import CaptionData
 
@@ -189,7 +189,7 @@ def test_features_in_memory_equal_memory_mapped_ones(tiny, loader):
 
 
 def test_images_for_a_trained_encoder(tiny):
-    data = load(tiny, TRAINED)
+    data = load(tiny, TRAINED, augment=True)
     assert data.train.table is None
     for batch in batches(data):
         assert batch.images.shape == (len(batch.examples), 3, 32, 32)
@@ -198,6 +198,28 @@ def test_images_for_a_trained_encoder(tiny):
         counts = batch.image_of.bincount().tolist()
         assert counts == [len(data.train.examples[i].captions) for i in batch.examples]  # all captions of each
         assert (batch.words != PAD).any(dim=0).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_maps_before_the_first_trained_stage_are_cached(tiny, flip):
+    """The features from them are those of the images, to fp16."""
+    data = load(tiny, TRAINED, horizontal_flip=flip)
+    decoded = load(tiny, TRAINED, horizontal_flip=flip, augment=True)
+    encoder = Encoder(data.model)
+    for mine, batch in zip(batches(data), decoded.train_dataloader(), strict=True):
+        assert mine.images.dtype == torch.float16
+        assert mine.images.shape[1:] == cached_shape(data.model)
+        assert equal_batches(mine, batch._replace(images=mine.images))
+        n = len(data.train.examples)
+        whole = [eval_transform(open_image(data.train.examples[i % n].path), 32) for i in batch.examples.tolist()]
+        whole = [x.flip(-1) if i >= n else x for x, i in zip(whole, batch.examples.tolist(), strict=True)]
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(mine.images), encoder(torch.stack(whole)), atol=1e-3, rtol=0)
+    assert flip == any(i >= n for b in batches(data) for i in b.examples.tolist())
+
+
+def test_crops_need_a_trained_encoder(tiny):
+    refused(lambda: load(tiny, augment=True), says=["--data.augment", "--model.trainable_layers is 0"])
 
 
 def spoil(coco, split: str, name: str) -> None:
