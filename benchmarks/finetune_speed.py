@@ -1,7 +1,7 @@
-"""Fine-tuning the last stage of ResNet-50: an epoch on cached maps against an epoch that decodes every image, on the CPU.
+"""Fine-tuning the last stage of ResNet-50 on a CPU: an epoch on cached maps against one that decodes every image.
 
-Both are whole runs of ``captioner train`` on the same JPEGs of 500 × 375 pixels, with and without ``--data.augment``; only
-their training epochs are timed, since the maps are computed once, before the first.
+Both are whole runs of ``captioner train`` on the same JPEGs of 500 × 375 pixels, without and with ``--data.augment``.
+Only their training epochs are timed, since the maps are computed once, before the first.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class DataConfig(_Config, group="data."):
         augment: crop each training image anew in each epoch, a little brighter or darker; only for an encoder with
             trained stages, whose frozen ones then run in each epoch, too
         horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
-        feature_cache: folder for the features, which a frozen encoder computes once
+        feature_cache: folder for what is computed once: features, or maps before the first trained stage
         feature_memory: features up to this many GiB are held in memory (of the GPU, if any); larger ones stay on disk
         workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
