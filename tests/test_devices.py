@@ -59,12 +59,23 @@ def test_devices_that_are_missing(machine, gpus, accelerator, count, says):
 
 
 def test_what_the_trainer_lacks_is_told_before_anything_is_read(cli, machine, tmp_path):
-    data = ("--data.train", "missing.json", "--output", tmp_path / "run")
+    (tmp_path / "damaged.json").write_text("{")
+    damaged = tmp_path / "damaged.json"
+    data = (
+        "--data.train",
+        damaged,
+        "--data.val",
+        damaged,
+        "--data.train_images",
+        tmp_path,
+        "--data.val_images",
+        tmp_path,
+    )
     for options in (("--trainer.accelerator", "gpu"), ("--trainer.devices", 2)):
-        code, out, err = cli("train", *data, *options)
+        code, out, err = cli("train", *data, "--output", tmp_path / "run", *options)
         assert (code, out) == (2, "")
         assert err.startswith("captioner train: error: trainer.")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.json"]
 
 
 def test_mps_is_used_if_named_and_said_once_to_be_untested(machine, capsys):

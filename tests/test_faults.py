@@ -391,7 +391,7 @@ def test_a_process_that_dies_while_a_batch_is_computed(tiny, tmp_path, capsys, m
         return step(self, *arguments)
 
     monkeypatch.setattr(CaptionTask, "training_step", kill)
-    assert train(tiny, tmp_path / "run", "--model.trainable_layers", "1", "--data.workers", "1") == 2
+    assert train(tiny, tmp_path / "run", "--model.trainable_layers", "1", "--data.augment", "--data.workers", "1") == 2
     assert is_one_line(capsys.readouterr().err.splitlines()[-1], *DIED)
 
 

@@ -48,7 +48,7 @@ def extract_features(
     With `skip_bad` the features of an unreadable image are NaN; with `mirrored` the images are flipped left to right.
     """
     device = encoder.mean.device
-    shape = _shape(encoder.config)
+    shape = _shape(encoder.config, frames)
     for images, errors in read_images(paths, image_size, batch_size, workers, frames):
         good = [error is None for error in errors]
         if not all(good) and not skip_bad:
@@ -61,10 +61,10 @@ def extract_features(
         yield block
 
 
-def _shape(model: ModelConfig) -> tuple[int, ...]:
-    """What is cached of one image or clip; () for nothing."""
+def _shape(model: ModelConfig, frames: int) -> tuple[int, ...]:
+    """What is cached of one image, or of a clip of several frames; () for nothing."""
     shape = cached_shape(model)
-    return (model.frames, *shape) if model.frames and shape else shape
+    return (frames, *shape) if frames and shape else shape
 
 
 class DataSplit:
@@ -98,7 +98,7 @@ class DataSplit:
         bad = np.zeros(len(self.examples), dtype=bool)
         if data.augment and model.trainable_layers == 0:
             raise UserError("--data.augment needs an encoder with trained stages: --model.trainable_layers is 0")
-        cached = bool(_shape(model)) and not data.augment
+        cached = bool(_shape(model, model.frames)) and not data.augment
         if name == "train" and not cached and not data.augment:
             kind = "clips" if model.frames else model.encoder
             rank_zero_only(print)(f"the maps of {kind} are not cached: every image is decoded in every epoch")
@@ -155,7 +155,7 @@ class DataSplit:
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
 
-        shape = _shape(model)
+        shape = _shape(model, model.frames)
         write_features(folder, fingerprint, names, shape, rows_from)
         file = FeatureFile.open(folder, fingerprint, shape)
         bad = file.unreadable[: len(paths)]

@@ -36,7 +36,8 @@ DECODERS = {
     "adaptive": ("--model.attention", "adaptive", *ATTENTION),
     "updown": ("--model.attention", "updown", *ATTENTION),
     "clips": ("--model.frames", "2"),
-    "trained encoder": ("--model.trainable_layers", "1"),
+    "trained encoder": ("--model.trainable_layers", "1", "--data.augment"),
+    "cached maps": ("--model.trainable_layers", "1"),
 }
 PRECISIONS = {"32-true": 0.02, "16-mixed": 0.05, "bf16-mixed": 0.2}  # tolerance of a mean log-probability, in nats
 STILL = [word for name in NO_DROPOUT for word in (f"--model.{name}", "0")]

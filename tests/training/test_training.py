@@ -264,7 +264,8 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
 def test_a_bad_image_stops_in_one_line(fresh, tmp_path, cli_train, trained, workers):
     bad = fresh.images("train") / "004.png"
     bad.write_bytes(b"no image")
-    code, _, err = cli_train(fresh, tmp_path / "run", "--model.trainable_layers", trained, "--data.workers", workers)
+    options = ["--model.trainable_layers", 1, "--data.augment"] if trained else []
+    code, _, err = cli_train(fresh, tmp_path / "run", "--data.workers", workers, *options)
     assert code == 2
     (line,) = [line for line in err.splitlines() if "error: " in line]
     assert is_one_line(line, "captioner train: error: ", str(bad), "--data.skip_bad_images"), err
@@ -348,7 +349,10 @@ task.CaptionTask.on_train_batch_start = slow
         (12, "--model.cell gru --model.layers 2 --train.ema_decay 0.9"),
         (12, "--model.cell rnn --data.feature_memory 0"),
         (12, "--trainer.accumulate_grad_batches 3"),
-        (5, "--model.trainable_layers 1 --train.ema_decay 0.9 --train.encoder_lr 0.01 --data.batch_size 6"),
+        (
+            5,
+            "--model.trainable_layers 1 --data.augment --train.ema_decay 0.9 --train.encoder_lr 0.01 --data.batch_size 6",
+        ),
     ],
 )
 def test_a_killed_and_resumed_run_ends_as_one_that_was_not_killed(tiny, tmp_path, stop, options):
@@ -447,12 +451,12 @@ def module_train(coco, out: Path, *options: str, patch: str = "") -> subprocess.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", ["0", "1"])
+@pytest.mark.parametrize("trained", ["0", "1", "1 --data.augment"])
 def test_two_processes(tmp_path, trained):
     """gloo on the CPU; seven validation images do not divide by two."""
     coco, out = write_set(tmp_path / "set", train=12, val=7), tmp_path / "run"
     options = [*TWO, "--train.samples", "7"]
-    options += ["--model.trainable_layers", trained, "--data.batch_size", "8", "--train.patience", "0"]
+    options += ["--model.trainable_layers", *trained.split(), "--data.batch_size", "8", "--train.patience", "0"]
     done = module_train(coco, out, *options)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -490,12 +494,12 @@ def still() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", ["0", "1"])
+@pytest.mark.parametrize("trained", ["0", "1", "1 --data.augment"])
 @pytest.mark.parametrize("flip", ["--data.no_horizontal_flip", "--data.horizontal_flip"])
 def test_two_processes_learn_as_one(tmp_path, trained, flip):
     """They share each batch, and its loss and gradient are those of all words, though one has more words."""
     coco = write_set(tmp_path / "set", train=13, val=3)
-    options = [*still(), "--model.trainable_layers", trained, flip, "--train.ema_decay", "0.9"]
+    options = [*still(), "--model.trainable_layers", *trained.split(), flip, "--train.ema_decay", "0.9"]
     options += ["--data.batch_size", "10"]
     done = module_train(coco, tmp_path / "two", *options, *TWO)
     assert done.returncode == 0, done.stderr
