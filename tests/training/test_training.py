@@ -351,7 +351,7 @@ task.CaptionTask.on_train_batch_start = slow
         (12, "--trainer.accumulate_grad_batches 3"),
         (
             5,
-            "--model.trainable_layers 1 --data.augment --train.ema_decay 0.9 --train.encoder_lr 0.01 --data.batch_size 6",
+            "--model.trainable_layers 1 --data.augment --train.ema_decay 0.9 --data.batch_size 6",
         ),
     ],
 )
