@@ -163,7 +163,8 @@ class DataConfig(_Config, group="data."):
             trained stages, whose frozen ones then run in each epoch, too
         horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
         feature_cache: folder for what is computed once: features, or maps before the first trained stage
-        feature_memory: features up to this many GiB are held in memory (of the GPU, if any); larger ones stay on disk
+        feature_memory: GiB of features held in the memory of the device (-1 = up to half of what is free); others are
+            read from the disk ahead of the steps
         workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
 
@@ -186,13 +187,15 @@ class DataConfig(_Config, group="data."):
     augment: bool = False
     horizontal_flip: bool = False
     feature_cache: str = "features"
-    feature_memory: float = 8.0
+    feature_memory: float = -1
     workers: int = -1
 
     def _check(self) -> None:
         self._limit("fraction", ABOVE_0_TO_1)
         self._limit("min_count max_length batch_size", AT_LEAST_1)
-        self._limit("feature_memory", AT_LEAST_0)
+        self._require(
+            self.feature_memory >= 0 or self.feature_memory == -1, "feature_memory", "-1 (choose), or a number of GiB"
+        )
         self._require(self.workers >= -1, "workers", "-1 (choose) or more")
         self._require(self.level == "word" or not self.horizontal_flip, "horizontal_flip", "false with data.level char")
 

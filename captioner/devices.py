@@ -1,12 +1,20 @@
-"""Which device to use, and the number of worker processes."""
+"""Which device to use, what fits its memory, and the number of worker processes."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
+
+import psutil
 
 from captioner.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 TESTED = ("cpu", "cuda")  # kinds of devices that tests are written for
 
@@ -46,6 +54,48 @@ def warn_untested(kind: str) -> None:
     """Say on standard error, once, that captioner has not been tested on this kind of device."""
     if kind not in TESTED:
         print(f"captioner: warning: {kind} is untested: compare its results with cpu's", file=sys.stderr, flush=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of the memory of a device that can be used: of the CUDA device, or of this machine."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def held_in_memory(sizes: Sequence[int], limit: float, free: int, processes: int = 1) -> list[bool]:
+    """Which tables of features are held in the memory of a device; the others are read from their files.
+
+    Args:
+        sizes: bytes of each table; the first ones come first.
+        limit: GiB for all tables of a process; -1 for half of its share of the free memory, which leaves the other half
+            to the training.
+        free: bytes of free memory, see :func:`free_memory`.
+        processes: the number that share this memory, each with tables of its own.
+
+    >>> held_in_memory([5 << 30, 2 << 30, 1 << 30], limit=-1, free=16 << 30)
+    [True, True, True]
+    >>> held_in_memory([5 << 30, 2 << 30, 1 << 30], limit=-1, free=16 << 30, processes=2)
+    [False, True, True]
+    """
+    share = free / processes
+    room = share / 2 if limit < 0 else min(limit * 2**30, share)
+    held = []
+    for size in sizes:
+        held.append(size <= room)
+        room -= size * held[-1]
+    return held
+
+
+def gib(size: float) -> str:
+    """Bytes in GB of 2³⁰, small sizes in MB of 2²⁰.
+
+    >>> gib(2**29), gib(2**20)
+    ('0.5 GB', '1 MB')
+    """
+    return f"{size / 2**30:.1f} GB" if size >= 2**28 else f"{math.ceil(size / 2**20)} MB"
 
 
 def choose_workers(workers: int, device: str) -> int:

@@ -53,7 +53,7 @@ def test_frozen(config):
         (DataConfig, "data.min_count", [0], [1]),
         (DataConfig, "data.max_length", [0], [1]),
         (DataConfig, "data.batch_size", [0], [1]),
-        (DataConfig, "data.feature_memory", [-1.0], [0.0]),
+        (DataConfig, "data.feature_memory", [-2.0, -0.5], [-1.0, 0.0]),
         (DataConfig, "data.workers", [-2], [-1, 0]),
         (TextConfig, "data.val_share", [0.0, 1.0], [0.001, 0.999]),
         (TextConfig, "data.level", ["letter"], ["word", "char"]),

@@ -118,6 +118,7 @@ def _measure(options: Any) -> Iterator[Curve]:
 
 def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
     """Features (N, F), words (N, T + 1), lengths (N,) of the longest captions whose last word is in the vocabulary."""
+    import numpy as np
     import torch
 
     from captioner.data.vocabulary import PAD, START, UNK, tokenize
@@ -146,7 +147,7 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
         raise UserError(f"{options.annotations} has no caption whose last word is in the vocabulary")
     rows = [torch.tensor([START, *ids]) for _, ids in pairs]
     words = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
-    features = torch.stack([torch.as_tensor(split.table[row]) for row, _ in pairs])
+    features = split.read(np.array([row for row, _ in pairs]))
     return features, words, torch.tensor([len(ids) for _, ids in pairs])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class CaptionDataset(Dataset):
         max_length: longer captions are cut to this many words.
         image_size: side in pixels of the decoded images; unused with `rows`.
         rows: (examples,) each example's row in the feature table; None to decode images.
-        table: (rows, F) memory-mapped features, read batch by batch; None if the table is on the device.
+        read: features (I, F) of rows (I,), from a file; None if the table is on the device, which is sent rows alone.
         augment: seed of the training augmentation, or None for the evaluation transform.
         horizontal_flip: with `augment`, flip half of the images, drawn in each epoch, and exchange left and right
             in their captions; an image with a caption where that is unclear is never flipped (see
@@ -66,7 +66,7 @@ class CaptionDataset(Dataset):
     max_length: int
     image_size: int
     rows: np.ndarray | None = None
-    table: np.ndarray | None = None
+    read: Callable[[np.ndarray], Tensor] | None = None
     augment: int | None = None
     horizontal_flip: bool = False
     by_image: bool = False
@@ -144,7 +144,7 @@ class CaptionDataset(Dataset):
             rows = self.rows[examples]
             if self.flipped_rows is not None:
                 rows = np.where(flipped, self.flipped_rows[examples], rows)
-            return torch.from_numpy(rows if self.table is None else self.table[rows])
+            return self.read(rows) if self.read else torch.from_numpy(rows)
         images = [self._image(int(i)) for i in examples]
         return torch.stack([p.flip(-1) if f else p for p, f in zip(images, flipped, strict=True)])  # (I, 3, H, W)
 

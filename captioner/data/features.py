@@ -8,12 +8,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor
 from tqdm import tqdm
 
 from captioner.errors import UserError, one_line
@@ -22,6 +26,7 @@ from captioner.files import publish, write_json
 # Raised by the file system, json and numpy (whose header parser uses tokenize) when a file is missing or damaged.
 READ_ERRORS = (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError, OverflowError, TokenError)
 Fingerprint = Mapping[str, str | int]
+READERS = 4  # threads that read rows of one batch
 
 
 class FeatureFile(NamedTuple):
@@ -65,6 +70,29 @@ class FeatureFile(NamedTuple):
         unreadable = np.zeros(len(rows), dtype=bool)
         unreadable[bad] = True
         return cls(rows, index["names"], unreadable)
+
+
+def read_rows(table: np.memmap, rows: np.ndarray, pinned: bool = False) -> Tensor:
+    """These rows of a memory-mapped table, read from its file by several threads; `pinned` for a copy to a GPU.
+
+    What is read is never mapped, so that the memory of the process does not grow with the part of the file read.
+    """
+    found = torch.empty((len(rows), *table.shape[1:]), dtype=torch.float16, pin_memory=pinned)
+    memory = found.flatten(1).view(torch.uint8).numpy()  # (R, bytes)
+
+    def read(part: np.ndarray) -> None:
+        with FileIO(table.filename) as file:  # type: ignore[arg-type]
+            for i in part:
+                file.seek(table.offset + int(rows[i]) * memory.shape[1])
+                if file.readinto(memory[i]) != memory.shape[1]:
+                    raise OSError("the file is too short")
+
+    try:
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(read, np.array_split(np.arange(len(rows)), READERS)))
+    except OSError as error:
+        raise UserError(f"{table.filename} cannot be read ({error}): run the command again") from error
+    return found
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from captioner.data.images import ImageError
+from captioner.data.prefetch import read_ahead
 from captioner.errors import UserError
 
 
@@ -60,10 +62,16 @@ def unreadable_image(problem: ImageError | str, option: str = "--data.skip_bad_i
 
 
 class CaptionLoader(DataLoader):
-    """A DataLoader over a :class:`captioner.data.dataset.CaptionDataset`; an unreadable image is a UserError."""
+    """A DataLoader over a :class:`captioner.data.dataset.CaptionDataset`; an unreadable image is a UserError.
+
+    With `ahead`, a device, its batches are read ahead: see :func:`captioner.data.prefetch.read_ahead`.
+    """
+
+    ahead: torch.device | None = None
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in read_ahead(batches, self.ahead) if self.ahead else batches:
             if isinstance(batch, ImageError):
                 raise unreadable_image(batch)
             yield batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import sys
@@ -25,6 +24,7 @@ from captioner.data.annotations import Example
 from captioner.data.images import open_file
 from captioner.data.shards import Member
 from captioner.data.vocabulary import UNK
+from captioner.devices import gib
 from captioner.errors import UserError
 from captioner.training.datamodule import CaptionData
 
@@ -74,7 +74,7 @@ class DryRun(Callback):
         validation = (self.validation[1] - self.validation[0]) / max(1, self.images) * images / trainer.world_size
         missing = sum(split.missing for split in splits)
         extraction = sum(split.missing * split.seconds for split in splits)
-        features = sum(split.missing * split.bytes for split in splits)
+        features = sum(split.nbytes for split in splits if split.missing)
         total = epochs * epoch + epochs // val_interval * validation + extraction
         files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(folder).free
@@ -86,9 +86,6 @@ class DryRun(Callback):
         ]
         if memory := peak_memory(trainer.strategy.root_device):
             lines.append(f"memory: peak of {' and '.join(memory)}")
-        if features:
-            held = "held in memory" if features <= data.data.feature_memory * 2**30 else "read from the disk"
-            lines.append(f"features of {gib(features)} will be {held}")
         lines.append(f"disk: {gib(files)} for checkpoints and logs, {gib(features)} for features; {gib(free)} are free")
         if files + features > free:
             lines.append("the disk is too small: name another --output or --data.feature_cache")
@@ -119,15 +116,6 @@ def duration(seconds: float) -> str:
             whole, rest = divmod(round(seconds / unit), size // unit)
             return f"{whole} {name} {rest} {small}" if rest else f"{whole} {name}"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def gib(size: float) -> str:
-    """Bytes in GB of 2³⁰, small sizes in MB of 2²⁰.
-
-    >>> gib(2**29), gib(2**20)
-    ('0.5 GB', '1 MB')
-    """
-    return f"{size / 2**30:.1f} GB" if size >= 2**28 else f"{math.ceil(size / 2**20)} MB"
 
 
 class SanityChecks(Callback):

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,7 +17,7 @@ from captioner.data.dataset import Batch, CaptionDataset
 from captioner.data.flip_captions import flip_caption
 from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader
 from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabulary, tokenize_all
-from captioner.devices import choose_workers, needed_workers
+from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
 from captioner.models.checkpoint import parse_header, read_checkpoint
@@ -102,6 +104,24 @@ class CaptionData(pl.LightningDataModule):
             raise UserError(f"data.batch_size is {self.data.batch_size}: {what}")
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
 
+    def setup(self, stage: str) -> None:
+        """Hold the features in the memory of the device, as far as they fit, and say where they are."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        sharing = 1 if device.type == "cuda" else self.trainer.num_devices
+        splits = [(self.train, self.train_set), (self.val, self.val_set)]
+        sizes = [split.nbytes for split, _ in splits]
+        held = held_in_memory(sizes, self.data.feature_memory, free_memory(device), sharing)
+        memory = "GPU memory" if device.type == "cuda" else "memory"
+        places = []
+        for (split, dataset), fits in zip(splits, held, strict=True):
+            places.append(f"{split.name} {gib(split.nbytes)} {f'in {memory}' if fits else 'read from the disk'}")
+            if fits or isinstance(split.table, Tensor):
+                split.hold(device)
+                dataset.read = split.read
+        if any(sizes):
+            rank_zero_only(print)(f"features: {', '.join(places)}")
+
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length if their features are pooled, else all captions of an image together."""
         return self._loader(self.train_set, self.train_sampler(*self._rank_and_world()), ResumableLoader)
@@ -125,7 +145,7 @@ class CaptionData(pl.LightningDataModule):
             self.data.max_length,
             self.model.image_size,
             split.rows,
-            None if isinstance(split.table, Tensor) else split.table,
+            split.read,
             augment,
             self.data.horizontal_flip,
             by_image,
@@ -137,10 +157,13 @@ class CaptionData(pl.LightningDataModule):
     def _loader(self, dataset: CaptionDataset, batches: Any, kind: type[DataLoader]) -> DataLoader:
         workers = choose_workers(self.data.workers, self.device) if dataset.rows is None else 0
         workers = needed_workers(workers, len(batches))
-        return kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=self.device == "cuda")
+        loader = kind(dataset, None, sampler=batches, num_workers=workers, pin_memory=self.device == "cuda")
+        if dataset.read is not None:
+            loader.ahead = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return loader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Look up the features of row numbers on the device, where the table is moved with the first batch."""
+        """Look up the features of row numbers in the table on the device."""
         if batch.images.dim() != 1:
             return batch
         split = self.train if self.trainer is None or self.trainer.training else self.val

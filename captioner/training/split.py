@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
 from captioner.data.annotations import read_examples
 from captioner.data.clips import album_images
 from captioner.data.dataset import read_images
-from captioner.data.features import FeatureFile, feature_folder, write_features
+from captioner.data.features import FeatureFile, feature_folder, read_rows, write_features
 from captioner.data.samplers import unreadable_image
 from captioner.data.shards import Member
 from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, cached_shape, weights_digest
 
+HELD_AT_ONCE = 256  # rows
 MIN_COSINE = 0.95  # of a cached feature and the same one fresh; with another JPEG decoder it is 0.99
 
 
@@ -78,13 +80,13 @@ class DataSplit:
     rows: np.ndarray | None = None  # (examples,) the row of each example in the table
     mirrored_rows: np.ndarray | None = None  # (examples,) the row of its mirrored image
     folder: Path | None = None  # of the feature file
-    missing, seconds, bytes = 0, 0.0, 0  # number of features still to compute after a sample; time and size of each
+    missing, seconds = 0, 0.0  # number of features still to compute after a sample; time of each
 
     def __init__(
         self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False, device: str = "cpu"
     ) -> None:
         annotations = data.captions(name)
-        self.data, self.model, self.device = data, model, device
+        self.name, self.data, self.model, self.device = name, data, model, device
         self.examples, skipped = read_examples(
             annotations,
             getattr(data, f"{name}_images"),
@@ -120,6 +122,29 @@ class DataSplit:
         self.examples = [self.examples[i] for i in kept]
         self.rows = None if self.rows is None else self.rows[kept]
         self.mirrored_rows = None if self.mirrored_rows is None else self.mirrored_rows[kept]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the table, also of one that is still to be computed; 0 if there is none."""
+        return 0 if self.table is None else self.table[:1].nbytes * (self.missing or len(self.table))
+
+    @property
+    def read(self) -> Callable[[np.ndarray], Tensor] | None:
+        """Reads the features of rows (I,) from the file; None if the table is in memory, or there is none."""
+        if not isinstance(self.table, np.memmap):
+            return None
+        return partial(read_rows, self.table, pinned=self.device == "cuda")
+
+    def hold(self, device: torch.device) -> None:
+        """Copy the table to the memory of a device, a part at a time."""
+        if self.table is not None:
+            held = torch.empty(self.table.shape, dtype=torch.float16, device=device)
+            for first in range(0, len(held), HELD_AT_ONCE):
+                part = self.table[first : first + HELD_AT_ONCE]
+                held[first : first + HELD_AT_ONCE] = (
+                    part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+                )
+            self.table = held
 
     def check_features(self, encoder: Encoder) -> None:
         """Recompute the features of the first image; raise UserError if the cached ones differ."""
@@ -163,8 +188,6 @@ class DataSplit:
             raise unreadable_image(f"{paths[int(bad.argmax())]} and {int(bad.sum()) - 1} more images cannot be read")
         self.folder, self.table, self.rows = folder, file.rows, np.flatnonzero(~bad)
         self.mirrored_rows = self.rows + len(paths) if self.mirrors else None
-        if file.rows.nbytes <= data.feature_memory * 2**30:
-            self.table = torch.from_numpy(np.array(file.rows))
         return bad
 
     def _fingerprint(self) -> dict[str, str | int]:
@@ -204,7 +227,6 @@ class DataSplit:
         table = table[~np.isnan(table.reshape(len(table), -1)[:, 0])]
         if not len(table):
             raise UserError(f"{few[0]} and {len(few) - 1} more images cannot be read")
-        self.bytes = table[0].nbytes
         self.table, self.rows = torch.from_numpy(table), np.arange(len(paths)) % len(table)
         self.mirrored_rows = self.rows if self.mirrors else None
         return np.zeros(len(paths), dtype=bool)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from helpers import captions_of, equal_batches, is_one_line, refused
 from PIL import Image
@@ -13,7 +14,7 @@ from captioner.data.images import eval_transform, open_image
 from captioner.data.vocabulary import END, PAD, UNK, tokenize
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, cached_shape
-from captioner.training import split
+from captioner.training import datamodule, split
 from captioner.training.datamodule import CaptionData
 
 FROZEN, TRAINED = 0, 1
@@ -22,6 +23,13 @@ FROZEN, TRAINED = 0, 1
 def load(coco, trained: int = FROZEN, **options) -> CaptionData:
     model = ModelConfig("resnet18", image_size=32, second_size=0, trainable_layers=trained)
     return CaptionData(DataConfig(**{**coco.data(), "min_count": 1, "batch_size": 8, "workers": 0, **options}), model)
+
+
+def hold(data: CaptionData, **options) -> None:
+    """As a trainer on a CPU does."""
+    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    data.setup("fit")
+    data.trainer = None
 
 
 def batches(data: CaptionData) -> list:
@@ -75,7 +83,7 @@ def test_a_fraction_is_of_images_chosen_by_the_seed(tiny, trained):
     assert said == {caption for example in data.train.examples for caption in example.captions}
     if trained == FROZEN:  # each image keeps its own feature
         place = [[e.path for e in whole.train.examples].index(e.path) for e in data.train.examples]
-        assert torch.equal(data.train.table[data.train.rows], whole.train.table[whole.train.rows[place]])
+        assert np.array_equal(data.train.table[data.train.rows], whole.train.table[whole.train.rows[place]])
 
 
 def test_a_vocabulary_may_come_from_a_checkpoint(tiny, run):
@@ -120,15 +128,17 @@ def test_a_frozen_encoder_s_features_are_its_own(tiny):
         assert torch.allclose(batch.images.float(), encoder(images), atol=1e-3)
 
 
-@pytest.mark.parametrize("memory", [pytest.param(8.0, marks=pytest.mark.slow), 0.0])
-def test_features_of_mirrored_images(fresh, memory):
+@pytest.mark.parametrize("held", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_features_of_mirrored_images(fresh, held):
     edit(fresh, "train", lambda content: [a.update(caption="on the left") for a in content["annotations"]])
     edit(fresh, "train", lambda content: content["annotations"].append({"image_id": 100, "caption": "to the right"}))
     (fresh.images("train") / "003.png").write_bytes(b"no pixels")
     with Image.open(fresh.images("train") / "000.png") as image:
         image.paste("white", (0, 0, 9, 32))  # no longer its own mirror image
         image.save(fresh.images("train") / "000.png")
-    data = load(fresh, horizontal_flip=True, skip_bad_images=True, feature_memory=memory)
+    data = load(fresh, horizontal_flip=True, skip_bad_images=True)
+    if held:
+        hold(data)
     encoder = Encoder(data.model)
     left = data.vocabulary.ids["left"]
     seen = set()
@@ -169,17 +179,38 @@ def test_features_are_computed_once(fresh, monkeypatch):
 
 
 def test_a_changed_image_is_computed_again(fresh):
-    first = load(fresh).train.table[0].clone()
+    first = load(fresh).train.table[0].copy()
     file = fresh.images("train") / "000.png"
     file.write_bytes((fresh.images("train") / "007.png").read_bytes() + b"  ")
-    assert not torch.equal(load(fresh).train.table[0], first)
+    assert not np.array_equal(load(fresh).train.table[0], first)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "processes", "places"),
+    [
+        (-1, 400, 1, "features: train 1 MB in memory, val 1 MB in memory\n"),
+        (-1, 30, 1, "features: train 1 MB in memory, val 1 MB read from the disk\n"),
+        (-1, 30, 2, "features: train 1 MB read from the disk, val 1 MB in memory\n"),
+        (-1, 10, 1, "features: train 1 MB read from the disk, val 1 MB read from the disk\n"),
+        (0, 400, 1, "features: train 1 MB read from the disk, val 1 MB read from the disk\n"),
+    ],
+)
+def test_where_features_are(tiny, capsys, monkeypatch, limit, free, processes, places):
+    """12 KB of features of training images, and 6 KB for validation."""
+    data = load(tiny, feature_memory=limit)
+    monkeypatch.setattr(datamodule, "free_memory", lambda device: free * 1024)
+    capsys.readouterr()
+    hold(data, devices=processes)
+    assert capsys.readouterr().out == places
+    train, val = ("in memory" in place for place in places.split(","))
+    assert [isinstance(part.table, torch.Tensor) for part in (data.train, data.val)] == [train, val]
+    assert [part.read is None for part in (data.train_set, data.val_set)] == [train, val]
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
-def test_features_in_memory_equal_memory_mapped_ones(tiny, loader):
-    memory, streamed = load(tiny), load(tiny, feature_memory=0.0)
-    assert isinstance(memory.train.table, torch.Tensor)
-    assert not isinstance(streamed.train.table, torch.Tensor)
+def test_features_in_memory_equal_those_read_from_the_disk(tiny, loader):
+    memory, streamed = load(tiny), load(tiny)
+    hold(memory)
     split = memory.train if loader == "train_dataloader" else memory.val
     for a, b in zip(getattr(memory, loader)(), getattr(streamed, loader)(), strict=True):
         assert a.images.dtype == torch.int64
@@ -250,7 +281,7 @@ def test_an_unreadable_image_stops_unless_it_may_be_skipped(fresh, capsys, train
 def test_features_belong_to_their_images_after_skipping(fresh):
     """Rows of the table are numbered by image in the file, those of the examples without the skipped ones."""
     whole = load(fresh)
-    expected = {e.path: whole.train.table[i] for i, e in enumerate(whole.train.examples)}
+    expected = {e.path: torch.from_numpy(whole.train.table[i].copy()) for i, e in enumerate(whole.train.examples)}
     spoil(fresh, "train", "004.png")
     data = load(fresh, skip_bad_images=True)
     for batch in batches(data):
