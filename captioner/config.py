@@ -413,7 +413,7 @@ class TrainerConfig(_Config, group="trainer."):
         accelerator: auto is the GPU (CUDA) if there is one, else the CPU; mps is untested
         devices: number of GPUs, or of processes on a CPU, on each machine; they share every batch of data.batch_size
         num_nodes: number of machines
-        strategy: auto, ddp, ddp_find_unused_parameters_true or fsdp
+        strategy: of several devices; auto is ddp
         precision: auto is bf16-mixed on a GPU with bf16 units or a CPU with AMX, 16-mixed on other GPUs, else 32-true
         accumulate_grad_batches: batches per optimiser step
         check_val_every_n_epoch: epochs between validations
@@ -423,7 +423,7 @@ class TrainerConfig(_Config, group="trainer."):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accumulate_grad_batches: int = 1
     check_val_every_n_epoch: int = 1

@@ -127,11 +127,16 @@ class CaptionData(pl.LightningDataModule):
         return self._loader(self.train_set, self.train_sampler(*self._rank_and_world()), ResumableLoader)
 
     def val_dataloader(self) -> DataLoader:
-        """Every image in one of the processes, with all of its captions."""
+        """Batches of images with all of their captions: as many in each process, each in one of them.
+
+        DDP waits for all processes in a batch, and Lightning leaves out a validation of no batch. Of fewer images than
+        processes, some batches are therefore in several of them.
+        """
         rank, world = self._rank_and_world()
-        mine = list(range(len(self.val.examples)))[rank::world]
-        batches = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
-        return self._loader(self.val_set, batches, CaptionLoader)
+        number = -(-len(self.val.examples) // (VALIDATION_BATCH * world)) * world
+        batches = [part for part in np.array_split(range(len(self.val.examples)), number) if len(part)]
+        mine = [batches[i % len(batches)].tolist() for i in range(rank, number, world)]
+        return self._loader(self.val_set, mine, CaptionLoader)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -72,7 +72,7 @@ class CaptionTask(BaseTask):
         self.search_config, self.references, self.rewards = search, references, rewards
         # Of this process, after the validation of all processes:
         self.val_captions: dict[int, str] = {}  # by number of the example
-        self.val_losses: list[tuple[float, int]] = []  # mean and number of tokens of each batch
+        self.val_losses: dict[int, tuple[float, int]] = {}  # mean and number of tokens of each batch, by first example
 
     # ---- training
 
@@ -152,14 +152,15 @@ class CaptionTask(BaseTask):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self.val_captions, self.val_losses = {}, []
+        self.val_captions, self.val_losses = {}, {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         features = self.model.features(batch.images)
         loss, number = self.loss(batch._replace(images=features))
-        self.val_losses.append((float(loss), number))
         captions = self.model.search(features, self.search_config)
-        for example, found in zip(batch.examples.tolist(), captions, strict=True):
+        examples = batch.examples.tolist()
+        self.val_losses[examples[0]] = float(loss), number
+        for example, found in zip(examples, captions, strict=True):
             self.val_captions[example] = found[0].text if found else ""
 
     def on_validation_epoch_end(self) -> None:
@@ -168,12 +169,13 @@ class CaptionTask(BaseTask):
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, (self.val_captions, self.val_losses))
             self.val_captions = {example: text for captions, _ in parts for example, text in captions.items()}
-            self.val_losses = [pair for _, losses in parts for pair in losses]
+            self.val_losses = {first: pair for _, losses in parts for first, pair in losses.items()}
         hypotheses = [metrics.ptb_tokenize(self.val_captions[i]) for i in sorted(self.val_captions)]
         images = metrics.per_image([self.references[i] for i in sorted(self.val_captions)], hypotheses)
         *_, bleu4, rouge, cider = images.corpus_scores().tolist()
+        losses = [self.val_losses[first] for first in sorted(self.val_losses)]
         scores = {
-            "val_loss": sum(mean * words for mean, words in self.val_losses) / sum(n for _, n in self.val_losses),
+            "val_loss": sum(mean * words for mean, words in losses) / sum(words for _, words in losses),
             "val_bleu4": bleu4,
             "val_rouge": rouge,
             "val_distinct": 100 * metrics.distinct(hypotheses),

@@ -349,11 +349,18 @@ def test_features_are_computed_on_the_device_of_the_training(fresh, monkeypatch,
     assert not data.train_dataloader().pin_memory
 
 
-@pytest.mark.parametrize("world", [2, 4, 7])
-def test_processes_share_the_validation_images(tiny, monkeypatch, world):
-    """Each image in one process, also where there are more processes than images."""
-    data, seen = load(tiny), []
+@pytest.mark.parametrize("images", [1, 2, 3, 64, 129, 1025, 5000])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_processes_share_the_validation_images(tiny, monkeypatch, images, world):
+    """Each has as many batches, at least one; every image is in one batch, which is only repeated if images are few."""
+    data = load(tiny)
+    data.val.examples = data.val.examples[:1] * images
+    shares = []
     for rank in range(world):
         monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, world))
-        seen += [i for batch in data.val_dataloader() for i in batch.examples.tolist()]
-    assert sorted(seen) == list(range(6))
+        shares.append([tuple(batch) for batch in data.val_dataloader().sampler])
+    assert {len(share) for share in shares} == {-(-images // (64 * world))}
+    found = [batch for share in shares for batch in share]
+    assert all(1 <= len(batch) <= 64 for batch in found)
+    assert sorted(i for batch in set(found) for i in batch) == list(range(images))
+    assert (len(found) > len(set(found))) == (images < world)

@@ -495,11 +495,14 @@ def still() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", ["0", "1", "1 --data.augment"])
+@pytest.mark.parametrize(("trained", "val"), [("0", 1), ("1", 3), ("1 --data.augment", 1)])
 @pytest.mark.parametrize("flip", ["--data.no_horizontal_flip", "--data.horizontal_flip"])
-def test_two_processes_learn_as_one(tmp_path, trained, flip):
-    """They share each batch, and its loss and gradient are those of all words, though one has more words."""
-    coco = write_set(tmp_path / "set", train=13, val=3)
+def test_two_processes_learn_as_one(tmp_path, trained, val, flip):
+    """They share each batch, and its loss and gradient are those of all words, though one has more words.
+
+    One image for validation is in both of them, and counts once.
+    """
+    coco = write_set(tmp_path / "set", train=13, val=val)
     options = [*still(), "--model.trainable_layers", *trained.split(), flip, "--train.ema_decay", "0.9"]
     options += ["--data.batch_size", "10"]
     done = module_train(coco, tmp_path / "two", *options, *TWO)
