@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ WORDS = 27_000
 SECONDS, GROWTH, FLAT = 5.0, 1000, 30  # limits: seconds, MB of the start, MB over the epochs
 
 
-def write_annotations(folder: Path, scale: float) -> None:
-    """captions_SPLIT.json, and the images' files in SPLIT/."""
+def write_annotations(folder: Path, scale: float, photos: Sequence[Path] = ()) -> None:
+    """captions_SPLIT.json, and the images' files in SPLIT/: links to `photos` in turn, or files without content."""
     random = np.random.default_rng(0)
     words = np.array(["".join(chr(97 + c) for c in random.integers(0, 26, 2 + n % 9)) for n in range(WORDS)])
     frequency = 1 / np.arange(1, WORDS + 1)
@@ -42,8 +42,11 @@ def write_annotations(folder: Path, scale: float) -> None:
         ends = np.cumsum(lengths)
         for i in range(number):
             name = f"{i:012}.jpg"
-            with open(folder / split / name, "wb") as file:
-                file.truncate(150_000 + i)  # sparse
+            if photos:
+                os.link(photos[i % len(photos)], folder / split / name)
+            else:
+                with open(folder / split / name, "wb") as file:
+                    file.truncate(150_000 + i)  # sparse
             url = f"http://images.example.org/{split}2017/{name}"
             images.append(
                 {"license": 3, "file_name": name, "coco_url": url, "height": 427, "width": 640}
