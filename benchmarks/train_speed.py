@@ -35,7 +35,7 @@ from captioner.training import split as data_split
 
 VOCABULARY, SIZE, FEATURES, BATCH = 9_487, 512, 2_048, 500
 WARM_UP = 3
-LIMIT = 0.85
+LIMIT = 0.95
 
 
 def write_data(folder: Path, batches: int) -> None:

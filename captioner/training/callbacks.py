@@ -69,7 +69,7 @@ class MovingAverage(WeightAveraging):
 
     It is on the device of the training: Lightning would take that of the module, which is moved there later. A step
     updates all weights at once and never waits for the device, where Lightning's reads its counter back. Frozen weights
-    and buffers stay as they are.
+    stay as they are; buffers, such as the statistics of a BatchNorm, are those of the last step.
     """
 
     def __init__(self, decay: float) -> None:
@@ -90,6 +90,8 @@ class MovingAverage(WeightAveraging):
         pairs = zip(self._average_model.module.parameters(), task.parameters(), strict=True)
         averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
         get_ema_multi_avg_fn(decay)(averages, weights, n)
+        if own := list(self._average_model.module.buffers()):
+            torch._foreach_copy_(own, list(task.buffers()))
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -66,3 +66,14 @@ def test_the_average_of_the_trained_weights(decay):
         expected = now * expected + (1 - now) * weight
         assert torch.allclose(mean, expected, atol=1e-5)
     assert torch.equal(average._average_model.module.model.encoder.resnet.conv1.weight, frozen)
+
+
+def test_buffers_are_those_of_the_last_step():
+    """The statistics of a BatchNorm, without which the average cannot be validated."""
+    task, average, trainer = averaged("cpu")
+    mean, averaged_mean = task.model.encoder.mean, average._average_model.module.model.encoder.mean
+    for trainer.global_step in range(1, 4):
+        mean += 1.0
+        average.on_train_batch_end(trainer, task, None, None, 0)
+        assert torch.equal(averaged_mean, mean)
+    assert averaged_mean is not mean
