@@ -42,9 +42,10 @@ WAIT, FLAT = 0.05, 30  # limits: share of the time, MB
 
 
 def sparse_features(folder: Path, fingerprint: Any, names: list[str], shape: tuple[int, ...], rows_from: Any) -> None:
-    """In place of write_features: a file of zeros, which takes no room on the disk."""
+    """In place of write_features: a file of zeros but for one number in a row, which takes little room on the disk."""
     folder.mkdir(parents=True)
-    np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=(len(names), *shape))
+    rows = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=(len(names), *shape))
+    rows.reshape(len(rows), -1)[:, 0] = 1  # a row of zeros is refused
     write_json(folder / "index.json", {"fingerprint": fingerprint, "names": names, "unreadable": []})
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from captioner.errors import UserError
 
@@ -70,6 +70,8 @@ class ModelConfig(_Config, group="model."):
         grid: grid × grid features of an image are kept, for attention or for the frames of a clip (0 = their mean)
         attention: over the grid: soft, adaptive (visual sentinel) or updown (two LSTMs)
         attention_size: size of the space in which grid cells and hidden state are compared
+        concepts: what is in the image, by name, beside its feature: ImageNet's classes, by the encoder's own head, or
+            the commonest words of the captions, learned with the decoder
         frames: caption clips and albums, from up to this many evenly spaced frames or images (0 = single images)
         cell: rnn is the lecture's tanh RNN
         layers: recurrent layers, 1 to 5
@@ -90,6 +92,7 @@ class ModelConfig(_Config, group="model."):
     grid: int = 0
     attention: Literal["none", "soft", "adaptive", "updown"] = "none"
     attention_size: int = 256
+    concepts: Literal["none", "classes", "words", "both"] = "none"
     frames: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
@@ -121,6 +124,7 @@ class ModelConfig(_Config, group="model."):
             self._require(possible, "attention", "none, unless cell is lstm, layers 1, image_as every_step")
         elif self.frames == 0:
             self._require(self.grid == 0, "grid", "0 without attention or frames")
+        self._require(self.concepts == "none" or self.frames == 0, "concepts", "none for clips")
         if self.grid == 0:
             self._require(self.cell_dropout == 0, "cell_dropout", "0 without a grid")
         if self.tie_embeddings:
@@ -138,20 +142,35 @@ class ModelConfig(_Config, group="model."):
         self._require(self.encoder in names, "encoder", expected)
 
 
+class CaptionedSet(NamedTuple):
+    """Where captions and their images are: see :func:`captioner.data.annotations.read_examples`."""
+
+    captions: str
+    images: str | None
+    split: str
+    listed: str | None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 @dataclass(frozen=True)
 class DataConfig(_Config, group="data."):
     """Where the images and captions are, and how they are batched.
 
     Args:
-        train: training captions, any format of docs/data.md
+        train: training captions, any format of docs/data.md; --data.train+ B adds those of another set, and so for the
+            next three options, of which a single value is for all sets
         train_images: folder of the images, if the format needs one
         train_split: which split, if there are several; Karpathy's train includes restval
         train_list: only the images named in this file, one per line, such as Flickr_8k.trainImages.txt
-        val: validation captions, in any such format
+        val: validation captions, in any such format, of one or more sets
         val_images: folder of the images, if the format needs one
         val_split: which split, if there are several
         val_list: only the images named in this file, one per line
         columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
+        captions_per_image: captions of a training image that has fewer are repeated to this number (0 = never)
         fraction: share of the training images to train on, drawn with train.seed
         level: split captions into words or into characters (char), which max_length and search.max_length then count
         min_count: words that occur less often in the training captions become UNK
@@ -168,15 +187,16 @@ class DataConfig(_Config, group="data."):
         workers: processes that decode images (-1 = none on a CPU, up to 8 beside a GPU)
     """
 
-    train: str | None = None
-    train_images: str | None = None
-    train_split: str = "train"
-    train_list: str | None = None
-    val: str | None = None
-    val_images: str | None = None
-    val_split: str = "val"
-    val_list: str | None = None
+    train: str | list[str] | None = None
+    train_images: str | list[str | None] | None = None
+    train_split: str | list[str] = "train"
+    train_list: str | list[str | None] | None = None
+    val: str | list[str] | None = None
+    val_images: str | list[str | None] | None = None
+    val_split: str | list[str] = "val"
+    val_list: str | list[str | None] | None = None
     columns: str | None = None
+    captions_per_image: int = 0
     fraction: float = 1.0
     level: Literal["word", "char"] = "word"
     min_count: int = 4
@@ -192,6 +212,7 @@ class DataConfig(_Config, group="data."):
 
     def _check(self) -> None:
         self._limit("fraction", ABOVE_0_TO_1)
+        self._limit("captions_per_image", AT_LEAST_0)
         self._limit("min_count max_length batch_size", AT_LEAST_1)
         self._require(
             self.feature_memory >= 0 or self.feature_memory == -1, "feature_memory", "-1 (choose), or a number of GiB"
@@ -199,13 +220,19 @@ class DataConfig(_Config, group="data."):
         self._require(self.workers >= -1, "workers", "-1 (choose) or more")
         self._require(self.level == "word" or not self.horizontal_flip, "horizontal_flip", "false with data.level char")
 
-    def captions(self, split: str) -> str:
-        """The captions of train or val; UserError if there are none."""
-        path: str | None = getattr(self, split)
-        if path is None:
+    def sets(self, split: str) -> list[CaptionedSet]:
+        """The sets of train or val, one or more; UserError without any, or without a folder, split or list for each."""
+        if not (paths := _as_list(getattr(self, split) or [])):
             images = f"for most formats --data.{split}_images (folder of the images)"
             raise UserError(f"--data.{split} (captions) is needed, and {images}")
-        return path
+        columns = [paths]
+        for name in (f"{split}_images", f"{split}_split", f"{split}_list"):
+            values = _as_list(getattr(self, name))
+            self._require(
+                len(values) in (1, len(paths)), name, f"one value, or {len(paths)} as of {self._group}{split}"
+            )
+            columns.append(values if len(values) == len(paths) else values * len(paths))
+        return [CaptionedSet(*row) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)

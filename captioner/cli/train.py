@@ -46,7 +46,7 @@ def run(options: Any) -> None:
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
     for name in ("train", "val"):
-        options.data.captions(name)  # an error if they are missing
+        options.data.sets(name)  # an error if they are missing
     from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
@@ -117,4 +117,6 @@ def _data_and_model(options: Any, device: str) -> tuple[Any, Any]:
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features
-    return data, Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
+    model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
+    model.load_head()
+    return data, model

@@ -76,6 +76,9 @@ def read_rows(table: np.memmap, rows: np.ndarray, pinned: bool = False) -> Tenso
     """These rows of a memory-mapped table, read from its file by several threads; `pinned` for a copy to a GPU.
 
     What is read is never mapped, so that the memory of the process does not grow with the part of the file read.
+
+    Raises:
+        UserError: the file cannot be read, or a row is zero, which no image has: it would train without complaint.
     """
     found = torch.empty((len(rows), *table.shape[1:]), dtype=torch.float16, pin_memory=pinned)
     memory = found.flatten(1).view(torch.uint8).numpy()  # (R, bytes)
@@ -92,7 +95,17 @@ def read_rows(table: np.memmap, rows: np.ndarray, pinned: bool = False) -> Tenso
             list(pool.map(read, np.array_split(np.arange(len(rows)), READERS)))
     except OSError as error:
         raise UserError(f"{table.filename} cannot be read ({error}): run the command again") from error
+    check_not_zero(found, rows, table.filename)
     return found
+
+
+def check_not_zero(features: Tensor, rows: np.ndarray, name: object) -> None:
+    """Raise UserError if the features (R, …) of one of these rows of the file `name` are all zero."""
+    if len(zero := (~features.flatten(1).any(dim=1)).nonzero()):
+        row = rows[zero[0, 0]]
+        raise UserError(
+            f"{name}: the features in row {row} are all zero: delete its folder to have them computed again"
+        )
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], np.ndarray]:

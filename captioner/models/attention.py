@@ -9,6 +9,7 @@ from captioner.config import ModelConfig
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
+from captioner.models.concepts import Concepts
 from captioner.models.decoder import FEATURE_NORM, init_forget_bias
 
 FEW = 8  # images
@@ -50,6 +51,7 @@ class AttentionDecoder(nn.Module):
         self.kind, self.hidden_size, self.cell_dropout = config.attention, h, config.cell_dropout
         self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
         self.project = nn.Linear(feature_size, e)  # P
+        self.concepts = Concepts(config, vocabulary_size, e) if config.concepts != "none" else None
         self.cells = nn.Linear(feature_size, e)  # W_a
         self.keys = nn.Linear(e, d)  # W_k
         self.query = nn.Linear(h, d, bias=False)  # W_q
@@ -89,8 +91,10 @@ class AttentionDecoder(nn.Module):
         mean = cells.mean(dim=1, keepdim=True, dtype=torch.float32)  # (I, 1, F)
         cells = cells * (FEATURE_NORM / mean.norm(dim=2, keepdim=True).clamp_min(1e-12))
         a = self.feature_dropout(self.cells(cells).relu())  # (I, P, E)
-        v = self.feature_dropout(cells.mean(dim=1))  # (I, F)
-        return self.project(v), self.keys(a).float(), a
+        image = self.project(self.feature_dropout(cells.mean(dim=1)))  # (I, E)
+        if self.concepts is not None:
+            image = image + self.concepts(features.mean(dim=1, dtype=torch.float32), self.feature_dropout)
+        return image, self.keys(a).float(), a
 
     def additive_scores(self, keys: Tensor, query: Tensor) -> Tensor:
         """``w · tanh(key + query)``: keys (A, P, D), query (A, R, 1, D) → (A, R, P).

@@ -53,6 +53,12 @@ class Captioner(CaptionModel):
         assert self.encoder is not None, "this model has no encoder: give it features"
         return self.encoder(images)
 
+    def load_head(self) -> None:
+        """Copy the ImageNet head of the encoder, if its classes are among the concepts of the model."""
+        concepts: Any = self.decoder.concepts
+        if concepts is not None and concepts.classes:
+            concepts.load_head(self.config.encoder)
+
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
         return self.decoder.step, *self.decoder.start(self.features(images))
 

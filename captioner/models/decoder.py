@@ -12,6 +12,7 @@ from captioner.config import ModelConfig
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
+from captioner.models.concepts import Concepts
 
 FEATURE_NORM = 16.0  # chosen on Flickr8k val among 4, 16 and 40
 
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         states = STATE_PARTS[config.cell] * config.layers * config.hidden_size
         image_size = states if config.image_as == "initial_state" else config.embedding_size
         self.project = nn.Linear(feature_size, image_size)  # P
+        self.concepts = Concepts(config, vocabulary_size, image_size) if config.concepts != "none" else None
         self.rnn = RecurrentLayers(config, config.embedding_size)  # W_xh, W_hh
         self.output = nn.Linear(config.hidden_size, vocabulary_size)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
@@ -111,7 +113,8 @@ class Decoder(nn.Module):
     def project_image(self, features: Tensor) -> Tensor:
         """P v, once per image: (I, F) → (I, E), or (I, parts · L · H) as the initial state; W_ih = W_xh P."""
         v = FEATURE_NORM * F.normalize(features.float(), dim=-1)
-        return self.project(self.feature_dropout(v))
+        image = self.project(self.feature_dropout(v))
+        return image if self.concepts is None else image + self.concepts(features.float(), self.feature_dropout)
 
     def forward(self, features: Tensor, words: Tensor, image_of: Tensor, layout: Layout) -> Tensor:
         """Teacher forcing: the logits of the word after each of `words`, where there is one to predict.

@@ -57,7 +57,8 @@ class CaptionData(pl.LightningDataModule):
         self.train, self.val = (DataSplit(name, data, model, sample, device) for name in ("train", "val"))
         if data.fraction < 1:
             self.train.subsample(data.fraction, seed)
-        tokenized = tokenize_all((text for example in self.train.examples for text in example.captions), data.level)
+        captions = (caption for example in self.train.examples for caption in example.captions)
+        tokenized = tokenize_all(captions, data.level)
         if data.vocabulary is not None:
             _, self.vocabulary = parse_header(data.vocabulary, read_checkpoint(data.vocabulary)[0])
             if self.vocabulary.level != data.level:
@@ -65,10 +66,11 @@ class CaptionData(pl.LightningDataModule):
         else:
             self.vocabulary = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
-            raise UserError(f"no word of {data.train} is seen {data.min_count} times: lower --data.min_count")
+            raise UserError(f"no word of --data.train is seen {data.min_count} times: lower --data.min_count")
         # Work per image (encoder, attention keys, frames) is then done once for all captions of an image.
         by_image = by_image or max(model.trainable_layers, model.grid, model.frames) > 0
-        self.train_set = self._dataset(self.train, by_image, seed, tokenized)
+        repeated = self.train.repeat_captions(data.captions_per_image)
+        self.train_set = self._dataset(self.train, by_image, seed, None if repeated else tokenized)
         self.val_set = self._dataset(self.val, by_image=True)
 
     def check_features(self) -> None:

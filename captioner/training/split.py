@@ -8,8 +8,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain, compress
+from itertools import chain, compress, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
-from captioner.data.annotations import read_examples
+from captioner.data.annotations import Example, read_examples
 from captioner.data.clips import album_images
 from captioner.data.dataset import read_images
 from captioner.data.features import FeatureFile, feature_folder, read_rows, write_features
@@ -85,17 +86,21 @@ class DataSplit:
     def __init__(
         self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False, device: str = "cpu"
     ) -> None:
-        annotations = data.captions(name)
         self.name, self.data, self.model, self.device = name, data, model, device
-        self.examples, skipped = read_examples(
-            annotations,
-            getattr(data, f"{name}_images"),
-            getattr(data, f"{name}_split"),
-            columns=data.columns,
-            listed=getattr(data, f"{name}_list"),
-            skip_bad=data.skip_bad_images,
-            albums=model.frames > 0,
-        )
+        self.examples, skipped, sets = list[Example](), list[str](), data.sets(name)
+        for one in sets:
+            examples, left_out = read_examples(
+                one.captions,
+                one.images,
+                one.split,
+                columns=data.columns,
+                listed=one.listed,
+                skip_bad=data.skip_bad_images,
+                albums=model.frames > 0,
+            )
+            self.examples += examples
+            skipped += left_out
+        captions = ", ".join(one.captions for one in sets)
         self.mirrors = name == "train" and data.horizontal_flip
         bad = np.zeros(len(self.examples), dtype=bool)
         if data.augment and model.trainable_layers == 0:
@@ -105,15 +110,15 @@ class DataSplit:
             kind = "clips" if model.frames else model.encoder
             rank_zero_only(print)(f"the maps of {kind} are not cached: every image is decoded in every epoch")
         if cached:
-            bad = self._open_features(Path(annotations).stem, sample)
+            bad = self._open_features("+".join(Path(one.captions).stem for one in sets)[:60], sample)
         elif data.skip_bad_images and not sample:
             bad = self._unreadable()
         skipped += [f"{example.path}: cannot be read" for example in compress(self.examples, bad)]
         self.examples = [*compress(self.examples, ~bad)]
         if skipped:
-            rank_zero_only(print)(f"{annotations}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
+            rank_zero_only(print)(f"{captions}: {len(skipped)} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if not self.examples:
-            raise UserError(f"{annotations} has no usable image")
+            raise UserError(f"{captions} has no usable image")
 
     def subsample(self, fraction: float, seed: int) -> None:
         """Keep this share of the examples, at least one. With one seed, a smaller share is part of a larger one."""
@@ -140,11 +145,22 @@ class DataSplit:
         if self.table is not None:
             held = torch.empty(self.table.shape, dtype=torch.float16, device=device)
             for first in range(0, len(held), HELD_AT_ONCE):
-                part = self.table[first : first + HELD_AT_ONCE]
-                held[first : first + HELD_AT_ONCE] = (
-                    part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-                )
+                rows = np.arange(first, min(first + HELD_AT_ONCE, len(held)))
+                part: Any = self.read(rows) if self.read else self.table[rows]
+                held[first : first + HELD_AT_ONCE] = part
             self.table = held
+
+    def repeat_captions(self, number: int) -> bool:
+        """Repeat the captions of examples with fewer, in turn, up to this number; whether there were any.
+
+        >>> [*islice(cycle(["a", "b"]), 5)]
+        ['a', 'b', 'a', 'b', 'a']
+        """
+        few = [len(example.captions) < number for example in self.examples]
+        for i in np.flatnonzero(few):
+            captions = islice(cycle(self.examples[i].captions), number)
+            self.examples[i] = replace(self.examples[i], captions=tuple(captions))
+        return any(few)
 
     def check_features(self, encoder: Encoder) -> None:
         """Recompute the features of the first image; raise UserError if the cached ones differ."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner import metrics
 from captioner.config import SearchConfig, TrainConfig
@@ -77,13 +77,21 @@ class CaptionTask(BaseTask):
     # ---- training
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens."""
+        """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens.
+
+        In training that of the detector of words is added, if the model has one.
+        """
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]  # (N, T)
         features = self.model.features(batch.images)
         logits = self.model.decoder(features, inputs, batch.image_of, batch.layout).float()  # (R, V)
-        targets = targets.flatten().index_select(0, batch.layout.targets)  # (R,)
+        targets_of, targets = targets, targets.flatten().index_select(0, batch.layout.targets)  # (R,)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        return SmoothedCrossEntropy.apply(logits, targets, smoothing), len(logits)
+        loss = SmoothedCrossEntropy.apply(logits, targets, smoothing)
+        concepts = self.model.decoder.concepts
+        if self.training and concepts is not None and concepts.words:
+            mean = (features.mean(dim=1) if features.dim() == 3 else features).float()
+            loss = loss + concepts.detection_loss(mean, targets_of, batch.image_of)
+        return loss, len(logits)
 
     def sample_captions(self, features: Tensor, count: int, keys: list[int]) -> tuple[Tensor, Tensor]:
         """Sample `count` captions of each of I images, or decode the greedy one for 0: N in all, image by image.
@@ -113,9 +121,10 @@ class CaptionTask(BaseTask):
         """Mean of ``−(r − b) log p`` over the tokens of sampled captions (Rennie et al. 2017, equation 8).
 
         r is the reward of the caption. The baseline b is the mean reward of the other samples of the image (Luo 2020),
-        or the reward of its greedy caption, decoded without dropout (Rennie et al.). The samples are read back from
-        the device once, since rewards are computed on the CPU.
+        or the reward of its greedy caption (Rennie et al.). All is without dropout: the policy that is learned is the
+        one that was sampled. The samples are read back from the device once, since rewards are computed on the CPU.
         """
+        turn_dropout_off(self.model.decoder)
         features, count = self.model.features(batch.images), self.config.rollouts
         examples = batch.examples.cpu().numpy()
 
@@ -128,9 +137,7 @@ class CaptionTask(BaseTask):
         sampled = reward(words, lengths)
         self.log("reward", sampled.mean(), prog_bar=True, batch_size=sampled.numel())
         if self.config.baseline == "greedy":
-            self.model.decoder.eval()
             baseline = reward(*_to_host(*self.sample_captions(features, 0, keys)))
-            self.model.decoder.train()
         else:
             baseline = (sampled.sum(dim=1, keepdim=True) - sampled) / (count - 1)
         words = words[:, : lengths.max()]
@@ -138,6 +145,7 @@ class CaptionTask(BaseTask):
         advantage = (sampled - baseline).flatten()[layout.targets // words.shape[1]]  # (R,)
         advantage, given = (part.to(self.device, non_blocking=True) for part in (advantage, torch.from_numpy(words)))
         log_probs = self.log_probs(features, given, layout.to(self.device))
+        self.model.decoder.train()
         return scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -184,6 +192,12 @@ class CaptionTask(BaseTask):
         # All processes have the same numbers, so that their mean changes nothing.
         self.log("val_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
         self.log_dict(scores, batch_size=1, sync_dist=True)
+
+
+def turn_dropout_off(decoder: nn.Module) -> None:
+    """Evaluation mode, but for recurrent layers, which have no dropout: cuDNN's backward needs their training mode."""
+    for module in decoder.modules():
+        module.training = isinstance(module, nn.RNNBase)
 
 
 def _to_host(words: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -75,3 +75,12 @@ def test_a_file_cut_short_while_it_is_read(tmp_path):
     refused(
         lambda: read_rows(table, np.array([49])), says=[str(file), "the file is too short", "run the command again"]
     )
+
+
+def test_a_row_of_zeros_is_refused(tmp_path):
+    values = np.ones((50, 4, 8), dtype=np.float16)
+    values[7] = 0
+    np.save(tmp_path / "features.npy", values)
+    table = np.load(tmp_path / "features.npy", mmap_mode="r")
+    assert read_rows(table, np.array([6, 8])).all()
+    refused(lambda: read_rows(table, np.array([6, 7, 8])), says=["features.npy", "row 7", "zero", "delete"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import captions_of, equal_batches, is_one_line, refused
+from helpers import captions_of, equal_batches, is_one_line, refused, write_set
 from PIL import Image
 
 from captioner.config import DataConfig, ModelConfig
@@ -364,3 +364,34 @@ def test_processes_share_the_validation_images(tiny, monkeypatch, images, world)
     assert all(1 <= len(batch) <= 64 for batch in found)
     assert sorted(i for batch in set(found) for i in batch) == list(range(images))
     assert (len(found) > len(set(found))) == (images < world)
+
+
+def test_several_sets(tiny, tmp_path):
+    """Their examples in turn, each image with the captions and the feature of its own set."""
+    other = write_set(tmp_path / "other", 5, 3, lambda number: [f"another number {number}"])
+    both = {
+        name: [str(value), str(other.data()[name])]
+        for name, value in tiny.data().items()
+        if name in ("train", "train_images", "val", "val_images")
+    }
+    data = load(tiny, **both, captions_per_image=4)
+    first, second = load(tiny), load(other)
+    counts = [len(part.examples) for part in (first.train, second.train)]
+    assert [e.path for e in data.train.examples] == [e.path for part in (first, second) for e in part.train.examples]
+    assert [e.path for e in data.val.examples] == [e.path for part in (first, second) for e in part.val.examples]
+    assert set(data.vocabulary.words) == {*first.vocabulary.words, *second.vocabulary.words}
+    assert np.array_equal(data.train.table[: counts[0]], first.train.table)
+    assert np.array_equal(data.train.table[counts[0] :], second.train.table)
+    few = data.train.examples[counts[0]].captions
+    assert few == second.train.examples[0].captions * 4
+    assert data.train.examples[1].captions == first.train.examples[1].captions * 2  # of two
+    assert data.train.examples[4] == first.train.examples[4]  # of five
+    assert len(data.train_set.lengths) == sum(len(e.captions) for e in data.train.examples)
+    assert [len(e.captions) for e in data.val.examples[-3:]] == [1, 1, 1]
+
+
+def test_sets_without_a_folder_each(tiny):
+    both = [str(tiny.annotations("train"))] * 3
+    refused(lambda: load(tiny, train=both, train_images=["a", "b"]), says=["data.train_images", "one value, or 3"])
+    same = load(tiny, train=both, train_images=str(tiny.images("train")))
+    assert len(same.train.examples) == 3 * 12
