@@ -145,3 +145,22 @@ def cli(capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """``downloaded(name)``: its random weights lie where torchvision would put its own."""
+    import torch
+    from helpers import random_network
+    from torchvision.models import get_model_weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def place(name: str):
+        network = random_network(name)
+        torch.save(network.state_dict(), folder / get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1])
+        return network
+
+    return place

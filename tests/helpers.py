@@ -154,3 +154,18 @@ def refused(call, *arguments, says=()) -> str:
     assert is_one_line(line, *says), line
     assert line.isprintable()
     return line
+
+
+def random_network(name: str) -> torch.nn.Module:
+    """The whole network with random weights, also in its norms."""
+    from torchvision.models import get_model
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = get_model(name, weights=None, **options)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()

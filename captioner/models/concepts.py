@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL
 from captioner.errors import UserError
+from captioner.models.backbones import TIMM
 from captioner.models.checkpoint import CHECKPOINTS, load_pickle, load_safetensors
 from captioner.models.encoder import feature_shape, weights_file
 
@@ -57,12 +58,9 @@ class Concepts(nn.Module):
         self.project = nn.Linear(count, size, bias=False)  # W_c
 
     def load_head(self, encoder: str) -> None:
-        """Copy the ImageNet head of an encoder; UserError if it has none that is linear in the mean feature."""
-        weight, bias = imagenet_head(encoder)
-        if weight.shape != self.head.shape:
-            raise UserError(f"model.concepts classes needs a head on the mean feature, which {encoder} does not have")
-        self.head.copy_(weight)
-        self.bias.copy_(bias)
+        """Copy the head of :func:`imagenet_head`."""
+        for own, theirs in zip((self.head, self.bias), imagenet_head(encoder), strict=True):
+            own.copy_(theirs)
 
     def class_probabilities(self, mean: Tensor) -> Tensor:
         """Mean features (I, F) → (I, CLASSES), from the last resolution, which is that of ImageNet or nearer to it."""
@@ -92,11 +90,24 @@ class Concepts(nn.Module):
 
 
 def imagenet_head(encoder: str) -> tuple[Tensor, Tensor]:
-    """The weight (CLASSES, C) and bias (CLASSES,) of the last layer of a pretrained network."""
-    file = CHECKPOINTS / "resnet50_v1_head.safetensors" if encoder == "resnet50_v1" else weights_file(encoder)
-    state: Any = load_safetensors(file)[1] if file.suffix == ".safetensors" else load_pickle(file, legacy=True)
-    name = [key for key, value in state.items() if value.dim() == 2 and len(value) == CLASSES][-1]
-    return state[name].float(), state[name.removesuffix("weight") + "bias"].float()
+    """The weight (CLASSES, C) and bias (CLASSES,) of the last layer of a pretrained network, on its mean feature.
+
+    Raises:
+        UserError: the head is not one linear layer, or that of a class token, or of timm.
+    """
+    if encoder == "resnet50_v1":
+        state: Any = load_safetensors(CHECKPOINTS / "resnet50_v1_head.safetensors")[1]
+        return state["fc.weight"].float(), state["fc.bias"].float()
+    if not encoder.startswith((TIMM, "vit_")):
+        state = load_pickle(weights_file(encoder), legacy=True)
+        head = {name: value for name, value in state.items() if name.split(".")[0] in ("fc", "classifier", "head")}
+        if sorted(value.dim() for value in head.values()) == [1, 2]:
+            bias, weight = sorted(head.values(), key=Tensor.dim)
+            return weight.float(), bias.float()
+    raise UserError(
+        f"model.encoder is {encoder}, whose head is not one linear layer on the mean of its map: "
+        "choose another for model.concepts classes, or model.concepts words"
+    )
 
 
 def class_names(encoder: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import is_one_line, train
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model_weights
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary
@@ -20,34 +20,6 @@ SLOW = ("alexnet", "convnext_tiny", "efficientnet_b0", "inception_v3", "maxvit_t
 SLOW += ("regnet_y_400mf", "shufflenet_v2_x0_5", "swin_t", "vit_b_32")
 FAST = ("densenet121", "googlenet", "mobilenet_v3_small", "squeezenet1_1")
 FIXED = {"maxvit_t": 224, "vit_b_32": 224, "inception_v3": 96}
-
-
-def plain(name: str) -> torch.nn.Module:
-    """The whole network with random weights, also in its norms."""
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = get_model(name, weights=None, **options)
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
-                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval()
-
-
-@pytest.fixture
-def downloaded(tmp_path, monkeypatch):
-    """``downloaded(name)``: its random weights lie where torchvision would put its own."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-
-    def place(name: str) -> torch.nn.Module:
-        network = plain(name)
-        torch.save(network.state_dict(), folder / get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1])
-        return network
-
-    return place
 
 
 def images(count: int, size: int) -> torch.Tensor:
