@@ -68,8 +68,8 @@ def check_names(command: Any, options: Any) -> None:
     """Check names of files before torch is imported, which takes seconds; UserError if one is missing or unwritable.
 
     The module of a command lists the options that are checkpoints in ``CHECKPOINTS``, those that are other files,
-    folders, patterns or addresses to read in ``READS`` (of several names one has to exist), and those that it writes in
-    ``WRITES``. What the files hold is checked where they are read.
+    folders, patterns or addresses to read in ``READS`` (of several images one has to exist, of several sets all), and
+    those that it writes in ``WRITES``. What the files hold is checked where they are read.
     """
     from captioner.files import check_creatable
     from captioner.models.checkpoint import resolve_checkpoint
@@ -84,9 +84,10 @@ def check_names(command: Any, options: Any) -> None:
         for name in names:
             if not name.startswith("hf://"):
                 resolve_checkpoint(name)
-    for _, names in named("READS"):
-        if not any(map(_may_exist, names)):
-            raise UserError(f"{names[0]}: no such file; check the path")
+    for option, names in named("READS"):
+        missing = [name for name in names if name != "None" and not _may_exist(name)]
+        if missing and (len(missing) == len(names) or option.startswith("data.")):
+            raise UserError(f"{missing[0]}: no such file; check the path")
     for option, names in named("WRITES"):
         check_creatable(names[0], f"--{option} {names[0]}")
 

@@ -29,6 +29,7 @@ REFUSED = [
     ("evaluate --annotations file.txt --json file.txt/a.json", "--json file.txt/a.json: cannot be written"),
     ("train", "--data.train (captions) is needed"),
     ("train --data.train missing.json", "missing.json: no such file"),
+    ("train --data.train file.txt --data.train+ missing.json", "missing.json: no such file"),
     ("train --data.train file.txt --data.val shards-{0..9}.tar --data.val_images nowhere", "nowhere: no such file"),
     ("train --data.train file.txt --data.val file.txt --output file.txt/run", "--output file.txt/run"),
     ("train --init_from none.ckpt", "no checkpoint none.ckpt"),
