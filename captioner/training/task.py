@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioner import metrics
 from captioner.config import SearchConfig, TrainConfig
@@ -121,10 +121,9 @@ class CaptionTask(BaseTask):
         """Mean of ``−(r − b) log p`` over the tokens of sampled captions (Rennie et al. 2017, equation 8).
 
         r is the reward of the caption. The baseline b is the mean reward of the other samples of the image (Luo 2020),
-        or the reward of its greedy caption (Rennie et al.). All is without dropout: the policy that is learned is the
-        one that was sampled. The samples are read back from the device once, since rewards are computed on the CPU.
+        or the reward of its greedy caption, decoded without dropout (Rennie et al.). The samples are read back from
+        the device once, since rewards are computed on the CPU.
         """
-        turn_dropout_off(self.model.decoder)
         features, count = self.model.features(batch.images), self.config.rollouts
         examples = batch.examples.cpu().numpy()
 
@@ -137,7 +136,9 @@ class CaptionTask(BaseTask):
         sampled = reward(words, lengths)
         self.log("reward", sampled.mean(), prog_bar=True, batch_size=sampled.numel())
         if self.config.baseline == "greedy":
+            self.model.decoder.eval()
             baseline = reward(*_to_host(*self.sample_captions(features, 0, keys)))
+            self.model.decoder.train()
         else:
             baseline = (sampled.sum(dim=1, keepdim=True) - sampled) / (count - 1)
         words = words[:, : lengths.max()]
@@ -145,7 +146,6 @@ class CaptionTask(BaseTask):
         advantage = (sampled - baseline).flatten()[layout.targets // words.shape[1]]  # (R,)
         advantage, given = (part.to(self.device, non_blocking=True) for part in (advantage, torch.from_numpy(words)))
         log_probs = self.log_probs(features, given, layout.to(self.device))
-        self.model.decoder.train()
         return scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -192,12 +192,6 @@ class CaptionTask(BaseTask):
         # All processes have the same numbers, so that their mean changes nothing.
         self.log("val_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
         self.log_dict(scores, batch_size=1, sync_dist=True)
-
-
-def turn_dropout_off(decoder: nn.Module) -> None:
-    """Evaluation mode, but for recurrent layers, which have no dropout: cuDNN's backward needs their training mode."""
-    for module in decoder.modules():
-        module.training = isinstance(module, nn.RNNBase)
 
 
 def _to_host(words: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
