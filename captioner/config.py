@@ -160,12 +160,12 @@ class DataConfig(_Config, group="data."):
     """Where the images and captions are, and how they are batched.
 
     Args:
-        train: training captions, any format of docs/data.md; --data.train+ B adds those of another set, and so for the
-            next three options, of which a single value is for all sets
+        train: training captions, any format of docs/data.md
         train_images: folder of the images, if the format needs one
-        train_split: which split, if there are several; Karpathy's train includes restval
+        train_split: which split, if there are several; Karpathy's train includes restval. --data.train+ adds a set, and
+            --data.train_images+, train_split+ and train_list+ what belongs to it; a single value is for all sets
         train_list: only the images named in this file, one per line, such as Flickr_8k.trainImages.txt
-        val: validation captions, in any such format, of one or more sets
+        val: validation captions, in any such format
         val_images: folder of the images, if the format needs one
         val_split: which split, if there are several
         val_list: only the images named in this file, one per line

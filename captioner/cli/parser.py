@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import shutil
@@ -88,6 +89,11 @@ class Help(DefaultHelpFormatter):
         paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]
         wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)  # names stay whole
         return "\n\n".join(wrapper.fill(part) for part in paragraphs)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy.copy(action)  # without --name+ of a list, which help of the option explains
+        shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        return super()._format_action_invocation(shown)
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         return "…"

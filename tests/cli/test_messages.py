@@ -83,7 +83,7 @@ MISTAKES = [
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
     ("train --config BAD/null.yaml", ["model.layers is None: expected a value"]),
-    ("train --config BAD/list.yaml", ["--data.train is ['a']: expected null or text"]),
+    ("train --config BAD/list.yaml", ["--data.vocabulary is ['a']: expected null or text"]),
     ("train --config BAD/unknown.yaml", ["--config: there is no option --models.layers: did you mean --model.layers?"]),
     ("predict IMAGES --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
     ("predict IMAGES --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
@@ -128,7 +128,7 @@ def bad(tmp_path_factory):
     (folder / "typo.yaml").write_text("train: {epoch: 3}")
     (folder / "flat.yaml").write_text("model: 3")
     (folder / "null.yaml").write_text("model: {layers: null}")
-    (folder / "list.yaml").write_text("data: {train: [a]}")
+    (folder / "list.yaml").write_text("data: {vocabulary: [a]}")
     (folder / "unknown.yaml").write_text("models: {layers: 2}")
     return folder
 
