@@ -92,7 +92,7 @@ class ModelConfig(_Config, group="model."):
     grid: int = 0
     attention: Literal["none", "soft", "adaptive", "updown"] = "none"
     attention_size: int = 256
-    concepts: Literal["none", "classes", "words", "both"] = "none"
+    concepts: Literal["none", "classes", "words"] = "none"
     frames: int = 0
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     layers: int = 1
@@ -441,7 +441,8 @@ class TrainerConfig(_Config, group="trainer."):
         devices: number of GPUs, or of processes on a CPU, on each machine; they share every batch of data.batch_size
         num_nodes: number of machines
         strategy: of several devices; auto is ddp
-        precision: auto is bf16-mixed on a GPU with bf16 units or a CPU with AMX, 16-mixed on other GPUs, else 32-true
+        precision: auto is bf16-mixed on a GPU with bf16 units or a CPU with AMX or AVX-512 BF16, 16-mixed on other
+            GPUs, else 32-true
         accumulate_grad_batches: batches per optimiser step
         check_val_every_n_epoch: epochs between validations
         log_every_n_steps: steps between lines of the logs

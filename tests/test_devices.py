@@ -124,3 +124,11 @@ def test_as_many_processes_as_were_started(monkeypatch, environment):
     cpu = {"accelerator": "cpu", "precision": "32-true"}
     refused(resolve_trainer, TrainerConfig(**cpu), says=["trainer.devices × trainer.num_nodes is 1", "8 processes"])
     assert resolve_trainer(TrainerConfig(devices=4, num_nodes=2, **cpu))["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("unit", "precision"), [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("avx2", "32-true")]
+)
+def test_bf16_needs_a_cpu_that_computes_in_it(monkeypatch, unit, precision):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, unit: True}, raising=False)
+    assert choose_precision("cpu") == precision

@@ -21,6 +21,7 @@ from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import Ids, State, Step, search
 from captioner.errors import UserError
 
+Concept = tuple[str, float]  # its name and its probability
 ImageSource = str | os.PathLike | Image.Image
 
 
@@ -35,6 +36,7 @@ class Caption:
         ended: False for a caption cut off at max_length.
         word_log_probs: the terms of log_prob: of each word and, if ended, of END.
         attention: if requested, the maps of :meth:`CaptionModel.attention_maps` for these terms, on the CPU.
+        concepts: what :meth:`CaptionModel.concepts` sees in the image.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Caption:
     ended: bool
     word_log_probs: tuple[float, ...]
     attention: Tensor | None = field(default=None, compare=False, repr=False)
+    concepts: tuple[Concept, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -62,12 +65,14 @@ class CaptionModel(nn.Module):
         vocabulary: the words.
         image_size: side in pixels of the square that images are resized to.
         has_attention: whether there are attention maps.
+        has_concepts: whether concepts of the image are an input.
         frames: up to this many frames of a clip or images of an album share a caption; 0: each image has one.
     """
 
     vocabulary: Vocabulary
     image_size: int
     has_attention: bool = False
+    has_concepts: bool = False
     frames: int = 0
 
     @property
@@ -95,6 +100,10 @@ class CaptionModel(nn.Module):
         """
         raise UserError(NO_ATTENTION)
 
+    def concepts(self, images: Tensor) -> list[tuple[Concept, ...]]:
+        """The most probable concepts of each image, or of its features, best first; none without `has_concepts`."""
+        return [()] * len(images)
+
     @torch.inference_mode()
     def search(self, images: Tensor, config: SearchConfig, attention: bool = False) -> list[list[Caption]]:
         """The n best captions of each image, best first; the model should be in evaluation mode.
@@ -115,16 +124,19 @@ class CaptionModel(nn.Module):
             return []
         ids = search_ids(self.vocabulary, config)
         keys = [zlib.crc32(row.contiguous().numpy()) for row in images.cpu()] if config.sample else None
-        if attention:  # encode the images once, for the captions and for the maps
+        if attention or self.has_concepts:  # encode the images once
             images = self.features(images)
+        concepts = self.concepts(images)
         found = search(*self.start_search(images), ids, config, keys)
         captions = [
             [
-                Caption(self.vocabulary.decode(words[:n]), log_prob, score, ended, tuple(terms[: n + ended]))
+                Caption(
+                    self.vocabulary.decode(words[:n]), log_prob, score, ended, tuple(terms[: n + ended]), None, seen
+                )
                 for words, n, log_prob, score, ended, terms in zip(*parts, strict=True)
                 if score > -math.inf
             ]
-            for parts in zip(*(part.tolist() for part in found), strict=True)
+            for seen, *parts in zip(concepts, *(part.tolist() for part in found), strict=True)
         ]
         if attention:
             rows = [row for row, each in enumerate(captions) for _ in each]

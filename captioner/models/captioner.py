@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
-from captioner.data.vocabulary import PAD, START, Vocabulary
+from captioner.data.vocabulary import PAD, SPECIAL, START, Vocabulary
 from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError, one_line
 from captioner.models import checkpoint
 from captioner.models.attention import AttentionDecoder
 from captioner.models.backbones import meta_device, shapes_only
-from captioner.models.base import CaptionModel
+from captioner.models.base import CaptionModel, Concept
 from captioner.models.clip_decoder import ClipDecoder
+from captioner.models.concepts import class_names
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, cached_shape, feature_shape, weights_digest
+
+SHOWN, LEAST_SHOWN = 3, 0.05  # concepts of an image: at most so many, at least so probable
 
 
 class Captioner(CaptionModel):
@@ -38,6 +41,7 @@ class Captioner(CaptionModel):
         super().__init__()
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
         self.image_size, self.frames, self.has_attention = config.image_size, config.frames, config.attention != "none"
+        self.has_concepts = config.concepts != "none"
         self.encoder = encoder
         kind = ClipDecoder if config.frames else AttentionDecoder if self.has_attention else Decoder
         self.decoder = kind(config, len(vocabulary), feature_shape(config)[-1])
@@ -54,9 +58,9 @@ class Captioner(CaptionModel):
         return self.encoder(images)
 
     def load_head(self) -> None:
-        """Copy the ImageNet head of the encoder, if its classes are among the concepts of the model."""
+        """Copy the ImageNet head of the encoder, if its classes are the concepts of the model."""
         concepts: Any = self.decoder.concepts
-        if concepts is not None and concepts.classes:
+        if concepts is not None and concepts.kind == "classes":
             concepts.load_head(self.config.encoder)
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
@@ -73,6 +77,19 @@ class Captioner(CaptionModel):
         weights = self.decoder.attention_weights(self.features(images), words).cpu()  # (I, T, P or P + 1)
         grid = self.config.grid
         return [w[: len(i), : grid**2].unflatten(1, (grid, grid)) for w, i in zip(weights, ids, strict=True)]
+
+    @torch.inference_mode()
+    def concepts(self, images: Tensor) -> list[tuple[Concept, ...]]:
+        part: Any = self.decoder.concepts if self.has_concepts else None
+        if part is None:
+            return super().concepts(images)
+        features = self.features(images).float()
+        values, places = part.probabilities(features.mean(dim=1) if self.has_attention else features).topk(SHOWN)
+        names = class_names(self.config.encoder) if part.kind == "classes" else self.vocabulary.words[len(SPECIAL) :]
+        return [
+            tuple((names[i].replace("_", " "), p) for i, p in zip(*row, strict=True) if p >= LEAST_SHOWN)
+            for row in zip(places.tolist(), values.tolist(), strict=True)
+        ]
 
     def header(self) -> dict[str, Any]:
         return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -45,16 +46,14 @@ class Concepts(nn.Module):
         super().__init__()
         features = feature_shape(config)[-1]
         self.channels = features // (2 if config.second_size else 1)
-        self.classes, self.words = config.concepts in ("classes", "both"), config.concepts in ("words", "both")
-        count = 0
-        if self.classes:
+        self.kind, count = config.concepts, CLASSES
+        if self.kind == "classes":
             self.register_buffer("head", torch.zeros(CLASSES, self.channels))
             self.register_buffer("bias", torch.zeros(CLASSES))
             self.length = nn.Parameter(torch.tensor(FEATURE_LENGTH))
-            count += CLASSES
-        if self.words:
-            self.detector = nn.Linear(features, min(WORDS, vocabulary_size - len(SPECIAL)))
-            count += self.detector.out_features
+        else:
+            count = min(WORDS, vocabulary_size - len(SPECIAL))
+            self.detector = nn.Linear(features, count)
         self.project = nn.Linear(count, size, bias=False)  # W_c
 
     def load_head(self, encoder: str) -> None:
@@ -62,27 +61,29 @@ class Concepts(nn.Module):
         for own, theirs in zip((self.head, self.bias), imagenet_head(encoder), strict=True):
             own.copy_(theirs)
 
-    def class_probabilities(self, mean: Tensor) -> Tensor:
-        """Mean features (I, F) → (I, CLASSES), from the last resolution, which is that of ImageNet or nearer to it."""
-        v = F.normalize(mean[:, -self.channels :], dim=1)
-        return F.linear(self.length * v, self.head, self.bias).softmax(dim=1)
+    def logits(self, mean: Tensor) -> Tensor:
+        """Mean features (I, F) → (I, CLASSES) or (I, words); the classes from the last resolution, that of ImageNet."""
+        if self.kind == "words":
+            return self.detector(SCALE * F.normalize(mean, dim=1))
+        return F.linear(self.length * F.normalize(mean[:, -self.channels :], dim=1), self.head, self.bias)
 
-    def word_logits(self, mean: Tensor) -> Tensor:
-        """Mean features (I, F) → (I, words); the probabilities are their logistic function."""
-        return self.detector(SCALE * F.normalize(mean, dim=1))
+    def probabilities(self, mean: Tensor) -> Tensor:
+        """Mean features (I, F) → (I, CLASSES), which add up to 1, or (I, words), of which each is 0 to 1."""
+        logits = self.logits(mean).float()
+        return logits.sigmoid() if self.kind == "words" else logits.softmax(dim=1)
 
     def forward(self, mean: Tensor, dropout: nn.Dropout) -> Tensor:
         """Mean features (I, F) → (I, size)."""
-        found = []
-        if self.classes:
-            found.append(self.class_probabilities(mean).sqrt())
-        if self.words:
-            found.append(F.normalize(self.word_logits(mean).detach().sigmoid().sqrt(), dim=1))
-        return self.project(dropout(SCALE * torch.cat(found, dim=1)))
+        logits = self.logits(mean).float()
+        if self.kind == "words":
+            roots = F.normalize(logits.detach().sigmoid().sqrt(), dim=1)
+        else:
+            roots = (logits.log_softmax(dim=1) / 2).exp()  # √p, with a gradient where p is 0
+        return self.project(dropout(SCALE * roots))
 
     def detection_loss(self, mean: Tensor, words: Tensor, image_of: Tensor) -> Tensor:
         """Binary cross-entropy, mean over words and images; `words` (N, T) are captions of images `image_of` (N,)."""
-        logits = self.word_logits(mean)  # (I, K)
+        logits = self.logits(mean)  # (I, K)
         present = logits.new_zeros(len(mean), len(SPECIAL) + logits.shape[1] + 1)
         places = words.clamp_max(present.shape[1] - 1)  # the last column is for all rarer words
         present[image_of.unsqueeze(1), places] = 1
@@ -110,6 +111,7 @@ def imagenet_head(encoder: str) -> tuple[Tensor, Tensor]:
     )
 
 
+@lru_cache(maxsize=8)
 def class_names(encoder: str) -> list[str]:
     """The names of ImageNet's classes, in the order of a head."""
     if encoder == "resnet50_v1":

@@ -55,7 +55,7 @@ class EvaluationPage(Page):
         except UserError as error:  # changed since it was captioned
             card["error"] = str(error)
         card["systems"] = [
-            {"colour": colour, "name": name, "captions": _lines(each)}
+            {"colour": colour, "name": name, "captions": _lines(each), "concepts": getattr(each[0], "concepts", ())}
             for colour, name, each in zip(COLOURS, self.names, systems, strict=False)
         ]
         self.write(render("reports/evaluation_card.html", **card))

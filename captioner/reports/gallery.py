@@ -46,8 +46,9 @@ class GalleryPage(Page):
 
 def card_values(name: str, image: Image.Image, captions: Sequence[Caption]) -> dict[str, Any]:
     """The variables of gallery_card.html: an image and its captions, best first."""
-    small = shrink(image, IMAGE_SIDE)
-    return {"name": name, "image": small, "quality": QUALITY, "captions": [caption_values(each) for each in captions]}
+    lines = [caption_values(each) for each in captions]
+    seen = captions[0].concepts
+    return {"name": name, "image": shrink(image, IMAGE_SIDE), "quality": QUALITY, "captions": lines, "concepts": seen}
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

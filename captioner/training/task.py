@@ -88,7 +88,7 @@ class CaptionTask(BaseTask):
         smoothing = self.config.label_smoothing if self.training else 0.0
         loss = SmoothedCrossEntropy.apply(logits, targets, smoothing)
         concepts = self.model.decoder.concepts
-        if self.training and concepts is not None and concepts.words:
+        if self.training and concepts is not None and concepts.kind == "words":
             mean = (features.mean(dim=1) if features.dim() == 3 else features).float()
             loss = loss + concepts.detection_loss(mean, targets_of, batch.image_of)
         return loss, len(logits)

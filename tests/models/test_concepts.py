@@ -7,12 +7,12 @@ from helpers import make_captioner, refused
 
 from captioner.config import ModelConfig, SearchConfig
 from captioner.data.layout import Layout
-from captioner.data.vocabulary import END, PAD, START
+from captioner.data.vocabulary import END, PAD, SPECIAL, START
 from captioner.models.captioner import Captioner
 from captioner.models.concepts import CLASSES, Concepts, class_names, imagenet_head
-from captioner.models.encoder import feature_shape
+from captioner.models.encoder import feature_shape, weights_file
 
-KINDS = ["classes", "words", "both"]
+KINDS = ["classes", "words"]
 SMALL = {"image_size": 64, "second_size": 32, "hidden_size": 16, "embedding_size": 16, "attention_size": 8}
 
 
@@ -30,7 +30,7 @@ def test_the_probabilities_are_those_of_the_head_on_the_mean_of_the_last_map():
     feature = torch.rand(3, 2048)
     seen = 38.7 * F.normalize(feature, dim=1)
     mean = torch.cat([torch.rand(3, 2048), F.normalize(feature, dim=1)], dim=1)  # of both sizes
-    found = part.class_probabilities(mean)
+    found = part.probabilities(mean)
     assert torch.allclose(found, (seen @ weight.T + bias).softmax(dim=1), atol=1e-5)
 
 
@@ -87,9 +87,37 @@ def test_the_detector_learns_the_words_of_the_captions():
         optimizer.zero_grad()
         part.detection_loss(mean, words, image_of).backward()
         optimizer.step()
-    found = part.word_logits(mean) > 0
+    found = part.logits(mean) > 0
     assert [row.nonzero().flatten().tolist() for row in found] == [[0, 1, 2], [0], [1], [45]]
     assert part.project.weight.grad is None
+
+
+def test_captions_name_the_classes_that_the_model_sees(downloaded):
+    network = downloaded("resnet18")
+    with torch.no_grad():
+        network.fc.weight.zero_()
+        network.fc.bias.fill_(-9)
+        network.fc.bias[[3, 285, 7]] = torch.tensor([1.0, 2.0, -9.0])
+    torch.save(network.state_dict(), weights_file("resnet18"))
+    model = make_captioner(concepts="classes", grid=2, attention="soft")
+    model.load_head()
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    for found in model.search(images, SearchConfig()):
+        (first, p), (second, q) = found[0].concepts
+        assert (first, second) == ("Egyptian cat", "tiger shark")
+        assert p / q == pytest.approx(2.718, rel=1e-3)
+    assert model.concepts(model.features(images)) == model.concepts(images)
+
+
+def test_captions_name_the_words_that_the_model_sees():
+    model = make_captioner(concepts="words")
+    with torch.no_grad():
+        model.decoder.concepts.detector.weight.zero_()
+        model.decoder.concepts.detector.bias.fill_(-9)
+        model.decoder.concepts.detector.bias[1] = 0
+    (found,) = model.search(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), SearchConfig(beam=2, n_best=2))
+    assert [caption.concepts for caption in found] == [((model.vocabulary.words[len(SPECIAL) + 1], 0.5),)] * 2
+    assert make_captioner().search(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), SearchConfig())[0][0].concepts == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)

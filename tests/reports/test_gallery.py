@@ -4,6 +4,7 @@ import base64
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,13 @@ def test_without_attention_there_are_no_maps(tmp_path, images):
     assert not found.all("details")
     assert not any("data-maps" in values for _, values in found.found)
     assert not found.all("span", "score")  # one caption each
+
+
+def test_the_concepts_of_an_image_are_shown(tmp_path, images):
+    seen = replace(caption("a dog"), concepts=(("<b>", 0.956), ("tabby", 0.06)))
+    found = page(tmp_path, (images[0], [seen]), (images[1], [caption("a cat")]))
+    assert "<b> 96 % · tabby 6 %" in found.text
+    assert len(found.all("p", "concepts")) == 1
 
 
 def test_unreadable_images_are_listed(tmp_path, images):
