@@ -388,7 +388,8 @@ class TrainConfig(_Config, group="train."):
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
         epochs: maximum number of epochs; a resumed run may be given more
         lr: decoder's peak learning rate
-        encoder_lr: peak learning rate of the encoder's trainable stages (both by AdamW)
+        encoder_lr: peak learning rate of the encoder's trained stages (both by AdamW); 0 keeps them as --init-from has
+            them
         encoder_lr_decay: factor on encoder_lr from each stage of the encoder to the one before it
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
         warmup: share of all steps in which the learning rate rises, before its cosine decay
@@ -426,7 +427,8 @@ class TrainConfig(_Config, group="train."):
         self._require(self.rollouts >= least, "rollouts", f"{least} or more with {self.baseline} baseline")
         self._limit("epochs", AT_LEAST_1)
         self._limit("bleu_weight weight_decay clip_norm patience keep samples", AT_LEAST_0)
-        self._limit("lr encoder_lr checkpoint_minutes", POSITIVE)
+        self._limit("lr checkpoint_minutes", POSITIVE)
+        self._limit("encoder_lr", AT_LEAST_0)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
         self._limit("warmup label_smoothing ema_decay", BELOW_1)
         self._limit("seed", SEED)

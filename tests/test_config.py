@@ -72,7 +72,7 @@ def test_frozen(config):
         (SearchConfig, "groups", [0, 2, 10], [1, 5]),
         (TrainConfig, "train.epochs", [0], [1]),
         (TrainConfig, "train.lr", [0.0, -1.0], [1e-9]),
-        (TrainConfig, "train.encoder_lr", [0.0], [1e-9]),
+        (TrainConfig, "train.encoder_lr", [-1e-9], [0.0, 1e-9]),
         (TrainConfig, "train.encoder_lr_decay", [0.0, 1.1], [0.5, 1.0]),
         (TrainConfig, "train.keep", [-1], [3]),
         (TrainConfig, "train.weight_decay", [-0.1], [0.0]),

@@ -49,14 +49,14 @@ def run(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a .safetensors file")
     if options.annotations is None and options.images is not None:
         raise UserError("--images (folder) needs --annotations, whose captions select the checkpoints")
-    from captioner.models.captioner import check_fits
+    from captioner.models.captioner import fitting_weights
     from captioner.models.checkpoint import read_checkpoint, save_slim
     from captioner.models.weight_averaging import average, check_compatible, greedy_selection
 
-    headers, states = zip(*map(read_checkpoint, names), strict=True)
-    for name, header, state in zip(names, headers, states, strict=True):
+    headers, states = map(list, zip(*map(read_checkpoint, names), strict=True))
+    for i, header in enumerate(headers):
         if header.get("kind") != "language_model":
-            check_fits(name, header, state)
+            states[i] = fitting_weights(names[i], header, states[i])
     check_compatible(headers, names)
     chosen = list(range(len(names)))
     if options.annotations is not None:

@@ -83,7 +83,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         f"{parameters:,} trained parameters, {batches:,} batches an epoch"
     )
     if options.init_from and not resumed:
-        say(init_from(model, options.init_from, cached_maps=data.train.folder is not None))
+        say(init_from(model, options.init_from))
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, data.references(), steps, rewards)
     fit(trainer, task, folder, resumed, data)

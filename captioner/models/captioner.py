@@ -20,7 +20,7 @@ from captioner.models.base import CaptionModel, Concept
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.concepts import class_names
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, cached_shape, feature_shape, weights_digest
+from captioner.models.encoder import Encoder, cached_shape, feature_shape, leaves_out_frozen_stages, weights_digest
 
 SHOWN, LEAST_SHOWN = 3, 0.05  # concepts of an image: at most so many, at least so probable
 
@@ -95,10 +95,10 @@ class Captioner(CaptionModel):
         return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint; those of a frozen encoder are identified by its name and their digest."""
-        state = self.state_dict()
-        if self.config.trainable_layers == 0:
-            state = {name: value for name, value in state.items() if not name.startswith("encoder.")}
+        """The tensors of a checkpoint."""
+        encoder = self.encoder.weights() if self.encoder is not None else {}
+        state = {f"encoder.{name}": value for name, value in encoder.items()}
+        state |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         if self.config.tie_embeddings:
             del state["decoder.output.weight"]
         return state
@@ -123,17 +123,17 @@ class Captioner(CaptionModel):
         if header.get("kind") == "language_model":
             raise UserError(f"{path} is a language model, which takes no image: captioner train --init-from {path}")
         config, vocabulary = checkpoint.parse_header(path, header)
-        digest, own_encoder = header["encoder_digest"], checkpoint.brings_encoder(config, header)
+        digest, own_encoder = header["encoder_digest"], brings_encoder(config, header)
         if not own_encoder and (here := weights_digest(config.encoder)) != digest:
             found = f"other weights of {config.encoder} ({digest}) than those here ({here})"
             raise UserError(f"{path} was trained on {found}: put back the file they came from")
-        check_fits(path, header, weights)
+        weights = fitting_weights(path, header, weights)
         model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
         model.load_weights(weights)
         return model.to(device).eval()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy tensors that :func:`check_fits` accepts; those of the encoder may be missing."""
+        """Copy tensors that :func:`fitting_weights` returns; those of the encoder may be missing."""
         state = dict(weights)
         if self.config.tie_embeddings:
             state["decoder.output.weight"] = state["decoder.embedding.weight"]
@@ -185,17 +185,31 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None, device: 
     return members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in paths])
 
 
-def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless the tensors of a checkpoint are those of the model in its header (never allocated)."""
+def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the whole encoder: exported ones do, and those that leave out none of its stages."""
+    return header.get("encoder_inside") is True or not leaves_out_frozen_stages(config)
+
+
+def fitting_weights(
+    path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, as of :meth:`Captioner.weights`, without frozen stages, which those of runs have.
+
+    UserError unless they are those of the model in its header, which is never allocated.
+    """
     config, vocabulary = checkpoint.parse_header(path, header)
+    whole = brings_encoder(config, header)
     try:
         with meta_device():  # a header may require any amount of memory
             expected = Captioner(config, vocabulary, None, "").state_dict()
-        if checkpoint.brings_encoder(config, header):
-            encoder = shapes_only(lambda: Encoder(config, weights=False))
-            expected |= {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+        if whole or config.trainable_layers:
+            encoder: Any = shapes_only(lambda: Encoder(config, weights=False))
+            tensors = encoder.state_dict() if whole else encoder.weights()
+            expected |= {f"encoder.{name}": value for name, value in tensors.items()}
         if config.tie_embeddings:
             del expected["decoder.output.weight"]
+        if not whole:
+            weights = {k: value for k, value in weights.items() if k in expected or not k.startswith("encoder.")}
         if weights.keys() != expected.keys():
             missing, unexpected = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
             raise ValueError(f"missing {missing}, unexpected {unexpected}")
@@ -206,3 +220,4 @@ def check_fits(path: str | os.PathLike, header: Mapping[str, Any], weights: Mapp
                 raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, expected {wanted}")
     except (RuntimeError, TypeError, ValueError) as error:  # the first two: a size, or a product of sizes, over 64 bits
         raise UserError(f"{path} does not fit its own header ({one_line(error)}): it is damaged") from None
+    return dict(weights)

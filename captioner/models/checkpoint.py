@@ -179,11 +179,6 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
         raise UserError(f"{path} is not a checkpoint that this captioner can open ({error})") from None
 
 
-def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds the weights of the encoder: where it was trained, and in exported checkpoints."""
-    return config.trainable_layers > 0 or header.get("encoder_inside") is True
-
-
 def save_slim(
     path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool = True
 ) -> None:

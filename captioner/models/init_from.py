@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import UserError
-from captioner.models.captioner import Captioner
+from captioner.models.captioner import Captioner, fitting_weights
 from captioner.models.checkpoint import parse_header, read_checkpoint
 
 WORD_ROWS = ("decoder.embedding.weight", "decoder.output.weight", "decoder.output.bias")  # a row per word
@@ -18,16 +18,22 @@ SIZES = ("cell", "layers", "hidden_size", "embedding_size")  # the options that 
 
 
 @torch.no_grad()
-def init_from(model: Captioner, path: str | os.PathLike, cached_maps: bool = False) -> str:
+def init_from(model: Captioner, path: str | os.PathLike) -> str:
     """Copy the parts of a checkpoint that fit into `model`; return one line that names them and the others.
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have are unchanged.
-    UserError if nothing fits, or if stages of the encoder whose maps are cached (`cached_maps`) were trained there.
+    The stages of the encoder that were trained there and are trained here are copied.
+    UserError if nothing fits, or if stages were trained there that are frozen here, beside others that are not.
     """
     header, theirs = read_checkpoint(path)
-    vocabulary = parse_header(path, header)[1]
+    config, vocabulary = parse_header(path, header)
+    if header.get("kind") != "language_model":
+        theirs = fitting_weights(path, header, theirs)
+    if config.trainable_layers > model.config.trainable_layers > 0:
+        stages = f"{config.trainable_layers} stages of its encoder"
+        raise UserError(f"{path} was trained in {stages}: --model.trainable_layers {config.trainable_layers} or more")
     options = header["model"]  # without the options that are newer than the checkpoint
     if vocabulary.level != model.vocabulary.level:
         levels = f"--data.level is {vocabulary.level} there and {model.vocabulary.level} here"
@@ -40,10 +46,10 @@ def init_from(model: Captioner, path: str | os.PathLike, cached_maps: bool = Fal
     left: list[str] = []
     for part in dict.fromkeys(map(_part, [*ours, *theirs])):
         mine, other = ({name: state[name] for name in state if _part(name) == part} for state in (ours, theirs))
+        if part == "encoder" and other:
+            mine = {name: value for name, value in mine.items() if name in other}  # of more stages
         fits = {name: value.shape for name, value in mine.items()} == {n: value.shape for n, value in other.items()}
         (copied if fits else left).append(part)
-        if fits and part == "encoder" and cached_maps:
-            _check_frozen_stages(model, other, path)
         for name in mine if fits else ():
             mine[name].copy_(other[name])
     own = asdict(model.config)
@@ -53,17 +59,6 @@ def init_from(model: Captioner, path: str | os.PathLike, cached_maps: bool = Fal
         raise UserError(f"nothing in {path} fits this model{why}: train with its --model options")
     words = f" ({shared:,} of {len(model.vocabulary):,} words)"
     return f"{path}: took {', '.join(copied)}{words}" + (f"; left {', '.join(left)}{why}" if left else "")
-
-
-def _check_frozen_stages(model: Captioner, theirs: dict[str, Tensor], path: str | os.PathLike) -> None:
-    """UserError unless the frozen parameters of the encoder are the same, up to the fp16 of checkpoints."""
-    frozen = {name: p for name, p in model.named_parameters() if name.startswith("encoder.") and not p.requires_grad}
-    if not all(torch.allclose(p, theirs[name].to(p), rtol=2e-3, atol=1e-4) for name, p in frozen.items()):
-        trained = f"--model.trainable_layers {model.config.trainable_layers}"
-        raise UserError(
-            f"{path} was trained in stages of the encoder that {trained} freezes, and their maps are cached as they "
-            "were before that: train as many stages, or add --data.augment"
-        )
 
 
 def _match_words(

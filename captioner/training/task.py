@@ -70,6 +70,8 @@ class CaptionTask(BaseTask):
     ) -> None:
         super().__init__(model, train, steps)
         self.search_config, self.references, self.rewards = search, references, rewards
+        if model.encoder is not None and train.encoder_lr == 0:
+            model.encoder.requires_grad_(False)
         # Of this process, after the validation of all processes:
         self.val_captions: dict[int, str] = {}  # by number of the example
         self.val_losses: dict[int, tuple[float, int]] = {}  # mean and number of tokens of each batch, by first example

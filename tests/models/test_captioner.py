@@ -4,17 +4,18 @@ import json
 
 import pytest
 import torch
-from helpers import ROOT, is_one_line, make_captioner
+from helpers import ROOT, is_one_line, make_captioner, refused
 from safetensors import safe_open
 
 from captioner import load
+from captioner.config import ModelConfig
 from captioner.data.dataset import load_batch
 from captioner.data.vocabulary import START, Vocabulary
 from captioner.errors import UserError
 from captioner.models import checkpoint
 from captioner.models.captioner import Captioner, Ensemble
-from captioner.models.checkpoint import SHIPPED, read_checkpoint
-from captioner.models.encoder import weights_digest
+from captioner.models.checkpoint import SHIPPED, read_checkpoint, save_slim
+from captioner.models.encoder import Encoder, weights_digest
 
 PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))
 
@@ -123,6 +124,25 @@ def test_a_trained_encoder_needs_no_weights_file(tmp_path, images, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("no network"))
     assert Captioner.load(tmp_path / "model.safetensors").caption(images) == first.caption(images)
+
+
+def test_frozen_stages_of_the_shipped_encoder_are_left_out(tmp_path):
+    """Of stage 4 its parameters remain; a file with all tensors, as of earlier versions, can be opened, too."""
+    config = ModelConfig(image_size=64, second_size=0, hidden_size=8, embedding_size=8, trainable_layers=1)
+    torch.manual_seed(0)
+    model = Captioner(config, Vocabulary(["a"]), Encoder(config), weights_digest("resnet50_v1")).eval()
+    with torch.no_grad():
+        model.encoder.resnet.layer4[0].conv1.weight += 0.01
+    model.save(tmp_path / "slim.safetensors", half=False)
+    header, weights = read_checkpoint(tmp_path / "slim.safetensors")
+    assert {name.split(".")[2] for name in weights if name.startswith("encoder")} == {"layer4"}
+    save_slim(tmp_path / "all.safetensors", header, model.state_dict(), half=False)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    for name in ("slim", "all"):
+        again = Captioner.load(tmp_path / f"{name}.safetensors")
+        assert torch.equal(again.features(images), model.features(images))
+    edited(model, tmp_path / "other.safetensors", lambda header, weights: header.update(encoder_digest="0" * 16))
+    refused(lambda: Captioner.load(tmp_path / "other.safetensors"), says=["0" * 16])
 
 
 def shipped() -> Captioner:

@@ -256,6 +256,12 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
             assert torch.equal(value, start[name]), name
     slim = Captioner.load(tmp_path / "run" / "captioner.safetensors")
     assert torch.allclose(slim.encoder.resnet.layer4[0].conv1.weight, tuned.layer4[0].conv1.weight, atol=1e-3)
+    kept = ["--init-from", tmp_path / "run", "--model.trainable_layers", "1", "--train.encoder_lr", "0"]
+    assert train(tiny, tmp_path / "kept", *kept, "--train.epochs", "1") == 0
+    found = Captioner.load(tmp_path / "kept")
+    for name, value in slim.encoder.state_dict().items():
+        assert torch.equal(found.encoder.state_dict()[name], value), name
+    assert not torch.equal(found.decoder.project.weight, slim.decoder.project.weight)
 
 
 @pytest.mark.parametrize(
