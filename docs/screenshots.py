@@ -22,12 +22,14 @@ from captioner.reports.gallery import map_bytes
 
 
 def gallery(target: str, photos: list[str], checkpoint: str | None) -> None:
-    """The photographs in a row, each with its caption."""
+    """The photographs in rows of four, each with its caption."""
     captions = captioner.load(checkpoint).caption(photos)
-    figure, axes = plt.subplots(1, len(photos), figsize=(3.2 * len(photos), 4), squeeze=False)
-    for axis, photo, caption in zip(axes[0], photos, captions, strict=True):
-        axis.imshow(open_image(photo).resize((448, 448)))
+    rows = math.ceil(len(photos) / 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(12.8, 4 * rows), squeeze=False)
+    for axis in axes.flat:
         axis.set_axis_off()
+    for axis, photo, caption in zip(axes.flat, photos, captions, strict=False):
+        axis.imshow(open_image(photo).resize((448, 448)))
         axis.set_title(textwrap.fill(caption, 30), y=-0.07, va="top", fontsize=12)
     figure.savefig(target, dpi=100, bbox_inches="tight")
 
