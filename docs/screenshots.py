@@ -25,12 +25,12 @@ def gallery(target: str, photos: list[str], checkpoint: str | None) -> None:
     """The photographs in rows of four, each with its caption."""
     captions = captioner.load(checkpoint).caption(photos)
     rows = math.ceil(len(photos) / 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(12.8, 4 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 4, figsize=(13, 3.8 * rows), squeeze=False, gridspec_kw={"hspace": 0.1})
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, photo, caption in zip(axes.flat, photos, captions, strict=False):
         axis.imshow(open_image(photo).resize((448, 448)))
-        axis.set_title(textwrap.fill(caption, 30), y=-0.07, va="top", fontsize=12)
+        axis.set_title(textwrap.fill(caption, 28), y=-0.05, va="top", fontsize=12)
     figure.savefig(target, dpi=100, bbox_inches="tight")
 
 
