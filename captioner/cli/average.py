@@ -82,6 +82,7 @@ def _scorer(options: Any, states: Any, skipped: dict[str, None]) -> Callable[[li
     from captioner.data.samplers import unreadable_image
     from captioner.devices import choose_workers
     from captioner.errors import UserError
+    from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references, tokenizer_of
     from captioner.models.captioner import Captioner
     from captioner.models.weight_averaging import average
 
@@ -89,7 +90,8 @@ def _scorer(options: Any, states: Any, skipped: dict[str, None]) -> Callable[[li
     model = Captioner.load(options.checkpoints[0], device)
     examples, left_out = read_split(options, options.annotations, model.frames > 0)
     skipped.update(dict.fromkeys(left_out))
-    references = [[metrics.ptb_tokenize(caption) for caption in example.captions] for example in examples]
+    tokenizer = tokenizer_of(model.vocabulary.level)
+    references = tokenize_references([example.captions for example in examples], tokenizer)
     paths, workers = [example.path for example in examples], choose_workers(-1, device)
 
     def read() -> Iterator[tuple[torch.Tensor, list[int]]]:
@@ -113,12 +115,13 @@ def _scorer(options: Any, states: Any, skipped: dict[str, None]) -> Callable[[li
     @torch.inference_mode()
     def score(members: list[int]) -> float:
         model.load_weights(average([states[i] for i in members]))
-        words: dict[int, list[str]] = {}
+        found: dict[int, str] = {}
         for batch, numbers in features or encode():
             for number, captions in zip(numbers, model.search(batch, search), strict=True):
-                words[number] = metrics.ptb_tokenize(captions[0].text if captions else "")
-        if not words:
+                found[number] = captions[0].text if captions else ""
+        if not found:
             raise UserError(f"{options.annotations} has no readable image")
-        return 100 * float(metrics.cider_d([references[number] for number in words], [*words.values()]).mean())
+        words = TOKENIZERS[tokenizer](found.values())
+        return 100 * float(metrics.cider_d([references[number] for number in found], words).mean())
 
     return score

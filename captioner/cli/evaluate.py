@@ -55,9 +55,12 @@ def run(options: Any) -> None:
     wanted = config_of(ScoreOptions, options)
     if wanted.compare and options.compare_checkpoint:
         raise UserError("--compare and --compare_checkpoint both name the system to compare with: leave one out")
+    from captioner.metrics.tokenizers import tokenizer_of
     from captioner.models.captioner import load
 
     model, workers = load_model(options)
+    if wanted.tokenizer == "auto":
+        wanted = replace(wanted, tokenizer=tokenizer_of(model.vocabulary.level))
     models = [model, *([load(options.compare_checkpoint, model.device)] if options.compare_checkpoint else [])]
     examples, skipped = read_split(options, options.annotations, model.frames > 0)
     references = {example.image_id: list(example.captions) for example in examples}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from array import array
 from collections import defaultdict
@@ -11,20 +10,39 @@ from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
+import regex  # whose \w has combining marks and joiners, other than re's
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['’-]\w+)*")
+JOINERS = "\u200c\u200d"  # zero-width: how letters of Indic and Arabic scripts join
+_FIRST, _LAST = rf"[[\w\p{{N}}]--[\p{{M}}{JOINERS}]]", rf"(?<![{JOINERS}])"  # of a word: no mark; no joiner
+_PART = rf"{_FIRST}[\w\p{{N}}]*{_LAST}"
+_WORD = regex.compile(rf"(?V1)\d+(?:[.,:/]\d+)+|{_PART}(?:['’-]{_PART})*")
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-cased words without punctuation; inner apostrophes and hyphens, and numbers such as 10:30, stay.
 
+    Characters are composed first (Unicode's NFC), and combining marks and joiners belong to their word, in any script.
+    Text without spaces, as Chinese, stays one word: level char divides it.
+
     >>> tokenize("A man's T-shirt , size 5.5 !")
     ['a', "man's", 't-shirt', 'size', '5.5']
+    >>> tokenize("हिन्दी में")
+    ['हिन्दी', 'में']
     """
-    return _WORD.findall(text.lower())
+    return _WORD.findall(compose(text).lower())
+
+
+def compose(text: str) -> str:
+    """Composed characters (NFC): é of one character, whether it was one or e and an accent."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def characters(text: str) -> list[str]:
+    """The composed characters of a text."""
+    return list(compose(text))
 
 
 def is_word(word: object, level: str = "word") -> bool:
@@ -37,10 +55,11 @@ def is_word(word: object, level: str = "word") -> bool:
     if level == "char":
         return len(word) == 1 and (word in "\n\t" or unicodedata.category(word) not in ("Cc", "Cs"))
     banned = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's control, format, surrogate and space characters
-    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in banned for c in word))
+    inner = regex.sub(rf"(?<=\w)[{JOINERS}](?=\w)", "", word)
+    return word != "" and (word.isalnum() or all(unicodedata.category(c) not in banned for c in inner))
 
 
-LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": list}
+LEVELS: dict[str, Callable[[str], list[str]]] = {"word": tokenize, "char": characters}
 
 
 class TokenizedCaptions(NamedTuple):
@@ -59,7 +78,7 @@ def tokenize_all(captions: Iterable[str], level: str = "word") -> TokenizedCapti
     >>> tokenize_all(["A dog.", "a dog runs"])
     TokenizedCaptions(words=['a', 'dog', 'runs'], flat=array([0, 1, 0, 1, 2], dtype=int32), lengths=array([2, 3]))
     """
-    split = str.split if level == "word" else list
+    split = str.split if level == "word" else characters
     # each numbers its keys in the order in which they are first looked up
     pieces, words = defaultdict[str, int](count().__next__), defaultdict[str, int](count().__next__)
     counts = array("q")

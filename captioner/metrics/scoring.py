@@ -7,10 +7,10 @@ import io
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,18 +18,12 @@ import numpy as np
 
 from captioner import metrics
 from captioner.data.annotations import read_references
-from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
 from captioner.files import ID, check_writable, write_json, write_text
 from captioner.metrics import external
-from captioner.metrics.ptb_tokenizer import ptb_tokenize_all
 from captioner.metrics.result_files import match_results, read_results
+from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references
 
-TOKENIZERS: dict[str, Callable[[Iterable[str]], list[list[str]]]] = {
-    "ptb": ptb_tokenize_all,
-    "words": lambda texts: [tokenize(text) for text in texts],
-    "none": lambda texts: [text.split() for text in texts],
-}
 RESAMPLES, ROUNDS = 1000, 10_000
 TEST = f"paired bootstrap ({RESAMPLES:,} resamples), two-sided approximate randomisation ({ROUNDS:,} rounds)"
 EXTERNAL = ("METEOR", "SPICE", "CLIPScore")
@@ -42,7 +36,8 @@ class ScoreOptions:
 
     Args:
         json: also write the scores to this JSON file
-        tokenizer: ptb: coco-caption's tokens; words: captioner's own; none: split at white space (tokenised captions)
+        tokenizer: ptb: coco-caption's tokens; words: captioner's own; char: characters, for Chinese, Japanese and Thai;
+            none: split at white space (tokenised captions). auto is ptb, or char for a model of characters
         partial: leave out images without a caption and captions without an image
         intervals: add 95 % bootstrap intervals
         compare: results of another system on the same images, to test the difference
@@ -55,7 +50,7 @@ class ScoreOptions:
     """
 
     json: str | None = None
-    tokenizer: Literal["ptb", "words", "none"] = "ptb"
+    tokenizer: Literal["auto", "ptb", "words", "char", "none"] = "auto"
     partial: bool = False
     intervals: bool = True
     compare: str | None = None
@@ -143,13 +138,13 @@ def score_images(
         if not found:
             raise UserError(f"{where} and {comparison.system} have no image in common")
 
-    ids, tokenize_all = list(found), TOKENIZERS[options.tokenizer]
+    tokenizer = "ptb" if options.tokenizer == "auto" else options.tokenizer
+    ids, tokenize_all = list(found), TOKENIZERS[tokenizer]
     systems = [found] if comparison.system is None else [found, comparison.captions]
     words = [tokenize_all(system[image] for image in ids) for system in systems]
-    flat = iter(tokenize_all(caption for image in ids for caption in references[image]))
-    refs = [list(islice(flat, len(references[image]))) for image in ids]
+    refs = tokenize_references([references[image] for image in ids], tokenizer)
     per_image = [metrics.per_image(refs, captions) for captions in words]
-    scores = metrics.score(refs, words[0], options.tokenizer, options.nltk, per_image[0])
+    scores = metrics.score(refs, words[0], tokenizer, options.nltk, per_image[0])
     scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0])).mean())
     scores |= left_out
     if options.intervals:

@@ -19,7 +19,7 @@ from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoade
 from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabulary, tokenize_all
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
-from captioner.metrics.ptb_tokenizer import ptb_tokenize
+from captioner.metrics.tokenizers import tokenize_references, tokenizer_of
 from captioner.models.checkpoint import parse_header, read_checkpoint
 from captioner.models.encoder import Encoder
 from captioner.training.rewards import Rewards
@@ -83,7 +83,8 @@ class CaptionData(pl.LightningDataModule):
     @gc_paused()
     def references(self) -> list[list[list[str]]]:
         """Tokens of the captions of each validation image, as the metrics need them."""
-        return [[ptb_tokenize(caption) for caption in example.captions] for example in self.val.examples]
+        captions = [example.captions for example in self.val.examples]
+        return tokenize_references(captions, tokenizer_of(self.vocabulary.level))
 
     def rewards(self, bleu_weight: float) -> Rewards:
         """The rewards of self-critical training: one entry for each training image, then for each mirrored one."""

@@ -17,6 +17,7 @@ from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import search
+from captioner.metrics.tokenizers import TOKENIZERS, tokenizer_of
 from captioner.models.base import search_ids
 from captioner.models.captioner import Captioner
 from captioner.training.base_task import BaseTask
@@ -180,7 +181,8 @@ class CaptionTask(BaseTask):
             torch.distributed.all_gather_object(parts, (self.val_captions, self.val_losses))
             self.val_captions = {example: text for captions, _ in parts for example, text in captions.items()}
             self.val_losses = {first: pair for _, losses in parts for first, pair in losses.items()}
-        hypotheses = [metrics.ptb_tokenize(self.val_captions[i]) for i in sorted(self.val_captions)]
+        tokenize_all = TOKENIZERS[tokenizer_of(self.model.vocabulary.level)]
+        hypotheses = tokenize_all(self.val_captions[i] for i in sorted(self.val_captions))
         images = metrics.per_image([self.references[i] for i in sorted(self.val_captions)], hypotheses)
         *_, bleu4, rouge, cider = images.corpus_scores().tolist()
         losses = [self.val_losses[first] for first in sorted(self.val_losses)]

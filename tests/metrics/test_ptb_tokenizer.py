@@ -110,7 +110,8 @@ def test_some_words_keep_a_space_that_no_longer_breaks(caption, words):
 
 
 def test_the_next_caption_decides_about_a_last_letter_and_a_number_about_no():
-    assert ptb_tokenize("Plan b.") == ["plan", "b"]  # as if "A …" followed
+    assert ptb_tokenize("Plan b.") == ["plan", "b."]
+    assert ptb_tokenize("Plan b.", "\nA dog") == ["plan", "b"]
     assert ptb_tokenize_all(["Plan b.", "The man", "Plan b.", "Men", "Plan b."]) == [
         ["plan", "b"],
         ["the", "man"],
@@ -158,7 +159,7 @@ def test_all_at_once_is_one_by_one_with_what_follows(texts):
 )
 def test_the_cache_of_chunks_changes_nothing(chunks):
     text = " ".join(chunks)
-    assert ptb_tokenize(text) == ptb_tokenize(f"{text} \N{NO-BREAK SPACE}")  # not ASCII: read as a whole
+    assert ptb_tokenize(text, "\nx\n") == ptb_tokenize(f"{text} \N{NO-BREAK SPACE}", "\nx\n")  # not ASCII: as a whole
 
 
 def test_long_captions_are_fast():
@@ -193,7 +194,7 @@ def test_real_captions_as_coco_caption(folder):
         pytest.skip(f"no captions in {SHARED / folder}")
     captions = [row["caption"] for file in files for row in json.loads(file.read_text())["annotations"]]
     assert differences(captions) == []
-    assert ptb_tokenize_all(captions) == [ptb_tokenize(caption) for caption in captions]
+    assert ptb_tokenize_all(captions) == [ptb_tokenize(caption, "\nA\n") for caption in captions]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
 from captioner.metrics import external
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
+from captioner.metrics.tokenizers import characters
 from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
 
 REFERENCES = {
@@ -19,7 +20,7 @@ REFERENCES = {
     5: ["two men talk", "Two men"],
 }
 CAPTIONS = {3: "a cat sits on a mat .", 5: "two men talk", 7: "a dog's ball"}
-TOKENIZERS = {"ptb": ptb_tokenize, "words": tokenize, "none": str.split}
+TOKENIZERS = {"ptb": ptb_tokenize, "words": tokenize, "char": characters, "none": str.split}
 
 
 def score_captions(*arguments, **options):
@@ -43,6 +44,7 @@ def test_the_tokenizers_differ_where_they_should():
     assert {name: round(3 * scores["mean_length"]) for name, scores in found.items()} == {
         "ptb": 6 + 3 + 4,  # a dog 's ball
         "words": 6 + 3 + 3,
+        "char": 9 + 14 + 10,
         "none": 7 + 3 + 3,
     }
 
