@@ -3,9 +3,10 @@ r"""The tokens that coco-caption scores: those of Stanford's PTBTokenizer as pyc
 That is CoreNLP 3.4.1 with ``-preserveLines -lowerCase`` on a file of one caption a line; punctuation is then dropped.
 At each place of the text all rules are tried and the longest match wins, of equally long ones the first in
 :data:`RULES`; the text that a rule requires *behind* the token counts towards its length. Text that matches no rule is
-dropped. Characters are composed first (Unicode's NFC), which the program does
-not do. The rules reproduce the output of the program; they were checked against it on millions of strings. Not
-reproduced: alphabets newer than 2010, a final sigma after a digit, an address before a no-break space.
+dropped. The rules reproduce the output of the program; they were checked against it on millions of strings. Not
+reproduced: alphabets newer than 2010, a final sigma after a digit, an address before a no-break space. Unlike there,
+characters are composed first (Unicode's NFC), so that a caption scores the same in both forms, and more than LONGEST of
+them without a space are divided.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from functools import lru_cache
 from itertools import chain
 
 DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+LONGEST = 256  # characters without a space that are read together: the rules take quadratic time or worse
+_TOO_LONG = re.compile(rf"\S{{{LONGEST}}}(?=\S)")
 _BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
 
 
@@ -90,7 +93,7 @@ _FILE_TYPES = (
     "sql|tar|txt|wav|xml|x|zip"
 )
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
-_TAG = rf"<(?:[!?][A-Za-z-][^>\n]*|{_NAME}(?: +(?:{_NAME} *= *['\"][^\n'\"]*['\"]|{_NAME}))* */?|/{_NAME}) *>"
+_TAG = rf"<(?:[!?][A-Za-z-][^>\n]{{0,999}}|{_NAME}(?: +(?:{_NAME} *= *['\"][^\n'\"]*['\"]|{_NAME}))* */?|/{_NAME}) *>"
 _STOP = r" \t\n\"<>|.!?(){},"  # no address has these anywhere
 
 
@@ -253,10 +256,10 @@ def ptb_tokenize_all(texts: Iterable[str]) -> list[list[str]]:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, and of composed characters (NFC), so that a caption scores the same in both forms."""
-    if text.isascii() and text.isprintable():
-        return text
-    return unicodedata.normalize("NFC", text.translate(_BREAKS))
+    """Without line breaks, of composed characters (NFC), and no more than LONGEST of them without a space."""
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", text.translate(_BREAKS))
+    return text if len(text) <= LONGEST else _TOO_LONG.sub(r"\g<0> ", text)
 
 
 @lru_cache(maxsize=1 << 16)
