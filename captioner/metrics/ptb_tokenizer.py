@@ -5,8 +5,8 @@ At each place of the text all rules are tried and the longest match wins, of equ
 :data:`RULES`; the text that a rule requires *behind* the token counts towards its length. Text that matches no rule is
 dropped. The rules reproduce the output of the program; they were checked against it on millions of strings. Not
 reproduced: alphabets newer than 2010, a final sigma after a digit, an address before a no-break space. Unlike there,
-characters are composed first (Unicode's NFC), so that a caption scores the same in both forms, and more than LONGEST of
-them without a space are divided.
+full stops, commas and the like of other scripts are dropped, too, characters are composed first (Unicode's NFC), so that
+a caption scores the same in both forms, and more than LONGEST of them without a space are divided.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import chain
 
 DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+FOREIGN = frozenset("।॥՜՝՞։،؛؟۔、。，．：；？！")  # the same of other scripts, which coco-caption keeps
 LONGEST = 256  # characters without a space that are read together: the rules take quadratic time or worse
 _TOO_LONG = re.compile(rf"\S{{{LONGEST}}}(?=\S)")
 _BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
@@ -291,7 +292,7 @@ def _lex(text: str, rest: str) -> list[str]:
         rule = ends.index(longest)
         stop = spans[2 * rule + 2][1]
         word = RULES[rule][2](text[place:stop]).lower()
-        if word and word not in DROPPED:
+        if word and word not in DROPPED and word not in FOREIGN:
             words.append(word)
         place = stop
     return [word.replace("\ud800", "") for word in words] if pairs else words

@@ -54,15 +54,21 @@ class DocumentFrequencies:
         self.images = len(references)
         self.counts: Counter[tuple[Hashable, ...]] = Counter()
         for refs in references:
-            orders = ((words, n) for words in refs for n in range(1, ORDER + 1))
+            orders = ((words, n) for words in _divided(refs) for n in range(1, ORDER + 1))
             self.counts.update({tuple(words[i : i + n]) for words, n in orders for i in range(len(words) - n + 1)})
 
 
 def per_image(
     references: References, hypotheses: Sequence[Caption], frequencies: DocumentFrequencies | None = None
 ) -> PerImage:
-    """BLEU's counts, ROUGE-L and CIDEr-D (see :func:`cider_d`) of each image, in one pass over the words."""
-    corpus = _Corpus(hypotheses, references, frequencies)
+    """BLEU's counts, ROUGE-L and CIDEr-D (see :func:`cider_d`) of each image, in one pass over the words.
+
+    As in coco-caption a word with a space in it, such as "2 1/2" with a no-break space, is two for BLEU and CIDEr-D and
+    one for ROUGE-L.
+    """
+    corpus = whole = _Corpus(hypotheses, references, frequencies)
+    if any(map(_has_space, whole.vocabulary)):
+        corpus = _Corpus(_divided(hypotheses), [_divided(refs) for refs in references], frequencies)
     matches, cosines = [], np.zeros(len(corpus.size))
     for grams in corpus.grams(ORDER):
         matches.append(_matches(corpus, grams))
@@ -71,7 +77,18 @@ def per_image(
     delta = corpus.size - size[corpus.image]  # (C,) in words; in bigrams it is the same unless a caption is empty
     similarity = cosines * np.exp(-(delta**2) / (2 * SIGMA**2))
     counts = _bleu_counts(matches, size, _closest_lengths(corpus))
-    return PerImage(counts, _rouge_l(corpus), _cider(corpus, similarity))
+    return PerImage(counts, _rouge_l(whole), _cider(corpus, similarity))
+
+
+def _has_space(word: Hashable) -> bool:
+    return isinstance(word, str) and len(word.split()) > 1
+
+
+def _divided(captions: Sequence[Caption]) -> list[Caption]:
+    """Captions whose words have no spaces in them."""
+    return [
+        [part for word in words for part in (word.split() if _has_space(word) else [word])] for words in captions
+    ]
 
 
 def corpus_scores(sums: np.ndarray, images: int) -> np.ndarray:

@@ -11,8 +11,8 @@ from captioner.data.vocabulary import tokenize
 from captioner.errors import UserError
 from captioner.metrics import external
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
-from captioner.metrics.tokenizers import characters
 from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
+from captioner.metrics.tokenizers import characters
 
 REFERENCES = {
     7: ["A dog's ball.", "the dog is running fast"],
