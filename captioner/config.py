@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from captioner.errors import UserError
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
+MAX_LENGTH = 20  # words of a caption in a search, at least, where nothing else is said
 IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
 
 
@@ -278,7 +279,7 @@ class SearchConfig(_Config):
     Args:
         beam: beam width (1 = greedy)
         n_best: captions per image, best first; at most the beam width, unless they are sampled
-        max_length: maximum number of words in a caption
+        max_length: maximum number of words in a caption (0 = as many as in those that it was trained on, at least 20)
         min_length: minimum number of words in a caption
         length_norm: log-probabilities are divided by ((5 + length) / 6) ** length_penalty (gnmt) or by length (average)
         length_penalty: alpha of gnmt; 0 favours short captions
@@ -300,7 +301,7 @@ class SearchConfig(_Config):
 
     beam: int = 5
     n_best: int = 1
-    max_length: int = 20
+    max_length: int = 0
     min_length: int = 1
     length_norm: Literal["gnmt", "average"] = "gnmt"
     length_penalty: float = 1.5
@@ -320,11 +321,12 @@ class SearchConfig(_Config):
     seed: int = 0
 
     def _check(self) -> None:
-        self._limit("beam n_best max_length", AT_LEAST_1)
-        self._limit("length_penalty no_repeat_ngram diversity top_k", AT_LEAST_0)
+        self._limit("beam n_best", AT_LEAST_1)
+        self._limit("max_length min_length length_penalty no_repeat_ngram diversity top_k", AT_LEAST_0)
         self._limit("seed", SEED)
         self._limit("top_p", ABOVE_0_TO_1)
-        self._limit("min_length", _from_to(0, self.max_length))
+        if self.max_length:
+            self._limit("min_length", _from_to(0, self.max_length))
         self._limit("min_p", _from_to(0, 1))
         self._require(self.temperature > 0, "temperature", "more than 0 (beam 1 is greedy search)")
         self._require(self.sample or self.n_best <= self.beam, "n_best", f"1 to the beam width ({self.beam})")
@@ -341,6 +343,10 @@ class SearchConfig(_Config):
             for name in names.split():
                 default = getattr(SearchConfig, name)
                 self._require(used or getattr(self, name) == default, name, f"{default} unless {unless}")
+
+    def for_model(self, max_length: int) -> SearchConfig:
+        """These options, with this `max_length` where they have none."""
+        return self if self.max_length else replace(self, max_length=max_length)
 
 
 @dataclass(frozen=True)

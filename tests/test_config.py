@@ -65,8 +65,8 @@ def test_frozen(config):
         (SearchConfig, "beam", [0], [1]),
         (SearchConfig, "n_best", [0, 6], [1, 5]),
         (SearchConfig, "length_penalty", [-0.1], [0.0]),
-        (SearchConfig, "max_length", [0], [1]),
-        (SearchConfig, "min_length", [-1, 21], [0, 20]),
+        (SearchConfig, "max_length", [-1], [0, 1]),
+        (SearchConfig, "min_length", [-1], [0, 20]),
         (SearchConfig, "length_norm", ["none"], ["gnmt", "average"]),
         (SearchConfig, "no_repeat_ngram", [-1], [0, 1]),
         (SearchConfig, "groups", [0, 2, 10], [1, 5]),
@@ -210,3 +210,10 @@ def test_each_row_of_the_recurrence_table_is_a_config(cli, row):
             row.stem.partition("_")[2] if "word" in row.stem or "state" in row.stem else "every_step"
         )
         assert clipped == ("unclipped" not in row.stem)
+
+
+def test_the_length_of_captions_is_that_of_the_model_unless_it_is_named():
+    assert SearchConfig().for_model(45).max_length == 45
+    assert SearchConfig(max_length=10).for_model(45).max_length == 10
+    with pytest.raises(UserError, match="min_length is 30: expected 0 to 20"):
+        SearchConfig(min_length=30).for_model(20)

@@ -82,6 +82,8 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         f"{len(data.val.examples):,} images for validation, {len(data.vocabulary):,} words, "
         f"{parameters:,} trained parameters, {batches:,} batches an epoch"
     )
+    for line in data.notes():
+        say(line)
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
@@ -117,6 +119,6 @@ def _data_and_model(options: Any, device: str) -> tuple[Any, Any]:
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features
-    model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder))
+    model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder), data.max_length)
     model.load_head()
     return data, model

@@ -47,7 +47,7 @@ class CaptionDataset(Dataset):
     """The captions of a list of examples; an index is the list of items of a whole :class:`Batch`.
 
     Args:
-        max_length: longer captions are cut to this many words.
+        max_length: longer captions are cut to this many words, and have no END.
         image_size: side in pixels of the decoded images; unused with `rows`.
         rows: (examples,) each example's row in the feature table; None to decode images.
         read: features (I, F) of rows (I,), from a file; None if the table is on the device, which is sent rows alone.
@@ -78,7 +78,7 @@ class CaptionDataset(Dataset):
         self.epoch = 0
         if tokenized is None:
             tokenized = tokenize_all((c for e in self.examples for c in e.captions), self.vocabulary.level)
-        self.flat, self.lengths = self.vocabulary.encode_all(tokenized, self.max_length)
+        self.flat, self.lengths, self.cut = self.vocabulary.encode_all(tokenized, self.max_length)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])  # of each caption in `flat`
         counts = [len(e.captions) for e in self.examples]
         self.example_of = np.repeat(np.arange(len(counts)), counts)
@@ -136,7 +136,7 @@ class CaptionDataset(Dataset):
         inside = place < lengths[:, None]  # (N, T + 1)
         first = self.offsets[captions] + self.offsets[-1] * flipped
         words[:, 1:][inside] = self.flat[(first[:, None] + place)[inside]]
-        words[np.arange(len(captions)), lengths + 1] = END
+        words[np.arange(len(captions)), lengths + 1] = np.where(self.cut[captions], PAD, END)
         return words
 
     def _images(self, examples: np.ndarray, flipped: np.ndarray) -> Tensor:

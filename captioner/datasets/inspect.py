@@ -20,7 +20,7 @@ from captioner.config import DataConfig
 from captioner.data.annotations import Example, read_examples, read_references
 from captioner.data.formats import detect_format
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
-from captioner.data.vocabulary import tokenize
+from captioner.data.vocabulary import NO_SPACES, has_no_spaces, tokenize
 from captioner.datasets.duplicates import group_duplicates
 from captioner.devices import choose_workers, needed_workers
 from captioner.errors import UserError
@@ -173,11 +173,19 @@ def _caption_findings(split: InspectedSplit, captions: Captions) -> list[Finding
         long += [f"{name}: {len(each)} words" for each in words if len(each) > longest]
         if len(set(map(tuple, words))) < len(words):
             repeated.append(name)
+    unspaced = [NO_SPACES] if has_no_spaces(text for each in split.examples for text in each.captions) else []
+    remedy = f"--data.max_length {max((len(each) for words in captions for each in words), default=0)} keeps them whole"
     return [
+        Finding("no_spaces", f"{split.name}: captions without spaces", unspaced),
         Finding("skipped", f"{split.name}: left out, as training does with skip_bad_images", split.skipped),
         Finding("no_words", f"{split.name}: captions without a word", empty),
         Finding("repeated_captions", f"{split.name}: images with the same caption twice", repeated, serious=False),
-        Finding("long_captions", f"{split.name}: captions of more than {longest} words, which are cut", long, False),
+        Finding(
+            "long_captions",
+            f"{split.name}: captions of more than {longest} words, which are cut; {remedy}",
+            long,
+            False,
+        ),
     ]
 
 

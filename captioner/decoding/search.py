@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.config import SearchConfig
+from captioner.config import MAX_LENGTH, SearchConfig
 from captioner.decoding.constraints import (
     Constraint,
     begin_with,
@@ -342,7 +342,7 @@ def search(
     step, state and context are as for :func:`beam`. `keys` are for sampling, an int ≥ 0 of each image, such as a
     checksum; the random numbers depend on it and the seed.
     """
-    device = context[0].device
+    device, config = context[0].device, config.for_model(MAX_LENGTH)
     constraints = _constraints(ids, config, device)
     loop = partial(beam, step, start=ids.start, end=ids.end, config=config, constraints=constraints)
     if config.sample:

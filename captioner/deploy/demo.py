@@ -25,7 +25,7 @@ PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; an installed pa
 RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "beam": (1, 20, 1),
     "n_best": (1, 20, 1),
-    "max_length": (1, 60, 1),
+    "max_length": (0, 60, 1),
     "temperature": (0.1, 3, 0.1),
     "top_p": (0.05, 1, 0.05),
     "min_p": (0, 1, 0.05),

@@ -90,7 +90,7 @@ def export_graphs(model: Captioner, to: str, folder: Path, int8: bool = False) -
             "level": model.vocabulary.level,
             "state": len(states),
             "context": len(contexts),
-            "search": asdict(SearchConfig()),
+            "search": asdict(SearchConfig().for_model(model.max_length)),
         }
         write_json(part / "config.json", config)
 

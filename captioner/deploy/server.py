@@ -50,7 +50,7 @@ class Batcher:
     """
 
     def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, sizes: Histogram) -> None:
-        search_ids(model.vocabulary, search)  # fails here, not at the first request
+        search_ids(model.vocabulary, search.for_model(model.max_length))  # fails here, not at the first request
         self.model, self.search, self.config, self.sizes = model, search, config, sizes
         self.waiting: queue.Queue[tuple[Tensor, Future] | None] = queue.Queue(config.queue)  # None: stop
         self.thread = threading.Thread(target=self._run, name="captions", daemon=True)

@@ -67,7 +67,7 @@ def caption_parts(
     `model` is that of the job, in this process. `size`, the images in a part, is rounded up to whole batches, so that
     every engine makes the same batches.
     """
-    search_ids(model.vocabulary, job.search)  # before anything is written
+    search_ids(model.vocabulary, job.search.for_model(model.max_length))  # before anything is written
     batch = clips_per_batch(job.batch_size, model.frames)
     parts = PartFolder(folder, items, -(-size // batch) * batch, job.settings())
     run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray are imported only for their own engine

@@ -5,8 +5,8 @@ At each place of the text all rules are tried and the longest match wins, of equ
 :data:`RULES`; the text that a rule requires *behind* the token counts towards its length. Text that matches no rule is
 dropped. The rules reproduce the output of the program; they were checked against it on millions of strings. Not
 reproduced: alphabets newer than 2010, a final sigma after a digit, an address before a no-break space. Unlike there,
-full stops, commas and the like of other scripts are dropped, too, characters are composed first (Unicode's NFC), so that
-a caption scores the same in both forms, and more than LONGEST of them without a space are divided.
+full stops, commas and the like of other scripts are dropped, too, characters are composed first (Unicode's NFC), so
+that a caption scores the same in both forms, and more than LONGEST of them without a space are divided.
 """
 
 from __future__ import annotations

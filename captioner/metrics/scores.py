@@ -87,7 +87,7 @@ def _has_space(word: Hashable) -> bool:
 def _divided(captions: Sequence[Caption]) -> list[Caption]:
     """Captions whose words have no spaces in them."""
     return [
-        [part for word in words for part in (word.split() if _has_space(word) else [word])] for words in captions
+        [part for word in words for part in (str(word).split() if _has_space(word) else [word])] for words in captions
     ]
 
 

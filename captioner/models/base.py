@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
+from captioner.config import IMAGE_BATCH_SIZE, MAX_LENGTH, SearchConfig
 from captioner.data.clips import load_pixels
 from captioner.data.dataset import read_images
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -66,6 +66,7 @@ class CaptionModel(nn.Module):
         image_size: side in pixels of the square that images are resized to.
         has_attention: whether there are attention maps.
         has_concepts: whether concepts of the image are an input.
+        max_length: words of a caption where a search names no number: as many as in the captions of its training.
         frames: up to this many frames of a clip or images of an album share a caption; 0: each image has one.
     """
 
@@ -73,6 +74,7 @@ class CaptionModel(nn.Module):
     image_size: int
     has_attention: bool = False
     has_concepts: bool = False
+    max_length: int = MAX_LENGTH
     frames: int = 0
 
     @property
@@ -122,6 +124,7 @@ class CaptionModel(nn.Module):
             raise UserError(NO_ATTENTION)
         if len(images) == 0:
             return []
+        config = config.for_model(self.max_length)
         ids = search_ids(self.vocabulary, config)
         keys = [zlib.crc32(row.contiguous().numpy()) for row in images.cpu()] if config.sample else None
         if attention or self.has_concepts:  # encode the images once
@@ -153,7 +156,7 @@ class CaptionModel(nn.Module):
         attention: bool = False,
     ) -> Iterator[list[Caption] | UserError]:
         """Caption image files in batches: for each, in order, its captions (one at least) or the error."""
-        search_ids(self.vocabulary, config)  # fail before the first image is read
+        search_ids(self.vocabulary, config.for_model(self.max_length))  # fail before the first image is read
         names = iter(paths)
         for images, errors in read_images(paths, self.image_size, batch_size, workers, self.frames):
             found = iter(self.search(images.to(self.device), config, attention))
@@ -211,7 +214,7 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     width, needed = config.beam // config.groups, len(prefix) + len(set(must) - set(prefix))
     if len(must) >= width:
         raise UserError(f"must names {len(must)} words: a beam (in each group) of {len(must) + 1} or more is needed")
-    if needed > config.max_length:
+    if config.max_length and needed > config.max_length:
         raise UserError(f"prefix and must need {needed} words: max_length is {config.max_length}")
     endings = tuple(vocabulary.ids[word] for word in BAD_ENDINGS if word in vocabulary.ids)
     avoided = [vocabulary.ids[word] for word in must_not if word in vocabulary.ids]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.config import ModelConfig
+from captioner.config import MAX_LENGTH, ModelConfig
 from captioner.data.vocabulary import PAD, SPECIAL, START, Vocabulary
 from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError, one_line
@@ -33,12 +33,19 @@ class Captioner(CaptionModel):
         vocabulary: the words.
         encoder: None if the inputs are features, as in training from a feature file.
         encoder_digest: digest of the ImageNet weights the encoder started from.
+        max_length: words of a caption where a search names no number.
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary: Vocabulary, encoder: Encoder | None, encoder_digest: str
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        encoder: Encoder | None,
+        encoder_digest: str,
+        max_length: int = MAX_LENGTH,
     ) -> None:
         super().__init__()
+        self.max_length = max_length
         self.config, self.vocabulary, self.encoder_digest = config, vocabulary, encoder_digest
         self.image_size, self.frames, self.has_attention = config.image_size, config.frames, config.attention != "none"
         self.has_concepts = config.concepts != "none"
@@ -92,7 +99,9 @@ class Captioner(CaptionModel):
         ]
 
     def header(self) -> dict[str, Any]:
-        return checkpoint.make_header(self.config, self.vocabulary, encoder_digest=self.encoder_digest)
+        return checkpoint.make_header(
+            self.config, self.vocabulary, encoder_digest=self.encoder_digest, max_length=self.max_length
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint."""
@@ -128,7 +137,8 @@ class Captioner(CaptionModel):
             found = f"other weights of {config.encoder} ({digest}) than those here ({here})"
             raise UserError(f"{path} was trained on {found}: put back the file they came from")
         weights = fitting_weights(path, header, weights)
-        model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest)
+        longest = header.get("max_length", MAX_LENGTH)  # older checkpoints have none
+        model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest, longest)
         model.load_weights(weights)
         return model.to(device).eval()
 
@@ -169,6 +179,7 @@ class Ensemble(CaptionModel):
                 model.encoder = encoders.setdefault(same, model.encoder)
         self.members = nn.ModuleList(members)
         self.vocabulary, self.image_size, self.frames = first.vocabulary, first.image_size, first.frames
+        self.max_length = max(model.max_length for model in members)
 
     def start_search(self, images: Tensor) -> tuple[Step, State, State]:
         members: Any = self.members

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.config import ModelConfig
+from captioner.config import MAX_LENGTH, ModelConfig
 from captioner.data.vocabulary import SPECIAL, Vocabulary, is_word
 from captioner.errors import UserError, one_line
 from captioner.files import atomic_write
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
+MOST_WORDS = 10_000  # of a caption; as many characters are read
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 HUB_FILES = ("model.safetensors", "captioner.safetensors")
 # The checkpoint of a folder: the first of these that it has. A run in progress has only best.ckpt.
@@ -171,6 +172,9 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
                 raise ValueError(f"model.{name} is {str(value)[:60]!r}")
         if not isinstance(header.get("encoder_digest"), str) and header.get("kind") != "language_model":
             raise ValueError(f"encoder_digest is {str(header.get('encoder_digest'))[:60]!r}")
+        longest = header.get("max_length", MAX_LENGTH)  # older checkpoints have none
+        if not isinstance(longest, int) or not 1 <= longest <= MOST_WORDS:
+            raise ValueError(f"max_length is {str(longest)[:60]!r}")
         for word in words:
             if not is_word(word, level):
                 raise ValueError(f"{str(word)[:60]!r} is not a {level}")

@@ -11,12 +11,20 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioner.config import DataConfig, ModelConfig
+from captioner.config import MAX_LENGTH, DataConfig, ModelConfig
 from captioner.data.annotations import gc_paused
 from captioner.data.dataset import Batch, CaptionDataset
 from captioner.data.flip_captions import flip_caption
 from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader
-from captioner.data.vocabulary import END, SPECIAL, TokenizedCaptions, Vocabulary, tokenize_all
+from captioner.data.vocabulary import (
+    END,
+    NO_SPACES,
+    SPECIAL,
+    TokenizedCaptions,
+    Vocabulary,
+    has_no_spaces,
+    tokenize_all,
+)
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
 from captioner.metrics.tokenizers import tokenize_references, tokenizer_of
@@ -67,6 +75,7 @@ class CaptionData(pl.LightningDataModule):
             self.vocabulary = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(f"no word of --data.train is seen {data.min_count} times: lower --data.min_count")
+        self.longest = int(tokenized.lengths.max())
         # Work per image (encoder, attention keys, frames) is then done once for all captions of an image.
         by_image = by_image or max(model.trainable_layers, model.grid, model.frames) > 0
         repeated = self.train.repeat_captions(data.captions_per_image)
@@ -80,6 +89,25 @@ class CaptionData(pl.LightningDataModule):
             for split in (self.train, self.val):
                 split.check_features(encoder)
 
+    @property
+    def max_length(self) -> int:
+        """How many words a caption may have: as many as the longest one of the training, at least MAX_LENGTH."""
+        return max(MAX_LENGTH, int(self.train_set.lengths.max()))
+
+    def notes(self) -> list[str]:
+        """What to know about the training captions, a line each, with what to do about it."""
+        lines, units = [], "characters" if self.data.level == "char" else "words"
+        if share := float(self.train_set.cut.mean()):
+            most = f"more than data.max_length {self.data.max_length} {units}"
+            lines.append(
+                f"{share:.1%} of the training captions have {most} and are cut, without END: "
+                f"--data.max_length {self.longest} keeps them whole"
+            )
+        captions = (caption for example in self.train.examples for caption in example.captions)
+        if self.data.level == "word" and has_no_spaces(captions):
+            lines.append(NO_SPACES)
+        return lines
+
     @gc_paused()
     def references(self) -> list[list[list[str]]]:
         """Tokens of the captions of each validation image, as the metrics need them."""
@@ -91,8 +119,8 @@ class CaptionData(pl.LightningDataModule):
         words = [[self.vocabulary.split(caption) for caption in e.captions] for e in self.train.examples]
         if self.data.horizontal_flip:
             words += [[flip_caption(caption) or caption for caption in captions] for captions in words]
-        references = [[self.vocabulary.encode(c)[: self.data.max_length] for c in captions] for captions in words]
-        return Rewards(references, END, bleu_weight)
+        references = [[self.vocabulary.encode(c) for c in captions] for captions in words]
+        return Rewards(references, END, bleu_weight, self.data.max_length)
 
     def train_sampler(self, rank: int = 0, world: int = 1) -> BucketSampler:
         """The share of process `rank` of `world` in the batches; the length is the number of batches in an epoch."""

@@ -19,11 +19,18 @@ class Rewards:
             those of these images.
         end: id of END.
         bleu_weight: 0 for CIDEr-D alone.
+        max_length: references are cut to this many words, without END then.
     """
 
-    def __init__(self, references: Sequence[Sequence[Sequence[int]]], end: int, bleu_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        references: Sequence[Sequence[Sequence[int]]],
+        end: int,
+        bleu_weight: float = 0.0,
+        max_length: int | None = None,
+    ) -> None:
         self.bleu_weight = bleu_weight
-        self.references = [[[*words, end] for words in refs] for refs in references]
+        self.references = [[[*words, end][:max_length] for words in refs] for refs in references]
         self.frequencies = DocumentFrequencies(self.references)
 
     def __call__(self, images: np.ndarray, words: np.ndarray, lengths: np.ndarray) -> np.ndarray:

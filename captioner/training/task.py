@@ -70,7 +70,7 @@ class CaptionTask(BaseTask):
         rewards: Rewards | None = None,
     ) -> None:
         super().__init__(model, train, steps)
-        self.search_config, self.references, self.rewards = search, references, rewards
+        self.search_config, self.references, self.rewards = search.for_model(model.max_length), references, rewards
         if model.encoder is not None and train.encoder_lr == 0:
             model.encoder.requires_grad_(False)
         # Of this process, after the validation of all processes:

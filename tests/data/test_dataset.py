@@ -91,9 +91,10 @@ def test_long_captions_are_cut(longest):
     words = dataset(max_length=longest)[list(range(11))].words
     texts = [text for example in examples() for text in example.captions]
     for row, text in zip(words.tolist(), texts, strict=True):
-        ids = VOCABULARY.encode(tokenize(text))[:longest]
-        assert row[: len(ids) + 2] == [START, *ids, END]
-        assert not any(row[len(ids) + 2 :])
+        ids = VOCABULARY.encode(tokenize(text))
+        end = [END] if len(ids) <= longest else []  # none is taught after a cut
+        assert row[: min(len(ids), longest) + 1 + len(end)] == [START, *ids[:longest], *end]
+        assert not any(row[min(len(ids), longest) + 1 + len(end) :])
     assert words.shape[1] == min(longest, 6) + 2
 
 

@@ -71,8 +71,9 @@ def test_tokenize_all_agrees_with_tokenize(captions, level, most):
     assert [found.words[i] for i in found.flat] == [word for words in split for word in words]
     assert len(set(found.words)) == len(found.words)
     vocabulary = Vocabulary.from_tokenized(found, 2, level)
-    flat, lengths = vocabulary.encode_all(found, most)
+    flat, lengths, cut = vocabulary.encode_all(found, most)
     assert lengths.tolist() == [len(words[:most]) for words in split]
+    assert cut.tolist() == [len(words) > most for words in split]
     assert flat.tolist() == [i for words in split for i in vocabulary.encode(words)[:most]]
 
 
