@@ -176,6 +176,7 @@ class DataConfig(_Config, group="data."):
         level: split captions into words or into characters (char), which max_length and search.max_length then count
         min_count: words that occur less often in the training captions become UNK
         vocabulary: use the vocabulary of this checkpoint instead of counting words
+        extend_vocabulary: the words of the --init-from checkpoint, then those of the training captions that it lacks
         max_length: captions are cut to this many words
         batch_size: captions in a batch, divided among trainer.devices
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
@@ -202,6 +203,7 @@ class DataConfig(_Config, group="data."):
     level: Literal["word", "char"] = "word"
     min_count: int = 4
     vocabulary: str | None = None
+    extend_vocabulary: bool = False
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False

@@ -56,7 +56,7 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     from captioner.data.text_stream import Streams
     from captioner.data.vocabulary import UNK
     from captioner.models.language_model import LanguageModel, language_model_weights
-    from captioner.training.callbacks import best_and_last
+    from captioner.training.callbacks import Monitor, best_and_last
     from captioner.training.language_task import LanguageTask, TextSamples
     from captioner.training.run import configure_process, export_best, fit, make_trainer, prepare_run
 
@@ -68,7 +68,7 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     pl.seed_everything(config.seed, verbose=False)
     model = LanguageModel(options.model, vocabulary)
     train, val = (Streams(ids, data.batch_size, data.tbptt_steps) for ids in (train_ids, val_ids))
-    callbacks = [TextSamples(folder, config.samples, data), *best_and_last(folder, "val_loss", "min")]
+    callbacks = [TextSamples(folder, config.samples, data), *best_and_last(folder, Monitor("val_loss", "min"))]
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     unknown = 100 * float((train_ids == UNK).float().mean())
     print(

@@ -6,7 +6,8 @@ Example: captioner train --config configs/flickr8k.yaml --data.train captions_tr
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def run(options: Any) -> None:
         raise UserError("--check is for a training that has not started: leave out --resume")
     for name in ("train", "val"):
         options.data.sets(name)  # an error if they are missing
+    if options.data.extend_vocabulary:
+        if (start := options.data.vocabulary or options.init_from) is None:
+            raise UserError("--data.extend_vocabulary needs the checkpoint whose vocabulary is extended: --init-from")
+        options.data = replace(options.data, vocabulary=start)
     from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
@@ -58,7 +63,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from captioner.models.init_from import init_from
-    from captioner.training.callbacks import make_callbacks
+    from captioner.training.callbacks import Monitor, make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
     from captioner.training.run import describe_trainer, export_best, fit, make_trainer, prepare_run
     from captioner.training.task import CaptionTask
@@ -68,7 +73,12 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     config, say = options.train, rank_zero_only(print)
     data, model = _data_and_model(options, trainer_options["accelerator"])
     say(describe_trainer(trainer_options, options.data.batch_size))
-    callbacks = [*make_callbacks(folder, config, data.val.examples), SanityChecks(data)]
+    references, monitor = data.references(), Monitor()
+    if reason := data.fixed_cider(references):
+        monitor = Monitor("val_loss", "min")
+        warn = f"val_cider stays 0: {reason}; best.ckpt is the epoch with the lowest val_loss"
+        rank_zero_only(print)(f"captioner train: warning: {warn}", file=sys.stderr)
+    callbacks = [*make_callbacks(folder, config, data.val.examples, monitor), SanityChecks(data)]
     dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
         callbacks.append(dry_run)
@@ -87,7 +97,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
-    task = CaptionTask(model, config, options.search, data.references(), steps, rewards)
+    task = CaptionTask(model, config, options.search, references, steps, rewards)
     fit(trainer, task, folder, resumed, data)
     if not trainer.is_global_zero:
         return

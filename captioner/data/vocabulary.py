@@ -146,6 +146,11 @@ class Vocabulary:
         kept = [(-count, word) for word, count in zip(captions.words, counts, strict=True) if count >= min_count]
         return cls([word for _, word in sorted(kept) if is_word(word, level)], level)
 
+    def extended(self, other: Vocabulary) -> Vocabulary:
+        """These words, with the same ids, then those of `other` that are new."""
+        new = [word for word in other.words if word not in self.ids]
+        return Vocabulary([*self.words[len(SPECIAL) :], *new], self.level)
+
     def __len__(self) -> int:
         return len(self.words)
 

@@ -41,6 +41,7 @@ class ScoreOptions:
         partial: leave out images without a caption and captions without an image
         intervals: add 95 % bootstrap intervals
         compare: results of another system on the same images, to test the difference
+        document_frequency: captions, of which CIDEr takes how many images have a word, instead of the references
         per_image: write the scores of each image to this .json or .csv file
         training: captions of the training set, to count the captions copied from it
         nltk: add BLEU by nltk
@@ -54,6 +55,7 @@ class ScoreOptions:
     partial: bool = False
     intervals: bool = True
     compare: str | None = None
+    document_frequency: str | None = None
     per_image: str | None = None
     training: str | None = None
     nltk: bool = False
@@ -73,6 +75,7 @@ class Comparison(NamedTuple):
     captions: Mapping[Any, str] = {}  # its captions by image id
     left_out: Mapping[str, int] = {}  # how many images and captions, if any
     training: Sequence[str] | None = None  # captions of the training set
+    corpus: Sequence[Sequence[str]] | None = None  # the captions of each image of --document_frequency
 
 
 class ScoringResult(NamedTuple):
@@ -103,6 +106,9 @@ def prepare_scoring(
     if options.training is not None:
         training = chain.from_iterable(read_references(Path(options.training)).captions.values())
         comparison = comparison._replace(training=list(training))
+    if options.document_frequency is not None:
+        corpus = read_references(Path(options.document_frequency)).captions.values()
+        comparison = comparison._replace(corpus=list(corpus))
     return comparison
 
 
@@ -143,9 +149,14 @@ def score_images(
     systems = [found] if comparison.system is None else [found, comparison.captions]
     words = [tokenize_all(system[image] for image in ids) for system in systems]
     refs = tokenize_references([references[image] for image in ids], tokenizer)
-    per_image = [metrics.per_image(refs, captions) for captions in words]
+    frequencies = None
+    if comparison.corpus is not None:
+        frequencies = metrics.DocumentFrequencies(tokenize_references(comparison.corpus, tokenizer))
+    per_image = [metrics.per_image(refs, captions, frequencies) for captions in words]
     scores = metrics.score(refs, words[0], tokenizer, options.nltk, per_image[0])
-    scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0])).mean())
+    if frequencies is not None:
+        scores["signature"] += f" | df:{Path(options.document_frequency or '').name} ({frequencies.images:,} images)"
+    scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0]), frequencies).mean())
     scores |= left_out
     if options.intervals:
         scores["intervals"] = metrics.intervals(per_image[0], RESAMPLES)
@@ -178,6 +189,10 @@ def show_scores(scores: Mapping[str, Any], file: str | None) -> None:
             print(f"{name:<10}{scores[name]:8.2f}{interval}")
     if intervals:
         print(f"[ ] 95 % of {RESAMPLES:,} bootstrap resamples of the images")
+    if scores["CIDEr"] == 0 and scores["images"] == 1:
+        print(
+            "CIDEr is 0 for one image, as it weighs words by how few images have them: --document_frequency names more"
+        )
     print(f"{'distinct':<10}{scores['distinct']:8.2f} % of {scores['images']} captions")
     print(f"{'distinct-n':<10}{scores['distinct-1']:8.2f} % of the words, {scores['distinct-2']:.2f} % of the bigrams")
     print(f"{'self-BLEU':<10}{scores['self-BLEU-4']:8.2f} (BLEU-4 with the other captions as references)")

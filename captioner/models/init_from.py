@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from captioner.data.vocabulary import Vocabulary
+from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner, fitting_weights
 from captioner.models.checkpoint import parse_header, read_checkpoint
@@ -23,7 +23,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
 
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
-    matched by word; rows of words that the checkpoint does not have are unchanged.
+    matched by word; rows of words that the checkpoint does not have begin near the mean of the others.
     The stages of the encoder that were trained there and are trained here are copied.
     UserError if nothing fits, or if stages were trained there that are frozen here, beside others that are not.
     """
@@ -41,7 +41,7 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     if options.get("tie_embeddings") and "decoder.embedding.weight" in theirs:
         theirs["decoder.output.weight"] = theirs["decoder.embedding.weight"]
     ours = model.weights()
-    shared = _match_words(ours, theirs, model.vocabulary, vocabulary)
+    old = _match_words(ours, theirs, model.vocabulary, vocabulary)
     copied: list[str] = []
     left: list[str] = []
     for part in dict.fromkeys(map(_part, [*ours, *theirs])):
@@ -57,21 +57,28 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     why = f" ({', '.join(differences)})" if differences else ""
     if not copied:
         raise UserError(f"nothing in {path} fits this model{why}: train with its --model options")
-    words = f" ({shared:,} of {len(model.vocabulary):,} words)"
+    new, lost = len(model.vocabulary) - old, len(vocabulary) - old
+    words = f" ({old - len(SPECIAL):,} old words, {new:,} new, {lost:,} lost)"
     return f"{path}: took {', '.join(copied)}{words}" + (f"; left {', '.join(left)}{why}" if left else "")
 
 
 def _match_words(
     ours: dict[str, Tensor], theirs: dict[str, Tensor], own_words: Vocabulary, their_words: Vocabulary
 ) -> int:
-    """Put the rows per word in `theirs` into the order of `own_words`, with `ours` for the others; the shared words."""
+    """Put the rows per word in `theirs` into the order of `own_words`; the number of shared words.
+
+    The rows of the others are the mean of theirs and a tenth of the deviation of a random one from it, so that the new
+    words are no likelier than the old ones, and differ.
+    """
     here = [row for row, word in enumerate(own_words.words) if word in their_words.ids]
     there = [their_words.ids[own_words.words[row]] for row in here]
     for name in WORD_ROWS:
         rows = theirs.pop(name, None)
         if name in ours and rows is not None and rows.shape == (len(their_words), *ours[name].shape[1:]):
-            theirs[name] = ours[name].clone()
-            theirs[name][here] = rows[there].to(ours[name])
+            rows = rows.to(ours[name])
+            drawn = rows[torch.randint(len(rows), (len(own_words),), generator=torch.Generator().manual_seed(0))]
+            theirs[name] = rows.mean(dim=0) + 0.1 * (drawn - rows.mean(dim=0))
+            theirs[name][here] = rows[there]
     return len(here)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -100,8 +100,8 @@ class ResumableEarlyStopping(EarlyStopping):
     Then its patience begins anew, since the learning rate follows a longer schedule.
     """
 
-    def __init__(self, patience: int, epochs: int) -> None:
-        super().__init__("val_cider", mode="max", patience=patience, check_finite=True)
+    def __init__(self, patience: int, epochs: int, monitor: Monitor) -> None:
+        super().__init__(monitor.score, mode=monitor.mode, patience=patience, check_finite=True)
         self.epochs = epochs
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,6 +114,13 @@ class ResumableEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
         trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
+
+
+class Monitor(NamedTuple):
+    """The score of a validation that is the best epoch's, and whether more (max) or less (min) of it is better."""
+
+    score: str = "val_cider"
+    mode: str = "max"
 
 
 class TerminateRanks(Callback):
@@ -194,26 +201,26 @@ def draw_caption(path: Any, frames: int, caption: str) -> np.ndarray:
     return np.asarray(page)
 
 
-def best_and_last(folder: Path, monitor: str, mode: str) -> list[Callback]:
+def best_and_last(folder: Path, monitor: Monitor) -> list[Callback]:
     """best.ckpt, the epoch with the best `monitor`, and last.ckpt after every epoch."""
     return [
-        ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False),
+        ModelCheckpoint(folder, "best", monitor=monitor.score, mode=monitor.mode, enable_version_counter=False),
         ModelCheckpoint(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
     ]
 
 
-def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example]) -> list[Callback]:
+def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example], monitor: Monitor) -> list[Callback]:
     """The callbacks of ``captioner train``; `examples` are those of validation."""
-    best, last = best_and_last(folder, "val_cider", "max")
+    best, last = best_and_last(folder, monitor)
     interval = timedelta(minutes=config.checkpoint_minutes)
     timed = MidEpochCheckpoint(folder, "last", train_time_interval=interval, enable_version_counter=False)
     parts = [TerminateRanks(), Throughput(), SampleCaptions(folder, examples, config.samples), best, timed, last]
     if config.keep:
         name = "epoch-{epoch}-cider-{val_cider:.2f}"
         options: dict[str, Any] = {"save_top_k": config.keep, "auto_insert_metric_name": False}
-        parts.append(TopKCheckpoint(folder / "kept", name, monitor="val_cider", mode="max", **options))
+        parts.append(TopKCheckpoint(folder / "kept", name, monitor=monitor.score, mode=monitor.mode, **options))
     if config.ema_decay:
         parts.insert(0, MovingAverage(config.ema_decay))
     if config.patience:
-        parts.insert(0, ResumableEarlyStopping(config.patience, config.epochs))
+        parts.insert(0, ResumableEarlyStopping(config.patience, config.epochs, monitor))
     return parts

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from captioner import metrics
 from captioner.config import MAX_LENGTH, DataConfig, ModelConfig
 from captioner.data.annotations import gc_paused
 from captioner.data.dataset import Batch, CaptionDataset
@@ -20,6 +21,7 @@ from captioner.data.vocabulary import (
     END,
     NO_SPACES,
     SPECIAL,
+    UNK,
     TokenizedCaptions,
     Vocabulary,
     has_no_spaces,
@@ -27,7 +29,7 @@ from captioner.data.vocabulary import (
 )
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
-from captioner.metrics.tokenizers import tokenize_references, tokenizer_of
+from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references, tokenizer_of
 from captioner.models.checkpoint import parse_header, read_checkpoint
 from captioner.models.encoder import Encoder
 from captioner.training.rewards import Rewards
@@ -67,12 +69,15 @@ class CaptionData(pl.LightningDataModule):
             self.train.subsample(data.fraction, seed)
         captions = (caption for example in self.train.examples for caption in example.captions)
         tokenized = tokenize_all(captions, data.level)
+        counted = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
         if data.vocabulary is not None:
             _, self.vocabulary = parse_header(data.vocabulary, read_checkpoint(data.vocabulary)[0])
             if self.vocabulary.level != data.level:
                 raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
+            if data.extend_vocabulary:
+                self.vocabulary = self.vocabulary.extended(counted)
         else:
-            self.vocabulary = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
+            self.vocabulary = counted
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(f"no word of --data.train is seen {data.min_count} times: lower --data.min_count")
         self.longest = int(tokenized.lengths.max())
@@ -113,6 +118,20 @@ class CaptionData(pl.LightningDataModule):
         """Tokens of the captions of each validation image, as the metrics need them."""
         captions = [example.captions for example in self.val.examples]
         return tokenize_references(captions, tokenizer_of(self.vocabulary.level))
+
+    def fixed_cider(self, references: list[list[list[str]]]) -> str | None:
+        """Why CIDEr is 0 for any captions of the validation images, whose `references` these are; None if it is not."""
+        captions = [
+            self.vocabulary.decode(i for i in self.vocabulary.encode(self.vocabulary.split(e.captions[0])) if i != UNK)
+            for e in self.val.examples
+        ]
+        if metrics.cider_d(references, TOKENIZERS[tokenizer_of(self.vocabulary.level)](captions)).any():
+            return None
+        if len(references) == 1:
+            return "there is one validation image, and CIDEr weighs words by the images that have them"
+        if any(captions):
+            return "all validation images have the same captions, so that CIDEr gives their words no weight"
+        return "no word of the validation captions is in the vocabulary"
 
     def rewards(self, bleu_weight: float) -> Rewards:
         """The rewards of self-critical training: one entry for each training image, then for each mirrored one."""

@@ -1,0 +1,158 @@
+"""Small and new data: words that a model does not know, languages without spaces, scores that cannot move."""
+
+import json
+import shutil
+
+import pytest
+from helpers import ROOT, arguments, is_one_line, train
+from PIL import Image
+
+from captioner.models.captioner import Captioner
+
+COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
+BY_HEART = ("--model.hidden_size", 64, "--model.embedding_size", 64, "--train.lr", 0.01, "--model.dropout", 0)
+BY_HEART += (
+    "--model.input_dropout",
+    0,
+    "--model.feature_dropout",
+    0,
+    "--train.label_smoothing",
+    0,
+    "--train.patience",
+    0,
+)
+
+
+class Captions:
+    """A set of plain pictures, each with a caption, as the `coco` of helpers.train; training is validation."""
+
+    def __init__(self, folder, captions: list[str]) -> None:
+        self.folder, self.file = folder, folder / "captions.json"
+        folder.mkdir()
+        for i in range(len(captions)):
+            Image.new("RGB", (32, 32), (40 * i % 256, 97 * i % 256, 201 * i % 256)).save(folder / f"{i}.png")
+        images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(captions))]
+        notes = [{"id": i, "image_id": i, "caption": text} for i, text in enumerate(captions)]
+        self.file.write_text(json.dumps({"images": images, "annotations": notes}))
+
+    def options(self) -> list[str]:
+        cache = ("--data.feature_cache", self.folder / "features")
+        sets = [(f"--data.{split}", self.file, f"--data.{split}_images", self.folder) for split in ("train", "val")]
+        return [*sets[0], *sets[1], *cache]
+
+
+LANGUAGES = {
+    "Hindi": (
+        "word",
+        ["एक लड़की पार्क में दौड़ रही है", "दो कुत्ते घास पर खेल रहे हैं", "एक आदमी साइकिल चला रहा है", "दो बच्चे पानी में तैर रहे हैं"],
+    ),
+    "Arabic": (
+        "word",
+        [
+            "فتاة تركض في الحديقة الخضراء",
+            "كلبان يلعبان على العشب الأخضر",
+            "رجل يركب دراجة حمراء في الشارع",
+            "طفلان يسبحان في ماء البحر",
+        ],
+    ),
+    "Chinese": ("char", ["一个女孩在公园里骑自行车。", "两只狗在水里玩。", "一个男孩踢球。", "两只狗在草地上奔跑。"]),
+    "Thai": ("char", ["เด็กผู้หญิงวิ่งในสวน", "สุนัขสองตัวเล่นบนหญ้า", "ผู้ชายขี่จักรยาน", "เด็กว่ายน้ำ"]),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
+    level, captions = LANGUAGES[language]
+    data = Captions(tmp_path / "data", captions)
+    options = (
+        "--data.level",
+        level,
+        "--train.epochs",
+        150,
+        "--trainer.check_val_every_n_epoch",
+        50,
+        "--search.max_length",
+        0,
+        "--search.beam",
+        1,
+    )
+    assert train(data, tmp_path / "run", *BY_HEART, *options) == 0
+    out = tmp_path / "scores.json"
+    common = ("--checkpoint", tmp_path / "run", "--device", "cpu", "--images", data.folder, "--json", out)
+    code, printed, err = cli("evaluate", "--annotations", data.file, *common)
+    assert code == 0, err
+    scores = json.loads(out.read_text())
+    assert scores["BLEU-4"] >= 95, printed
+    assert f"tokenizer:{'char' if level == 'char' else 'ptb'}" in scores["signature"]
+
+
+def test_captions_without_spaces_are_said(tmp_path, capsys):
+    data = Captions(tmp_path / "data", LANGUAGES["Chinese"][1])
+    assert train(data, tmp_path / "run", "--train.epochs", 1) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "no spaces" in line]
+    assert is_one_line(*said, "--data.level char", "--tokenizer char")
+
+
+def test_captions_that_are_cut_are_said(tmp_path, capsys):
+    data = Captions(tmp_path / "data", [" ".join(f"word{i}" for i in range(40)), "a dog runs"])
+    assert train(data, tmp_path / "run", "--train.epochs", 1) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "are cut" in line]
+    assert is_one_line(*said, "50.0%", "data.max_length 30", "--data.max_length 40 keeps them whole")
+    assert Captioner.load(tmp_path / "run").max_length == 30
+
+
+def test_long_captions_are_written_whole(tmp_path):
+    captions = [" ".join(f"{place}{i}" for i in range(40)) for place in "ab"]
+    data = Captions(tmp_path / "data", captions)
+    options = ("--data.max_length", 45, "--search.max_length", 0, "--train.epochs", 60, "--search.beam", 1)
+    assert train(data, tmp_path / "run", *BY_HEART, *options) == 0
+    model = Captioner.load(tmp_path / "run")
+    assert model.caption([str(data.folder / f"{i}.png") for i in range(2)], beam=1) == captions
+
+
+def test_a_vocabulary_grows(tmp_path, capsys):
+    """Old words and new ones can be said after a fine-tuning on the new ones."""
+    old = Captions(tmp_path / "old", ["a dog runs on the grass", "a cat sits on a chair", "a dog sits", "a cat runs"])
+    new = Captions(tmp_path / "new", ["a forklift lifts a pallet", "a worker welds a beam", "a crane lifts a beam"])
+    assert train(old, tmp_path / "run", *BY_HEART, "--train.epochs", 30) == 0
+    capsys.readouterr()
+    start = ("--init-from", tmp_path / "run" / "captioner.safetensors")
+    assert train(new, tmp_path / "tuned", *BY_HEART, *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
+    assert "(9 old words, 7 new, 0 lost)" in capsys.readouterr().out
+    model = Captioner.load(tmp_path / "tuned")
+    assert model.caption(str(new.folder / "0.png"), must="forklift").count("forklift") == 1
+    assert "dog" in model.caption(str(new.folder / "0.png"), must="dog")
+    assert "forklift" in model.caption(str(new.folder / "0.png"))
+    before = Captioner.load(tmp_path / "run").vocabulary.words
+    assert model.vocabulary.words[: len(before)] == before
+
+
+def test_a_vocabulary_grows_from_a_checkpoint_only(tiny, tmp_path, cli):
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--data.extend_vocabulary"))
+    assert code == 2
+    assert is_one_line(err, "--data.extend_vocabulary", "--init-from")
+
+
+@pytest.mark.parametrize(
+    ("captions", "reason"),
+    [
+        (["a dog runs on a chair"], "one validation image"),
+        (["a dog runs"] * 3, "all validation images have the same captions"),
+        (["zwei Hunde", "eine Katze"], "no word of the validation captions is in the vocabulary"),
+    ],
+)
+def test_a_cider_that_cannot_move_is_not_what_selects(tmp_path, capsys, captions, reason):
+    data = Captions(tmp_path / "data", ["a dog runs on grass", "a cat sits on a chair", "a dog sits", "a cat runs"])
+    val = Captions(tmp_path / "val", captions)
+    sets = ("--data.val", val.file, "--data.val_images", val.folder)
+    assert train(data, tmp_path / "run", *sets, "--train.epochs", 4, "--train.patience", 1, "--train.lr", 0.01) == 0
+    printed = capsys.readouterr()
+    assert is_one_line(*[line for line in printed.err.splitlines() if "val_cider" in line], reason, "lowest val_loss")
+    losses = [
+        float(line.split("val_loss ")[1].split()[0]) for line in printed.out.splitlines() if line.startswith("epoch")
+    ]
+    best = json.loads(json.dumps(losses)).index(min(losses))
+    assert best > 0
+    shutil.rmtree(tmp_path / "val")
+    assert Captioner.load(tmp_path / "run" / "best.ckpt")
+    assert ROOT
