@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from captioner import __version__
 from captioner.cli.options import check_names
 from captioner.cli.parser import COMMANDS, Parser
 from captioner.errors import REFUSALS, UserError, printable
+from captioner.files import text_encoding
 
 OVERVIEW = """usage: captioner COMMAND [options]
 
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name += " " + arguments.pop(0)
     if sys.stdout is None:  # closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # of characters that it cannot encode
     try:
         try:
             code = _run(name, arguments)
@@ -80,7 +85,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return 0
     options = parser.parse([_with_underscores(argument) for argument in arguments])
     check_names(parser.command, options)
-    return parser.command.run(options) or 0
+    with text_encoding(options.get("encoding") or ""):
+        return parser.command.run(options) or 0
 
 
 def _fail(name: str, message: str) -> int:

@@ -171,6 +171,7 @@ class DataConfig(_Config, group="data."):
         val_split: which split, if there are several
         val_list: only the images named in this file, one per line
         columns: IMAGE,CAPTION: names of a table's columns, if they are not the usual ones
+        encoding: of text that is not UTF-8, such as cp1252
         captions_per_image: captions of a training image that has fewer are repeated to this number (0 = never)
         fraction: share of the training images to train on, drawn with train.seed
         level: split captions into words or into characters (char), which max_length and search.max_length then count
@@ -198,6 +199,7 @@ class DataConfig(_Config, group="data."):
     val_split: str | list[str] = "val"
     val_list: str | list[str | None] | None = None
     columns: str | None = None
+    encoding: str = ""
     captions_per_image: int = 0
     fraction: float = 1.0
     level: Literal["word", "char"] = "word"

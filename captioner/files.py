@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,25 +55,63 @@ def require_fields(path: Path, what: str, entry: Any, fields: dict[str, Any]) ->
 
 def json_type(value: Any) -> str:
     """A JSON value as messages name it: an object, null, the number 3."""
+    if value != value:  # a table writes it for an empty cell
+        return "NaN"
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value!r}")
 
 
+_encoding: ContextVar[str] = ContextVar("encoding", default="")
+
+
+@contextlib.contextmanager
+def text_encoding(name: str) -> Iterator[None]:
+    """Decode texts inside by this encoding of Python's, such as cp1252, unless they begin with a byte-order mark."""
+    try:
+        codecs.lookup(name or "utf-8")
+    except LookupError:
+        raise UserError(
+            f"--encoding (or --data.encoding) is {name!r}: unknown; try cp1252, latin-1 or gb18030"
+        ) from None
+    token = _encoding.set(name or _encoding.get())
+    try:
+        yield
+    finally:
+        _encoding.reset(token)
+
+
+def decode_text(data: bytes, where: object, what: str = "text") -> str:
+    """Text in UTF-8, in UTF-16 with a byte-order mark, or in the encoding of :func:`text_encoding`.
+
+    Line breaks become \\n. UserError with the byte, if it is in none of these.
+    """
+    encoding = _encoding.get() or "utf-8-sig"
+    if data.startswith(codecs.BOM_UTF8):
+        encoding = "utf-8-sig"
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding
+        advice = "save it as UTF-8, or name its encoding by --encoding or --data.encoding"
+        raise UserError(f"{where}: not {what}: byte {error.start} is not {name} text; {advice}") from error
+
+
 def read_json(path: Path) -> Any:
-    """Parse a JSON file (UTF-8, with or without a byte-order mark)."""
+    """Parse a JSON file, decoded by :func:`decode_text`."""
     return parse_json(path, read_text(path))
 
 
 def read_text(path: Path, what: str = "JSON") -> str:
-    """Read a UTF-8 file, with or without a byte-order mark; an empty one is an error. `what` is the expected format."""
+    """Read a file as :func:`decode_text` does; an empty one is an error. `what` is the expected format."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not {what}: byte {error.start} is not UTF-8 text") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    text = decode_text(data, path, what)
     if not text.strip():
         raise UserError(f"{path}: is empty; write or download it again")
     return text

@@ -48,7 +48,7 @@ def run(options: Any) -> None:
     from captioner.reports.dataset_report import as_html, as_json, as_text
 
     splits = [
-        read_split(name, path, images, split or name, options.columns, listed, options.read_images)
+        read_split(name, path, images, split, options.columns, listed, options.read_images)
         for name, path, images, split, listed in sources
     ]
     report = inspect(splits, options.read_images, options.workers, options.distance)

@@ -56,6 +56,7 @@ def add_split_arguments(parser: Any, split: str | None = "val", prefix: str = ""
     if not prefix:
         about = "IMAGE,CAPTION: names of a table's columns, if they are not the usual ones"
         parser.add_argument("--columns", type=str, help=about)
+        parser.add_argument("--encoding", type=str, help="of text that is not UTF-8, such as cp1252")
 
 
 def add_skip_argument(parser: Any) -> None:

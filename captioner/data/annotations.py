@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import gc
+import itertools
 import json
 import os
 import posixpath
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from captioner.data.addresses import is_address
 from captioner.data.formats import (
@@ -30,8 +34,18 @@ from captioner.data.formats import (
     read_entries,
 )
 from captioner.data.shards import Member, are_shards
+from captioner.data.vocabulary import compose
 from captioner.errors import UserError
-from captioner.files import ID, IDS, escapes_folder, json_type, parse_json, read_text, require_fields
+from captioner.files import (
+    ID,
+    IDS,
+    escapes_folder,
+    json_type,
+    parse_json,
+    read_text,
+    require_fields,
+    text_encoding,
+)
 
 MAX_CHARACTERS = 10_000  # of a caption; the time of splitting it into tokens grows with the square of its length
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -81,6 +95,7 @@ def read_examples(
     skip_bad: bool = False,
     option: str = "--data.skip_bad_images",
     albums: bool = False,
+    encoding: str = "",
 ) -> tuple[list[Example], list[str]]:
     """Read captioned images in any format of docs/data.md.
 
@@ -95,6 +110,7 @@ def read_examples(
             captions of an image that is not listed; otherwise the first of these is an error.
         option: the command-line option for skip_bad, for the message.
         albums: a file name may also be that of a folder or video.
+        encoding: of text that is not UTF-8, such as cp1252.
 
     Returns:
         The examples in the order of the file, at least one; and a line for each entry left out.
@@ -103,12 +119,14 @@ def read_examples(
         UserError: a problem as above, an unknown format, no such split, no folder of images, an id of two images
             (also with skip_bad), or no example is left.
     """
-    layout = detect_format(path)
-    if layout.name in ("coco", "karpathy", "flickr") and images is None:
-        option = "--data.train_images, --data.val_images or --images"
-        raise UserError(f"{path}: needs the folder of its images; name it with {option}")
-    found, folder = read_entries(os.fspath(path), layout, images, split, columns, albums)
-    examples, problems = _examples(_select_listed(found, listed), folder, albums)
+    with text_encoding(encoding):
+        layout = detect_format(path)
+        if layout.name in ("coco", "karpathy", "flickr") and images is None:
+            option = "--data.train_images, --data.val_images or --images"
+            raise UserError(f"{path}: needs the folder of its images; name it with {option}")
+        found, folder = read_entries(os.fspath(path), layout, images, split, columns, albums)
+        found = _select_listed(found, listed)
+    examples, problems = _examples(found, folder, albums)
     if problems and not skip_bad:
         first, *others = problems
         kinds = Counter(problem.kind for problem in others)
@@ -151,13 +169,15 @@ def clean_caption(caption: str) -> str:
 
 def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[Example], list[Problem]]:
     """The entries with an image and a caption, and the problems of all others; no folder: the images are in shards."""
-    exists = _file_finder(folder, albums)
+    files = None if folder is None else _Files(folder, albums)
     examples: list[Example] = []
     problems: list[Problem] = []
     for entry in found.entries:
-        image = _find_image(entry, folder, exists)
-        if isinstance(image, Problem):
-            problems.append(image)
+        name = entry.names[0] if entry.image is not None or files is None else files.find(entry)
+        if files is None and entry.image is None:
+            name = Problem("missing image file", f"{entry.where} has no image")
+        if isinstance(name, Problem):
+            problems.append(name)
             continue
         captions = tuple(filter(None, map(clean_caption, entry.captions)))
         about = f"{entry.where} ({entry.names[0]!r})"
@@ -166,48 +186,92 @@ def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[E
             continue
         if len(captions) < len(entry.captions):
             problems.append(Problem("image with a blank caption", f"{about} has a blank caption"))
-        path, name = image
-        examples.append(Example(entry.image_id, path, captions, name))
-    return examples, problems + found.problems
+        path: Path | Member = entry.image or Path(files.folder if files else "", name)
+        examples.append(Example(entry.image_id, path, captions, os.path.normpath(name)))
+    if files is not None and files.rewritten:
+        file, name = next(iter(files.rewritten.items()))
+        count = len(files.rewritten)
+        print(f"{count} file names are written in another way than their files: {name!r} is {file!r}", file=sys.stderr)
+    return examples, found.problems + problems
 
 
-def _file_finder(folder: Path | None, albums: bool) -> Callable[[str], bool]:
-    """A function that returns whether a file (with `albums`, also a folder) exists below a folder."""
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of images; check the path")
+class _Files:
+    """The files below a folder (with `albums`, the folders too), found by names that may be written differently."""
 
-    @functools.cache
-    def names(subfolder: str) -> frozenset[str]:
-        """The files in a folder. One listing is far cheaper than a request for every image."""
-        try:
-            with os.scandir(os.path.join(folder or "", subfolder)) as entries:
-                return frozenset(entry.name for entry in entries if albums or entry.is_file())
-        except (OSError, ValueError):  # no such folder, or a name with NUL
-            return frozenset()
+    def __init__(self, folder: Path, albums: bool) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of images; check the path")
+        self.folder, self.albums = folder, albums
+        self.rewritten: dict[str, str] = {}  # by file, the name of an entry that is written in another way
 
-    def exists(path: str) -> bool:
+    @functools.cached_property
+    def _names(self) -> Callable[[str], frozenset[str]]:
+        @functools.cache
+        def names(subfolder: str) -> frozenset[str]:
+            """The files in a folder. One listing is far cheaper than a request for every image."""
+            try:
+                with os.scandir(os.path.join(self.folder, subfolder)) as entries:
+                    return frozenset(entry.name for entry in entries if self.albums or entry.is_file())
+            except (OSError, ValueError):  # no such folder, or a name with NUL
+                return frozenset()
+
+        return names
+
+    def exists(self, path: str) -> bool:
         subfolder, name = os.path.split(path)
-        return not escapes_folder(path) and name in names(subfolder)
+        return not escapes_folder(path) and name in self._names(subfolder)
 
-    return exists
+    @functools.cached_property
+    def _by_spelling(self) -> dict[str, list[str]]:
+        """All files by :func:`_spelling`, of their path below the folder and of their name alone."""
+        found: dict[str, list[str]] = {}
+        for parent, folders, files in os.walk(self.folder):
+            for name in sorted([*files, *(folders if self.albums else ())]):
+                path = os.path.relpath(os.path.join(parent, name), self.folder)
+                for spelling in {_spelling(path), _spelling(name)}:
+                    found.setdefault(spelling, []).append(path)
+        return found
+
+    def similar(self, name: str) -> list[str]:
+        """The files that a name fits which is written differently: the first of its spellings that any file has."""
+        parts = _spelling(name).split("/")
+        spellings = (
+            ["/".join(parts[first:]) for first in range(len(parts))] if not {"..", "\0"} & {*parts, *name} else []
+        )
+        spellings += [re.sub(r"^[0-9a-f]{8}-", "", spelling) for spelling in spellings[-1:]]  # of Label Studio
+        return next((self._by_spelling[one] for one in spellings if one in self._by_spelling), [])
+
+    def nearest(self, name: str) -> str:
+        """``; the nearest is 'dog.jpg'``, or nothing."""
+        spelling = _spelling(name).rsplit("/", 1)[-1]
+        close = difflib.get_close_matches(spelling, itertools.islice(self._by_spelling, 20_000), 1, 0.75)
+        return f"; the nearest is {self._by_spelling[close[0]][0]!r}" if close else ""
+
+    def find(self, entry: Entry) -> str | Problem:
+        """The path below the folder of the image of an entry, or the problem with it."""
+        paths = [os.path.normpath(name) for name in entry.names]
+        for path in paths:
+            if self.exists(path):
+                return path
+        name = entry.names[0]
+        fits = list(dict.fromkeys(path for each in entry.names for path in self.similar(each)))
+        if len(fits) == 1:
+            if (other := self.rewritten.setdefault(fits[0], name)) != name:
+                both = f"{other!r} and {name!r} both fit {fits[0]!r}"
+                return Problem("name of another image", f"{entry.where}: {both}: name the files as they are")
+            return fits[0]
+        if fits:
+            some = ", ".join(map(repr, fits[:3]))
+            return Problem("name of several files", f"{entry.where}: {name!r} fits {len(fits)} files, {some}: name one")
+        if escapes_folder(paths[0]):
+            return Problem("file name outside the folder", f"{entry.where}: file name {name!r} leaves {self.folder}")
+        return Problem("missing image file", f"{entry.where}: no file {name!r} in {self.folder}{self.nearest(name)}")
 
 
-def _find_image(
-    entry: Entry, folder: Path | None, exists: Callable[[str], bool]
-) -> tuple[Path | Member, str] | Problem:
-    """The image of an entry and its name, or the problem with it."""
-    paths = [os.path.normpath(name) for name in entry.names]
-    if entry.image is not None:
-        return entry.image, paths[0]
-    if folder is None:
-        return Problem("missing image file", f"{entry.where} has no image")
-    for path in paths:
-        if exists(path):
-            return folder / path, path
-    name = repr(entry.names[0])
-    if escapes_folder(paths[0]):
-        return Problem("file name outside the folder", f"{entry.where}: file name {name} leaves {folder}")
-    return Problem("missing image file", f"{entry.where}: no file {name} in {folder}")
+def _spelling(name: str) -> str:
+    """A file name without what systems and tools change: slashes, composition, case, percent escapes."""
+    path = posixpath.normpath(unquote(name).replace("\\", "/"))
+    return compose(path).casefold().strip("/")
 
 
 # ---- references: captions by image id, without images

@@ -20,17 +20,20 @@ from captioner.data.addresses import is_address
 from captioner.data.images import SUFFIXES, VIDEOS, find_images
 from captioner.data.parquet import read_rows
 from captioner.errors import UserError
-from captioner.files import ID, IDS, json_type, parse_json, read_json, read_text, require_fields
+from captioner.files import ID, IDS, decode_text, json_type, parse_json, read_json, read_text, require_fields
 
 # Keys of JSON objects and names of columns; where several are present, the first is used.
 ID_KEYS = ("image_id", "cocoid", "img_id", "imgid")
 FILE_KEYS = ("file_name", "filename", "image_path", "image_name", "filepath", "image", "img", "file", "path")
 CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw")
 
+ITEM_KEYS = ("caption", "raw", "sentence", "text")  # of an object in a list of captions
+
 SPLIT_NAMES = (("train", "restval"), ("val", "validation", "valid", "dev"), ("test",))  # each group is one split
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the table of an imagefolder
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
 DELIMITERS = "\t,;|"  # of a CSV
+NUMBERED_CAPTION = re.compile(r"(caption|comment|sentence|text)[ _-]?\d+", re.IGNORECASE)  # caption_0, caption_1 …
 TOKEN_LINE = re.compile(r"(\S.*)#\d+\t(.*)")  # name.jpg#0<TAB>caption
 
 
@@ -184,6 +187,7 @@ def read_entries(
         The entries, and the folder that their names are relative to; None where the images are in shards.
     """
     file = Path(path)
+    _check_columns_and_split(path, layout, split, columns)
     if layout.name == "webdataset":
         in_folder = not is_address(path) and file.is_dir()
         return read_webdataset(_folder_of_split(file, split) if in_folder else path, albums), None
@@ -194,7 +198,7 @@ def read_entries(
     folder = folder if images is None else Path(images)
     match layout.name:
         case "coco":
-            return read_coco(file, layout.data, names_needed), folder
+            return read_coco(file, layout.data, names_needed, split, columns), folder
         case "karpathy":
             return read_karpathy(file, layout.data, split), folder
         case "flickr":
@@ -209,35 +213,86 @@ def read_entries(
     return read_table(file, split, columns), folder
 
 
-def read_coco(path: Path, data: Any, names_needed: bool = True) -> Entries:
-    """COCO captions (https://cocodataset.org/#format-data); unless `names_needed`, images may have no file names."""
+def _check_columns_and_split(path: str, layout: Format, split: str, columns: str | None) -> None:
+    """UserError for columns or a split, other than the default ones, of a format that has none."""
+    if columns is not None and layout.name in ("karpathy", "pairs", "webdataset"):
+        raise UserError(
+            f"{path}: --columns (or --data.columns) is {columns!r}, and {layout.name} has no columns: leave it out"
+        )
+    if not has_splits(path, layout) and split not in ("train", "val"):
+        raise UserError(f"{path}: has no splits, and --split (or --data.train_split …) is {split!r}: leave it out")
+
+
+def has_splits(path: str, layout: Format) -> bool:
+    """Whether a data set may have several splits to choose from."""
+    if layout.name == "coco":
+        return any(isinstance(image, dict) and "split" in image for image in layout.data["images"])
+    if layout.name in ("pairs", "webdataset"):
+        return os.path.isdir(path) and bool(_split_folders(Path(path)))
+    return True
+
+
+def _two_columns(columns: str) -> tuple[str, str]:
+    image, *captions = [name.strip() for name in columns.split(",")]
+    if len(captions) != 1 or not image or not captions[0]:
+        raise UserError(
+            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, two keys of COCO's JSON"
+        )
+    return image, captions[0]
+
+
+def read_coco(
+    path: Path, data: Any, names_needed: bool = True, split: str | None = None, columns: str | None = None
+) -> Entries:
+    """COCO captions (https://cocodataset.org/#format-data); unless `names_needed`, images may have no file names.
+
+    Of images with a `split` only those of this split are read. `columns` are the key of the file names in images and
+    that of the captions in annotations, such as file_name,tokenized_caption of STAIR.
+    """
+    file_key, caption_key = ("file_name", "caption") if columns is None else _two_columns(columns)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         found = json_type(data)
         raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
-    fields: dict[str, Any] = {"id": IDS, "file_name": str} if names_needed else {"id": IDS}
+    fields: dict[str, Any] = {"id": IDS, file_key: str} if names_needed else {"id": IDS}
     for position, image in enumerate(data["images"]):
         require_fields(path, f"image {position}", image, fields)
     _check_unique(path, "image id", [image["id"] for image in data["images"]])
-    captions = _captions_by_image(path, data["annotations"])
+    captions, problems = _captions_by_image(path, data["annotations"], caption_key)
     entries = []
-    for image in data["images"]:
-        names = (image["file_name"],) if isinstance(image.get("file_name"), str) else ()
+    splits = [image.get("split") for image in data["images"]]
+    mine = _in_split(path, split, splits) if split is not None and any(splits) else [True] * len(splits)
+    others = {image["id"] for image, is_mine in zip(data["images"], mine, strict=True) if not is_mine}
+    captions = {image: texts for image, texts in captions.items() if image not in others}
+    for image in itertools.compress(data["images"], mine):
+        names = (image[file_key],) if isinstance(image.get(file_key), str) else ()
         texts = captions.pop(image["id"], [])
         entries.append(Entry(image["id"], f"{path}: image id {image['id']!r}", names, tuple(texts)))
-    unknown = [
-        Problem("unknown image id", f"{path}: captions for image id {image_id!r}, not in its 'images'")
-        for image_id in captions
-    ]
-    return Entries(entries, unknown)
+    kinds = {str(image["id"]): json_type(image["id"]) for image in data["images"]} if captions else {}
+    for image_id in captions:
+        about = f"{path}: captions for image id {image_id!r}, not in its 'images'"
+        if str(image_id) in kinds:
+            about += f", where it is {kinds[str(image_id)]}: write both in one way"
+        problems.append(Problem("unknown image id", about))
+    return Entries(entries, problems)
 
 
-def _captions_by_image(path: Path, annotations: list[Any]) -> dict[ID, list[str]]:
-    """The captions of COCO's annotations by image id, in the order of the file."""
+def _captions_by_image(path: Path, annotations: list[Any], key: str) -> tuple[dict[ID, list[str]], list[Problem]]:
+    """The captions of COCO's annotations by image id, in the order of the file; those that are no text are problems."""
     from pycocotools.coco import COCO
 
+    problems, bad = [], set()
     for position, entry in enumerate(annotations):
-        if not _is_annotation(entry):
-            require_fields(path, f"annotation {position}", entry, {"image_id": IDS, "caption": str, "id": IDS})
+        if not _is_annotation(entry, key):
+            try:
+                require_fields(path, f"annotation {position}", entry, {"image_id": IDS, key: str, "id": IDS})
+            except UserError as error:
+                if not isinstance(entry, dict) or key not in entry or not isinstance(entry.get("image_id"), IDS):
+                    raise
+                if isinstance(entry[key], str):  # the id is wrong
+                    raise
+                problems.append(Problem("caption that is no text", str(error)))
+                bad.add(position)
+    annotations = [entry for position, entry in enumerate(annotations) if position not in bad]
     numbers = [entry["id"] for entry in annotations if entry.get("id") is not None]
     _check_unique(path, "annotation id", numbers)
     if len(numbers) < len(annotations):  # COCO needs them
@@ -246,12 +301,12 @@ def _captions_by_image(path: Path, annotations: list[Any]) -> dict[ID, list[str]
     coco.dataset = {"images": [], "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
-    return {key: [entry["caption"] for entry in group] for key, group in coco.imgToAnns.items()}
+    return {image: [entry[key] for entry in group] for image, group in coco.imgToAnns.items()}, problems
 
 
-def _is_annotation(entry: Any) -> bool:
+def _is_annotation(entry: Any, key: str) -> bool:
     """Whether an annotation has valid fields; faster than require_fields, for millions of them."""
-    if not isinstance(entry, dict) or type(entry.get("image_id")) not in IDS or type(entry.get("caption")) is not str:
+    if not isinstance(entry, dict) or type(entry.get("image_id")) not in IDS or type(entry.get(key)) is not str:
         return False
     number = entry.get("id")
     return number is None or type(number) in IDS
@@ -330,7 +385,7 @@ def read_pairs(folder: Path, images: Path) -> Entries:
         stem = name.with_suffix("")
         if stem in entries:
             raise UserError(f"{image}: {entries[stem].names[0]!r} has the same name; a caption belongs to one image")
-        captions = _lines(text_of.pop(stem).read_bytes()) if stem in text_of else ()
+        captions = _lines(text_of[stem].read_bytes(), text_of.pop(stem)) if stem in text_of else ()
         entries[stem] = Entry(len(entries), str(image), (name.as_posix(),), captions)
     problems = [
         Problem("missing image file", f"{text}: no image of this name in {images}") for text in text_of.values()
@@ -338,9 +393,9 @@ def read_pairs(folder: Path, images: Path) -> Entries:
     return Entries(list(entries.values()), problems)
 
 
-def _lines(text: bytes) -> tuple[str, ...]:
-    """The lines of a UTF-8 text without blank ones at its ends."""
-    return tuple(text.decode("utf-8-sig", "replace").strip().splitlines())
+def _lines(text: bytes, where: object) -> tuple[str, ...]:
+    """The lines of a text without blank ones at its ends."""
+    return tuple(decode_text(text, where).strip().splitlines())
 
 
 def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Entries:
@@ -367,12 +422,13 @@ def read_webdataset(path: str | os.PathLike, albums: bool = False) -> Entries:
 def _parse_sample(where: str, texts: dict[str, bytes]) -> tuple[ID | None, tuple[str, ...]]:
     """The id in a sample's .json, if there is one, and the sample's captions."""
     image_id = None
-    captions = tuple(line for ending, data in texts.items() if ending.endswith("txt") for line in _lines(data))
+    lines = [_lines(data, f"{where}.{ending}") for ending, data in texts.items() if ending.endswith("txt")]
+    captions = tuple(itertools.chain.from_iterable(lines))
     for ending, data in texts.items():
         if not ending.endswith("json"):
             continue
         try:
-            found = json.loads(data)
+            found = json.loads(decode_text(data, f"{where}.{ending}"))
         except (ValueError, RecursionError) as error:
             if captions:  # they are in a .txt
                 continue
@@ -400,21 +456,30 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
 
     The first line of a CSV has the column names, and its cells are separated by , ; | or tabs. `columns` are
     "IMAGE,CAPTION", or else the first of FILE_KEYS and of CAPTION_KEYS; a column of ID_KEYS has the ids, if there is
-    one. Of a table with a column `split`, only the images of this split are read.
+    one. Of a table with a column `split`, only the images of this split are read. Captions in several columns belong
+    to one image: all that `columns` names after IMAGE, or caption_0, caption_1 …
     """
-    chosen = None if columns is None else tuple(name.strip() for name in columns.split(","))
-    if chosen is not None and (len(chosen) != 2 or not all(chosen)):
+    chosen = None if columns is None else [name.strip() for name in columns.split(",")]
+    if chosen is not None and (len(chosen) < 2 or not all(chosen)):
         raise UserError(
-            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns"
+            f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns or more"
         )
     header, table, problems = _load(path, chosen)
     found = _columns(header, chosen)
     if found is None:
-        what = f"names {chosen[0]!r} and {chosen[1]!r}" if chosen else "file names and captions with the usual names"
+        what = f"names {', '.join(map(repr, chosen))}" if chosen else "file names and captions with the usual names"
         there = ", ".join(map(repr, header))
-        raise UserError(f"{path}: no columns of {what} among {there}; name the two by --columns or --data.columns")
-    number = first_key([key for key in ID_KEYS if key not in found], header)
-    rows = [_row(where, cells, *found, number) for where, cells in table]
+        raise UserError(f"{path}: no columns of {what} among {there}; name them by --columns or --data.columns")
+    image, captions = found
+    number = first_key([key for key in ID_KEYS if key not in (image, *captions)], header)
+    rows, kept_table = [], []
+    for where, cells in table:
+        try:
+            rows.append(_row(where, cells, image, captions, number, numbered=chosen is not None))
+            kept_table.append((where, cells))
+        except CaptionError as error:
+            problems.append(Problem("caption that is no text", str(error)))
+    table = kept_table
     entries = _group_rows(rows)
     if "split" in header and rows:
         mine = _in_split(path, split, [cells.get("split") for _, cells in table])
@@ -487,23 +552,33 @@ def _find_delimiter(header: str, columns: Sequence[str] | None = None) -> str | 
     return None
 
 
-def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, str] | None:
-    """The columns of file names and captions, if both exist."""
-    names, captions = ([chosen[0]], [chosen[1]]) if chosen else (FILE_KEYS, CAPTION_KEYS)
-    image = first_key(names, header)
-    caption = first_key([name for name in captions if name != image], header)
-    return None if image is None or caption is None else (image, caption)
+def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, list[str]] | None:
+    """The column of file names and those of captions, if they exist: the usual ones, the likeliest first, or all."""
+    if chosen:
+        return (chosen[0], list(chosen[1:])) if all(name in header for name in chosen) else None
+    image = first_key(FILE_KEYS, header)
+    captions = [name for name in CAPTION_KEYS if name in header and name != image]
+    captions = captions or [name for name in header if NUMBERED_CAPTION.fullmatch(name)]
+    return None if image is None or not captions else (image, captions)
 
 
-def _row(where: str, cells: dict[str, Any], image: str, caption: str, number: str | None) -> Entry:
+def _row(
+    where: str, cells: dict[str, Any], image: str, columns: list[str], number: str | None, numbered: bool
+) -> Entry:
+    """A row of a table: its captions are those of all columns if they are `numbered`, else of the first that has any.
+
+    CaptionError if one is no text.
+    """
     name, image_id = cells.get(image), cells.get(number) if number else None
     if not isinstance(name, str):
         hint = " (images inside a table are not read: write them to files)" if isinstance(name, dict) else ""
         raise UserError(f"{where}: {image!r} is {json_type(name)}, expected a file name{hint}")
     if image_id is not None and (not isinstance(image_id, IDS) or isinstance(image_id, bool)):
         raise UserError(f"{where}: {number!r} is {json_type(image_id)}, expected a whole number or a string")
-    captions = captions_in_cell(f"{where}: {caption!r}", cells.get(caption))
-    return Entry(image_id, where, (name.strip(),), captions)
+    found = [captions_in_cell(f"{where}: {column!r}", cells.get(column)) for column in columns]
+    if not numbered and not NUMBERED_CAPTION.fullmatch(columns[0]):
+        found = [next(filter(None, found), ())]
+    return Entry(image_id, where, (name.strip(),), tuple(itertools.chain.from_iterable(found)))
 
 
 def _group_rows(rows: Iterable[Entry]) -> list[Entry]:
@@ -545,14 +620,21 @@ def captions_in_cell(where: str, cell: Any) -> tuple[str, ...]:
     return () if cell is None or cell == [] else tuple(caption_list(where, cell))
 
 
+class CaptionError(UserError):
+    """A caption is no text; such an image can be skipped."""
+
+
 def caption_list(where: str, value: Any) -> list[str]:
-    """One caption or a list of them, each a string or an object with a `caption`; messages begin with `where`."""
+    """One caption or a list of them, each a string or an object with one under ITEM_KEYS; messages begin with `where`.
+
+    CaptionError if one is no text.
+    """
     values = value if isinstance(value, list) else [value]
-    texts: list[Any] = [one.get("caption") if isinstance(one, dict) else one for one in values]
+    texts: list[Any] = [one.get(first_key(ITEM_KEYS, one) or "") if isinstance(one, dict) else one for one in values]
     if not texts:
-        raise UserError(f"{where} is an empty list, expected a caption")
-    for text in texts:
+        raise CaptionError(f"{where} is an empty list, expected a caption")
+    for one, text in zip(values, texts, strict=True):
         if not isinstance(text, str):
             verb = "has" if isinstance(value, list) else "is"
-            raise UserError(f"{where} {verb} {json_type(text)}, expected a string or a list of strings")
+            raise CaptionError(f"{where} {verb} {json_type(one)}, expected a string or a list of strings")
     return texts

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig
 from captioner.data.annotations import Example, read_examples, read_references
-from captioner.data.formats import detect_format
+from captioner.data.formats import detect_format, has_splits
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
 from captioner.data.vocabulary import NO_SPACES, has_no_spaces, tokenize
 from captioner.datasets.duplicates import group_duplicates
@@ -74,14 +74,21 @@ class InspectedImage(NamedTuple):
 
 
 def read_split(
-    name: str, path: str, images: Path | None, split: str, columns: str | None, listed: str | None, images_needed: bool
+    name: str,
+    path: str,
+    images: Path | None,
+    split: str | None,
+    columns: str | None,
+    listed: str | None,
+    images_needed: bool,
 ) -> InspectedSplit:
-    """Read a split, named `name` in the report; bad entries are left out and listed in `skipped`.
+    """Read a split, named `name` in the report, by default that of this name; bad entries are listed in `skipped`.
 
     The other arguments are those of :func:`captioner.data.annotations.read_examples`. Unless `images_needed`, a COCO
     file can be read without its folder of images.
     """
-    format_name = detect_format(path).name
+    layout = detect_format(path)
+    format_name, split = layout.name, split or (name if has_splits(path, layout) else "val")
     if format_name == "coco" and images is None and not images_needed:
         references, files = read_references(Path(path), listed=listed)
         names = {image: str(files.get(image, image)) for image in references}

@@ -97,6 +97,7 @@ class DataSplit:
                 listed=one.listed,
                 skip_bad=data.skip_bad_images,
                 albums=model.frames > 0,
+                encoding=data.encoding,
             )
             self.examples += examples
             skipped += left_out

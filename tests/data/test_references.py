@@ -61,7 +61,7 @@ def test_every_reader_refuses_broken_files_in_one_line(tmp_path, reader):
         b" \n": "empty",
         b'{"images": [\n  {"id" 1}]}': "line 2 column 9",
         b'{"images": [': "line 1 column 13",
-        b"\xff\xfe": "UTF-8",
+        b"\xff\xfd": "UTF-8",
         b"[" * 200_000: "invalid JSON",
         b"1" * 5_000: "invalid JSON",
     }.items():

@@ -38,7 +38,7 @@ def test_results_are_read_by_image_id(tmp_path):
         ({"results": [], "predictions": []}, "both 'results' and 'predictions'"),
         ({"results": []}, "an empty list"),
         ({"7": None}, "image '7' is null"),
-        ({"7": {"score": 1}}, "image '7' is null"),
+        ({"7": {"score": 1}}, "image '7' is an object"),
         ([{"image_id": 1, "caption": None}], "'caption' is null"),
         ([{"image_id": 1.0, "caption": "a"}], "'image_id' is the number 1.0"),
         ([{"image_id": True, "caption": "a"}], "'image_id'"),
