@@ -9,11 +9,12 @@ Example: captioner predict dog.jpg holiday/ --beam 5 --n-best 3
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -26,7 +27,7 @@ from captioner.files import atomic_write, check_writable
 MAIN = "checkpoint device beam n_best max_length format output engine report"
 
 CHECKPOINTS = "checkpoint"
-READS = "images"
+READS = "images annotations"
 WRITES = "output report"
 
 
@@ -36,10 +37,13 @@ def configure(parser: Any) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--format",
-        type=Literal["text", "jsonl"],
+        type=Literal["text", "jsonl", "csv", "coco"],
         default="text",
-        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: one object for each image",
+        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: one object for each image; "
+        "csv: image,caption; coco: results with the image ids of --annotations",
     )
+    about = "COCO JSON with the ids and names of the images, such as image_info_test2014.json, for --format coco"
+    parser.add_argument("--annotations", type=str, help=about)
     parser.add_argument(
         "--output",
         type=str,
@@ -69,7 +73,8 @@ def run(options: Any) -> int:
     model, workers = load_model(options)
     items = find_inputs((path for path in named if path), model.frames > 0, options.column)
     in_one_go = options.output is None or options.report
-    failed = (_caption_stream if in_one_go else _caption_parts)(options, search, model, workers, items)
+    ids = _image_ids(options.annotations, items) if options.format == "coco" else None
+    failed = (_caption_stream if in_one_go else _caption_parts)(options, search, model, workers, items, ids)
     if failed:
         print(f"captioner predict: {failed} of {len(items)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -79,6 +84,8 @@ def _check_combinations(options: Any) -> None:
     for name in ("devices", "part_size"):
         if options[name] < 1:
             raise UserError(f"--{name} is {options[name]}: expected 1 or more")
+    if (options.format == "coco") != (options.annotations is not None):
+        raise UserError("--format coco and --annotations, which has the image ids, belong together: give both or none")
     if options.engine == "local" and options.devices > 1:
         raise UserError(f"--devices is {options.devices}: expected 1 with --engine local; ddp and ray use several")
     if options.engine != "local" and options.output is None:
@@ -101,7 +108,26 @@ def _is_folder(output: str | None) -> bool:
     return output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output))
 
 
-def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+def _image_ids(annotations: str, items: Sequence[Any]) -> dict[str, Any]:
+    """The id of each image in COCO's JSON, by the image as it is named in a record; UserError if one has none."""
+    from captioner.data.formats import read_coco_images
+    from captioner.metrics.result_files import match_results
+
+    names = read_coco_images(Path(annotations))
+    captions = {str(item): str(item) for item in items}
+    found, missing, extra = match_results(names, captions, names, annotations)
+    if extra:
+        raise UserError(
+            f"{annotations}: {len(extra)} of the images are not in it, such as {extra[0]!r}: leave them out"
+        )
+    if missing:
+        print(f"{len(missing)} of the {len(names)} images of {annotations} are not captioned", file=sys.stderr)
+    return {item: image_id for image_id, item in found.items()}
+
+
+def _caption_stream(
+    options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any], ids: dict[str, Any] | None
+) -> int:
     """Caption directly to the output and the page of --report; return how many images could not be read."""
     from captioner.inference.jobs import caption_record
     from captioner.reports.gallery import GalleryPage
@@ -118,10 +144,12 @@ def _caption_stream(options: Any, search: SearchConfig, model: Any, workers: int
             yield caption_record(item, result, search.n_best)
 
     with _open_output(options.output) as out, page as gallery:
-        return _print_records(records(gallery), options.format, out)
+        return _print_records(records(gallery), options.format, out, ids)
 
 
-def _caption_parts(options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any]) -> int:
+def _caption_parts(
+    options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any], ids: dict[str, Any] | None
+) -> int:
     """Caption to a folder of parts that survives an interruption; return how many images could not be read.
 
     The folder is --output itself, or lies beside that file until the file is complete.
@@ -134,25 +162,34 @@ def _caption_parts(options: Any, search: SearchConfig, model: Any, workers: int,
         model = model.cpu()  # the other processes load their own
     if _is_folder(options.output):
         parts = caption_parts(options.engine, job, Path(options.output), items, model, options.part_size)
-        return _print_records(parts.records(), options.format, None)
+        return _print_records(parts.records(), options.format, None, ids)
     check_writable(Path(options.output))
     folder = Path(options.output + ".parts")
     parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
     with _open_output(options.output) as out:
-        failed = _print_records(parts.records(), options.format, out)
+        failed = _print_records(parts.records(), options.format, out, ids)
     shutil.rmtree(folder)
     return failed
 
 
-def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | None) -> int:
+def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | None, ids: dict[str, Any] | None) -> int:
     """Print captions to `out`, if any, and errors to standard error; return the number of errors."""
     failed = 0
+    table = csv.writer(out, lineterminator="\n") if out is not None else None
+    if table is not None and form == "csv":
+        table.writerow(["image", "caption"])
+    results = []
     for record in records:
         if "error" in record:
             failed += 1
             print(f"captioner predict: {printable(record['error'])}", file=sys.stderr)
         elif out is not None:
-            if form == "jsonl":
+            if ids is not None:
+                results.append({"image_id": ids[record["image"]], "caption": record["caption"]})
+            elif form == "csv" and table is not None:
+                for caption in record.get("n_best", [record]):
+                    table.writerow([record["image"], caption["caption"]])
+            elif form == "jsonl":
                 print(json.dumps(record, ensure_ascii=False), file=out)
             elif "n_best" in record:
                 for caption in record["n_best"]:
@@ -160,6 +197,8 @@ def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | N
             else:
                 print(f"{record['image']}\t{record['caption']}", file=out)
             out.flush()
+    if ids is not None and out is not None:
+        json.dump(results, out, ensure_ascii=False)
     return failed
 
 

@@ -50,8 +50,20 @@ from captioner.files import (
 MAX_CHARACTERS = 10_000  # of a caption; the time of splitting it into tokens grows with the square of its length
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
-IMAGE_KEYS = (*ID_KEYS, *FILE_KEYS, "id")  # "id" is last, because it may be only the number of the row
-ONE_CAPTION_KEYS = ("caption", "captions", "text", "sentence", "prediction", "pred", "generated", "output")
+# "id" is last, because it may be only the number of the row; question_id is LLaVA's
+IMAGE_KEYS = (*ID_KEYS, *FILE_KEYS, "question_id", "id")
+# generated_text is of Hugging Face's pipelines
+ONE_CAPTION_KEYS = (
+    "caption",
+    "captions",
+    "generated_text",
+    "text",
+    "sentence",
+    "prediction",
+    "pred",
+    "generated",
+    "output",
+)
 REFERENCE_KEYS = [("references", "captions"), ONE_CAPTION_KEYS]  # the first group with a key in the entry is used
 LIST_KEYS = ("results", "predictions", "annotations")  # of an object around the entries
 
@@ -223,18 +235,18 @@ class _Files:
 
     @functools.cached_property
     def _by_spelling(self) -> dict[str, list[str]]:
-        """All files by :func:`_spelling`, of their path below the folder and of their name alone."""
+        """All files by :func:`spelling_of`, of their path below the folder and of their name alone."""
         found: dict[str, list[str]] = {}
         for parent, folders, files in os.walk(self.folder):
             for name in sorted([*files, *(folders if self.albums else ())]):
                 path = os.path.relpath(os.path.join(parent, name), self.folder)
-                for spelling in {_spelling(path), _spelling(name)}:
+                for spelling in {spelling_of(path), spelling_of(name)}:
                     found.setdefault(spelling, []).append(path)
         return found
 
     def similar(self, name: str) -> list[str]:
         """The files that a name fits which is written differently: the first of its spellings that any file has."""
-        parts = _spelling(name).split("/")
+        parts = spelling_of(name).split("/")
         spellings = (
             ["/".join(parts[first:]) for first in range(len(parts))] if not {"..", "\0"} & {*parts, *name} else []
         )
@@ -243,7 +255,7 @@ class _Files:
 
     def nearest(self, name: str) -> str:
         """``; the nearest is 'dog.jpg'``, or nothing."""
-        spelling = _spelling(name).rsplit("/", 1)[-1]
+        spelling = spelling_of(name).rsplit("/", 1)[-1]
         close = difflib.get_close_matches(spelling, itertools.islice(self._by_spelling, 20_000), 1, 0.75)
         return f"; the nearest is {self._by_spelling[close[0]][0]!r}" if close else ""
 
@@ -268,7 +280,7 @@ class _Files:
         return Problem("missing image file", f"{entry.where}: no file {name!r} in {self.folder}{self.nearest(name)}")
 
 
-def _spelling(name: str) -> str:
+def spelling_of(name: str) -> str:
     """A file name without what systems and tools change: slashes, composition, case, percent escapes."""
     path = posixpath.normpath(unquote(name).replace("\\", "/"))
     return compose(path).casefold().strip("/")
@@ -302,7 +314,7 @@ def read_references(
     Raises:
         UserError: the file is in no such format, or no image in it has a caption.
     """
-    data = read_json_or_lines(Path(path)) if listed is None and _is_json(path) else None
+    data = read_json_or_lines(Path(path)) if listed is None and is_json(path) else None
     is_coco = isinstance(data, dict) and "images" in data
     captions: dict[ID, list[str]] = {}
     names: dict[ID, str] = {}
@@ -327,7 +339,7 @@ def read_references(
     return References(captions, {image: name for image, name in names.items() if image in captions})
 
 
-def _is_json(path: str | os.PathLike) -> bool:
+def is_json(path: str | os.PathLike) -> bool:
     """Whether a file is JSON or JSON Lines, by its suffix or else by its first character."""
     text = os.fspath(path)
     others = is_address(text) or are_shards(text) or os.path.isdir(text)

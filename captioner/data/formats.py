@@ -27,7 +27,7 @@ ID_KEYS = ("image_id", "cocoid", "img_id", "imgid")
 FILE_KEYS = ("file_name", "filename", "image_path", "image_name", "filepath", "image", "img", "file", "path")
 CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw")
 
-ITEM_KEYS = ("caption", "raw", "sentence", "text")  # of an object in a list of captions
+ITEM_KEYS = ("caption", "raw", "sentence", "text", "generated_text")  # of an object in a list of captions
 
 SPLIT_NAMES = (("train", "restval"), ("val", "validation", "valid", "dev"), ("test",))  # each group is one split
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the table of an imagefolder
@@ -85,7 +85,7 @@ def detect_format(path: str | os.PathLike) -> Format:
     if text.lower().endswith(TABLE_SUFFIXES):
         return Format("table")
     first = next(line for line in read_text(Path(text), "text").split("\n") if line.strip())
-    if TOKEN_LINE.fullmatch(first) or _find_delimiter(first) is not None:
+    if TOKEN_LINE.fullmatch(first) or find_delimiter(first) is not None:
         return Format("flickr")
     raise UserError(
         f"{text}: unknown format of captions: the first line is neither name.jpg#0<TAB>caption nor names of columns, "
@@ -211,6 +211,17 @@ def read_entries(
                 raise UserError(f"{file}: expected one of {', '.join(METADATA)}, found {len(tables)} of them")
             file = tables[0]
     return read_table(file, split, columns), folder
+
+
+def read_coco_images(path: Path) -> dict[ID, str]:
+    """The file names of the images of COCO's JSON by id; it needs no annotations, as image_info_test2014.json."""
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        raise UserError(f"{path}: not COCO JSON: expected the list 'images', found {json_type(data)}")
+    for position, image in enumerate(data["images"]):
+        require_fields(path, f"image {position}", image, {"id": IDS, "file_name": str})
+    _check_unique(path, "image id", [image["id"] for image in data["images"]])
+    return {image["id"]: image["file_name"] for image in data["images"]}
 
 
 def _check_columns_and_split(path: str, layout: Format, split: str, columns: str | None) -> None:
@@ -512,7 +523,7 @@ def _load(path: Path, columns: Sequence[str] | None) -> _Table:
 def _load_csv(path: Path, columns: Sequence[str] | None) -> _Table:
     text = read_text(path, "text")
     first = text.split("\n", 1)[0]
-    delimiter = _find_delimiter(first, columns) or max(DELIMITERS, key=first.count)
+    delimiter = find_delimiter(first, columns) or max(DELIMITERS, key=first.count)
     try:
         (_, header), *lines = _csv_rows(path, text, delimiter, csv.QUOTE_MINIMAL)
     except UserError:
@@ -541,7 +552,7 @@ def _csv_rows(path: Path, text: str, delimiter: str, quoting: Any) -> list[tuple
         raise UserError(f"{path}: line {reader.line_num}: {error}; {hint}") from None
 
 
-def _find_delimiter(header: str, columns: Sequence[str] | None = None) -> str | None:
+def find_delimiter(header: str, columns: Sequence[str] | None = None) -> str | None:
     """The delimiter with which the first line of a CSV names a column of file names and one of captions."""
     for delimiter in DELIMITERS:
         names: list[str] = []

@@ -1,9 +1,11 @@
 """Files of results: what is read, which image each result is of, and what is refused in one line."""
 
+import csv
+import io
 import json
 
 import pytest
-from helpers import refused
+from helpers import is_one_line, make_captioner, refused
 
 from captioner.data.annotations import read_references
 from captioner.metrics.result_files import match_results, read_results
@@ -161,3 +163,74 @@ def test_the_files_of_coco_2014_are_read_in_seconds(tmp_path):
     pairs, missing, extra = match_results(references, read_results(tmp_path / "results.jsonl"), names)
     assert time.perf_counter() - start < 10
     assert (len(pairs), missing, extra) == (40_504, [], [])
+
+
+# ---- results of other tools
+
+IDS = {391895: "val/000000391895.jpg", 522418: "val/000000522418.jpg"}
+SAID = {391895: "a man on a bike", 522418: 'a woman, "cuts" a cake'}
+KINDS = {
+    "coco.json": json.dumps([{"image_id": i, "caption": text} for i, text in SAID.items()]),
+    "lavis.json": json.dumps([{"caption": text, "image_id": i, "instance_id": "0"} for i, text in SAID.items()]),
+    "object.json": json.dumps({IDS[i]: text for i, text in SAID.items()}),
+    "lines.jsonl": "".join(json.dumps({"image": IDS[i], "caption": text}) + "\n" for i, text in SAID.items()),
+    "predict.txt": "".join(f"/photos/{IDS[i]}\t{text}\n" for i, text in SAID.items()),
+    "n_best.tsv": "".join(
+        f"{IDS[i]}\t{text}\t-{n}.5\n" for i, best in SAID.items() for n, text in ((1, best), (2, "b"))
+    ),
+    "table.csv": "image,caption\n" + "".join(f'{IDS[i]},"{SAID[i].replace(chr(34), chr(34) * 2)}"\n' for i in SAID),
+    "padded.json": json.dumps([{"image_id": f"{i:012}", "caption": text} for i, text in SAID.items()]),
+    "upper.json": json.dumps([{"image": f"{i:012}.JPG", "caption": text} for i, text in SAID.items()]),
+    "stem.json": json.dumps({f"{i:012}": text for i, text in SAID.items()}),
+    "pipeline.json": json.dumps([{"image": IDS[i], "generated_text": text} for i, text in SAID.items()]),
+    "nested.json": json.dumps([[{"generated_text": text}, {"generated_text": "b"}] for text in SAID.values()]),
+    "by_name.json": json.dumps({IDS[i]: [{"generated_text": text}] for i, text in SAID.items()}),
+    "llava.jsonl": "".join(
+        json.dumps({"question_id": i, "prompt": "Describe", "text": text, "model_id": "m"}) + "\n"
+        for i, text in SAID.items()
+    ),
+}
+
+
+@pytest.mark.parametrize("names", [IDS, {}], ids=["with names", "ids alone"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_of_any_tool_are_the_same(tmp_path, kind, names):
+    if not names and any(IDS[391895] in KINDS[kind] or ".JPG" in KINDS[kind] for _ in "x"):
+        pytest.skip("names images by their files")
+    (tmp_path / kind).write_text(KINDS[kind])
+    found, missing, extra = match_results(SAID, read_results(tmp_path / kind), names, kind)
+    assert (found, missing, extra) == (SAID, [], [])
+
+
+def test_it_is_said_what_was_taken_for_what(tmp_path, capsys):
+    for kind, says in (
+        ("padded.json", "file name without its ending, such as '000000391895'"),
+        ("nested.json", "order"),
+    ):
+        (tmp_path / kind).write_text(KINDS[kind])
+        match_results(SAID, read_results(tmp_path / kind), IDS, kind)
+        assert is_one_line(capsys.readouterr().err, kind, says)
+
+
+def test_a_list_without_names_needs_as_many_images(tmp_path):
+    (tmp_path / "nested.json").write_text(KINDS["nested.json"])
+    refused(
+        match_results, {1: "a"}, read_results(tmp_path / "nested.json"), says=["2 captions without names", "1 image"]
+    )
+
+
+def test_a_submission(cli, tmp_path, images):
+    names = [path.name for path in images]
+    info = {"images": [{"id": 10 + i, "file_name": name} for i, name in enumerate([*names, "other.jpg"])]}
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    make_captioner().save(tmp_path / "model.safetensors")
+    common = ("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--format", "coco")
+    code, out, err = cli(*common, "--annotations", tmp_path / "info.json", "--output", tmp_path / "out.json")
+    assert (code, out) == (0, "")
+    assert "1 of the" in err
+    found = json.loads((tmp_path / "out.json").read_text())
+    _, printed, _ = cli("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert found == [{"image_id": 10 + i, "caption": row["caption"]} for i, row in enumerate(rows)]
+    code, _, err = cli(*common)
+    assert (code, is_one_line(err, "--format coco", "--annotations")) == (2, True)
