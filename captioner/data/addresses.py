@@ -30,6 +30,21 @@ class StoredImage(os.PathLike[str]):
     def open(self) -> BinaryIO:
         """The bytes of the image, in memory; UserError if they cannot be read."""
 
+    @property
+    def file_name(self) -> str:
+        """A file name for the image, with its folders."""
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        """The file name without its folders."""
+        return self.file_name.rsplit("/", 1)[-1]
+
+    @property
+    def version(self) -> str:
+        """What else identifies the image, for its cached features, such as its size."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteImage(StoredImage):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from captioner.data.addresses import is_address
+from captioner.data.addresses import StoredImage, is_address
 from captioner.data.formats import (
     FILE_KEYS,
     ID_KEYS,
@@ -33,7 +33,7 @@ from captioner.data.formats import (
     is_karpathy,
     read_entries,
 )
-from captioner.data.shards import Member, are_shards
+from captioner.data.shards import are_shards
 from captioner.data.vocabulary import compose
 from captioner.errors import UserError
 from captioner.files import (
@@ -79,7 +79,7 @@ class Example:
     """
 
     image_id: Any
-    path: Path | Member
+    path: Path | StoredImage
     captions: tuple[str, ...]
     name: str = field(default="", compare=False)
 
@@ -198,7 +198,7 @@ def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[E
             continue
         if len(captions) < len(entry.captions):
             problems.append(Problem("image with a blank caption", f"{about} has a blank caption"))
-        path: Path | Member = entry.image or Path(files.folder if files else "", name)
+        path: Path | StoredImage = entry.image or Path(files.folder if files else "", name)
         examples.append(Example(entry.image_id, path, captions, os.path.normpath(name)))
     if files is not None and files.rewritten:
         file, name = next(iter(files.rewritten.items()))

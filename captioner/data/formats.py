@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import glob
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.data import shards
-from captioner.data.addresses import is_address
+from captioner.data.addresses import StoredImage, is_address
 from captioner.data.images import SUFFIXES, VIDEOS, find_images
 from captioner.data.parquet import read_rows
 from captioner.errors import UserError
@@ -52,7 +53,7 @@ class Entry:
     where: str  # file and line, for messages
     names: tuple[str, ...]  # its possible paths below the folder of the images, the likeliest first
     captions: tuple[str, ...]  # as in the file, some maybe blank
-    image: shards.Member | None = None  # where the format contains it; a sample of a shard may have none
+    image: StoredImage | None = None  # where the format contains it; a sample of a shard may have none
 
 
 class Problem(NamedTuple):
@@ -80,6 +81,8 @@ def detect_format(path: str | os.PathLike) -> Format:
         return Format(_json_format(text, data), data)
     if is_address(text) or shards.are_shards(text):
         return Format("webdataset")
+    if text.lower().endswith(".parquet") and not os.path.exists(text) and glob.has_magic(text):
+        return Format("parquet")
     if os.path.isdir(text):
         return Format(_folder_format(Path(text)))
     if text.lower().endswith(TABLE_SUFFIXES):
@@ -128,7 +131,9 @@ def _own_format(folder: Path) -> str | None:
     """The format of a folder by the files directly in it; None for pairs, which may be at any depth, or no data."""
     if any((folder / name).is_file() for name in METADATA):
         return "imagefolder"
-    return "webdataset" if any(name.endswith(".tar") for name in os.listdir(folder)) else None
+    if any(name.endswith(".tar") for name in os.listdir(folder)):
+        return "webdataset"
+    return "parquet" if any((*folder.glob("*.parquet"), *folder.glob("data/*.parquet"))) else None
 
 
 # ---- which split
@@ -205,6 +210,9 @@ def read_entries(
             return read_flickr(file, split, columns), folder
         case "pairs":
             return read_pairs(file, folder), folder
+        case "parquet":
+            parts = [_read_rows(part, split, columns, has_split=False) for part in _parquet_files(file, split)]
+            return _grouped(parts), folder
         case "imagefolder":
             tables = [file / name for name in METADATA if (file / name).is_file()]
             if len(tables) != 1:
@@ -241,6 +249,27 @@ def has_splits(path: str, layout: Format) -> bool:
     if layout.name in ("pairs", "webdataset"):
         return os.path.isdir(path) and bool(_split_folders(Path(path)))
     return True
+
+
+def _parquet_files(path: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in a folder or of a pattern: train-00000-of-00002.parquet, train/0.parquet …
+
+    All files, if none is named like a split, as Hugging Face's datasets name theirs.
+    """
+    found = (
+        sorted(path.glob("**/*.parquet")) if path.is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    )
+    if not found:
+        raise UserError(f"{path}: no such Parquet file; check the path")
+    named = {file: name for file in found for name in itertools.chain(*SPLIT_NAMES) if _is_of_split(file, name)}
+    if not named or not path.is_dir():
+        return found
+    mine = _in_split(path, split, list(named.values()))
+    return list(itertools.compress(named, mine))
+
+
+def _is_of_split(file: Path, name: str) -> bool:
+    return file.parent.name == name or re.match(rf"{name}(?![a-z])", file.name) is not None
 
 
 def _two_columns(columns: str) -> tuple[str, str]:
@@ -470,6 +499,17 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
     one. Of a table with a column `split`, only the images of this split are read. Captions in several columns belong
     to one image: all that `columns` names after IMAGE, or caption_0, caption_1 …
     """
+    return _grouped([_read_rows(path, split, columns)])
+
+
+def _grouped(parts: Sequence[Entries]) -> Entries:
+    """The rows of one table or several as the entries of images."""
+    rows = [row for part in parts for row in part.entries]
+    return Entries(_group_rows(rows), [problem for part in parts for problem in part.problems])
+
+
+def _read_rows(path: Path, split: str, columns: str | None, has_split: bool = True) -> Entries:
+    """An entry for each row of :func:`read_table`; with `has_split` of this split, if there is a column of splits."""
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     if chosen is not None and (len(chosen) < 2 or not all(chosen)):
         raise UserError(
@@ -490,16 +530,14 @@ def read_table(path: Path, split: str, columns: str | None = None) -> Entries:
             kept_table.append((where, cells))
         except CaptionError as error:
             problems.append(Problem("caption that is no text", str(error)))
-    table = kept_table
-    entries = _group_rows(rows)
-    if "split" in header and rows:
-        mine = _in_split(path, split, [cells.get("split") for _, cells in table])
+    if "split" in header and rows and has_split:
+        mine = _in_split(path, split, [cells.get("split") for _, cells in kept_table])
         kept = {row.names for row in itertools.compress(rows, mine)}
         for row, is_mine in zip(rows, mine, strict=True):
             if not is_mine and row.names in kept:
                 raise UserError(f"{row.where}: {row.names[0]!r} is in two splits; keep an image in one")
-        entries = [entry for entry in entries if entry.names in kept]
-    return Entries(entries, problems)
+        rows = [*itertools.compress(rows, mine)]
+    return Entries(rows, problems)
 
 
 def _load(path: Path, columns: Sequence[str] | None) -> _Table:
@@ -581,25 +619,28 @@ def _row(
     CaptionError if one is no text.
     """
     name, image_id = cells.get(image), cells.get(number) if number else None
+    stored = name if isinstance(name, StoredImage) else None
+    name = stored.file_name if stored else name
     if not isinstance(name, str):
-        hint = " (images inside a table are not read: write them to files)" if isinstance(name, dict) else ""
+        hint = " (images inside a table are read from Parquet alone)" if isinstance(name, dict) else ""
         raise UserError(f"{where}: {image!r} is {json_type(name)}, expected a file name{hint}")
     if image_id is not None and (not isinstance(image_id, IDS) or isinstance(image_id, bool)):
         raise UserError(f"{where}: {number!r} is {json_type(image_id)}, expected a whole number or a string")
     found = [captions_in_cell(f"{where}: {column!r}", cells.get(column)) for column in columns]
     if not numbered and not NUMBERED_CAPTION.fullmatch(columns[0]):
         found = [next(filter(None, found), ())]
-    return Entry(image_id, where, (name.strip(),), tuple(itertools.chain.from_iterable(found)))
+    return Entry(image_id, where, (name.strip(),), tuple(itertools.chain.from_iterable(found)), stored)
 
 
 def _group_rows(rows: Iterable[Entry]) -> list[Entry]:
     """One entry per image, with the captions of all of its rows, in the order of the first rows.
 
-    Rows with one id, or without ids one file name, are one image.
+    Rows with one id, or without ids one file name (in one Parquet file, if that has the images), are one image.
     """
-    images: dict[ID, list[Entry]] = {}
+    images: dict[Any, list[Entry]] = {}
     for row in rows:
-        group = images.setdefault(row.names[0] if row.image_id is None else row.image_id, [])
+        name = (str(row.image).rpartition("#")[0], row.names[0]) if row.image else row.names[0]
+        group = images.setdefault(name if row.image_id is None else row.image_id, [])
         if group and group[0].names != row.names:
             both = f"{group[0].names[0]!r} and {row.names[0]!r}"
             raise UserError(f"{row.where}: image id {row.image_id!r} has two files, {both}; give each its own id")

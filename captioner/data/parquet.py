@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,18 @@ class ParquetImage(StoredImage):
     number: int  # of the row in the file, from 0
     group: int
     row: int  # in the row group
+    path: str = ""  # the name that the file has for it
 
     def __str__(self) -> str:
         return f"{self.file}#{self.number}"
+
+    @property
+    def file_name(self) -> str:
+        return self.path or f"{os.path.basename(self.file)}/{self.number}.jpg"
+
+    @property
+    def version(self) -> str:
+        return f"{self.number} of {os.stat(self.file).st_size}" if not is_address(self.file) else str(self.number)
 
     def open(self) -> BinaryIO:
         """The bytes of the image; fast only when rows are opened in their order."""
@@ -44,14 +54,41 @@ class ParquetImage(StoredImage):
 
 
 def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of all columns, and the rows without columns of bytes."""
+    """The names of all columns, and the rows; a column of bytes, or of structs with bytes, has :class:`ParquetImage`.
+
+    Structs of bytes and path are how Hugging Face's datasets write images. No bytes are read.
+    """
     with read_errors(path):
         file = _open_parquet(path)
-        from pyarrow.types import is_binary
-
         schema = file.schema_arrow
-        few = [name for name in schema.names if not is_binary(schema.field(name).type)]
-        return schema.names, file.read(few).to_pylist()
+        columns = ((name, _bytes_column(name, schema.field(name).type)) for name in schema.names)
+        images = {name: column for name, column in columns if column is not None}
+        named = [f"{name}.path" for name in images if _has_path(schema.field(name).type)]
+        rows = file.read([name for name in schema.names if name not in images] + named).to_pylist()
+        places = ((g, r) for g in range(file.num_row_groups) for r in range(file.metadata.row_group(g).num_rows))
+        if not rows:
+            rows = [{} for _ in range(file.metadata.num_rows)]
+        for number, (row, (group, place)) in enumerate(zip(rows, places, strict=True)):
+            for name, column in images.items():
+                its = row.get(name)
+                label = its.get("path") if isinstance(its, dict) else None
+                row[name] = ParquetImage(path, column, number, group, place, label or "")
+        return schema.names, rows
+
+
+def _bytes_column(name: str, kind: Any) -> str | None:
+    """The column, or the field of a column of structs, that has bytes; None if it has none."""
+    from pyarrow import types
+
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        name, kind = f"{name}.bytes", kind.field("bytes").type
+    return name if types.is_binary(kind) or types.is_large_binary(kind) else None
+
+
+def _has_path(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
 def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
@@ -64,13 +101,11 @@ def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
             columns = ", ".join(file.schema_arrow.names)
             raise UserError(f"{path} has no column {column!r}: name one by --column ({columns})")
         kind = file.schema_arrow.field(column).type
-        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            column, kind = f"{column}.bytes", kind.field("bytes").type
-        if types.is_binary(kind) or types.is_large_binary(kind):
+        if (inner := _bytes_column(column, kind)) is not None:
             numbers = itertools.count()
             for group in range(file.num_row_groups):
                 for row in range(file.metadata.row_group(group).num_rows):
-                    yield ParquetImage(path, column, next(numbers), group, row)
+                    yield ParquetImage(path, inner, next(numbers), group, row)
         elif types.is_string(kind) or types.is_large_string(kind):
             for batch in file.iter_batches(columns=[column]):
                 for name in batch.column(0).to_pylist():

@@ -39,9 +39,12 @@ class Member(StoredImage):
         return f"{self.shard}/{self.file}"
 
     @property
-    def name(self) -> str:
-        """The file's name without its folders."""
-        return self.file.rsplit("/", 1)[-1]
+    def file_name(self) -> str:
+        return self.file
+
+    @property
+    def version(self) -> str:
+        return str(self.size)
 
     def open(self) -> BinaryIO:
         """The bytes of the file, in memory; UserError also if the shard has changed since it was indexed."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.data.addresses import StoredImage
 from captioner.data.annotations import Example
 from captioner.data.images import ImageError, image_errors, open_file
-from captioner.data.shards import Member
 from captioner.errors import UserError
 from captioner.files import atomic_folder, escapes_folder, write_json
 
@@ -33,7 +33,7 @@ def to_coco(examples: Sequence[Example], out: Path, root: Path, image_files: str
                 target.parent.mkdir(parents=True, exist_ok=True)
             if image_files == "copy":
                 target.write_bytes(_bytes(example.path))
-            elif isinstance(example.path, Member) or (image_files == "refer" and Path(root, name) != example.path):
+            elif isinstance(example.path, StoredImage) or (image_files == "refer" and Path(root, name) != example.path):
                 raise UserError(f"{example.path}: is not a file in {root}; use --image_files copy")
             elif image_files == "link":
                 target.symlink_to(os.path.realpath(example.path))
@@ -83,12 +83,12 @@ def drop_unreadable(examples: Sequence[Example]) -> tuple[list[Example], list[st
     return good, bad
 
 
-def _bytes(image: Path | Member) -> bytes:
+def _bytes(image: Path | StoredImage) -> bytes:
     with image_errors(image), open_file(image) as file:
         return file.read()
 
 
-def _size(image: Path | Member) -> tuple[int, int]:
+def _size(image: Path | StoredImage) -> tuple[int, int]:
     """Width and height in pixels, from the header; nothing is decoded."""
     from PIL import Image
 
@@ -100,7 +100,7 @@ def _file_names(examples: Sequence[Example]) -> list[str]:
     """A unique file name with / for each example: that in its folder or shard; two shards may have the same."""
     names, taken = [], set[str]()
     for example in examples:
-        name = example.path.file if isinstance(example.path, Member) else Path(example.name).as_posix()
+        name = example.path.file_name if isinstance(example.path, StoredImage) else Path(example.name).as_posix()
         if escapes_folder(name):
             raise UserError(f"{example.path}: its name leaves the folder; rename it")
         names.append(_unique(name, taken))

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from captioner.data.addresses import is_address
+from captioner.data.addresses import StoredImage, is_address
 from captioner.data.annotations import Example
 from captioner.data.images import open_file
 from captioner.data.shards import Member
@@ -211,6 +211,8 @@ def _size(path: Any) -> int:
     """Bytes of a file; 0 for an album, a missing file and a file on another machine."""
     if isinstance(path, Member):
         return 0 if is_address(path.shard) else path.size
+    if isinstance(path, StoredImage):
+        return 0
     try:
         return 0 if os.path.isdir(path) else os.stat(path).st_size
     except OSError:

@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
+from captioner.data.addresses import StoredImage
 from captioner.data.annotations import Example, read_examples
 from captioner.data.clips import album_images
 from captioner.data.dataset import read_images
 from captioner.data.features import FeatureFile, feature_folder, read_rows, write_features
 from captioner.data.samplers import unreadable_image
-from captioner.data.shards import Member
 from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, cached_shape, weights_digest
@@ -213,10 +213,10 @@ class DataSplit:
         for example in self.examples:
             path, name = example.path, example.name
             files = [(name, path)]
-            if model.frames and not isinstance(path, Member) and path.is_dir():
+            if model.frames and not isinstance(path, StoredImage) and path.is_dir():
                 files = [(os.path.join(name, inner.name), inner) for inner in album_images(path)]
             for name, file in files:
-                size = file.size if isinstance(file, Member) else os.stat(file).st_size
+                size = file.version if isinstance(file, StoredImage) else os.stat(file).st_size
                 digest.update(f"{name}\0{size}\0".encode())
         optional = {"grid": model.grid, "frames": model.frames, "mirrored": "after the others" if self.mirrors else ""}
         if model.trainable_layers:  # maps, whatever the grid

@@ -31,6 +31,8 @@ LAYOUTS = {
     "jsonl": "table",
     "json": "table",
     "parquet": "table",
+    "parquet_bytes": "table",
+    "parquet_structs": "parquet",
     "pairs": "pairs",
     "imagefolder": "imagefolder",
     "imagefolder_csv": "imagefolder",
@@ -95,6 +97,27 @@ def write(layout: str, folder: Path) -> dict[str, dict[str, str]]:
 
             names, texts = zip(*rows(split), strict=True)
             parquet.write_table(pyarrow.table({"filename": names, "captions": texts}), path)
+        elif layout == "parquet_bytes":  # one file; a row for each image, with its name in another column
+            import pyarrow
+            from pyarrow import parquet
+
+            names, texts = zip(*rows(split), strict=True)
+            path, images = folder / f"{split}.parquet", None
+            structs = [{"bytes": (here / name).read_bytes(), "path": name} for name in names]
+            parquet.write_table(pyarrow.table({"image": structs, "captions": texts}), path, row_group_size=2)
+        elif layout == "parquet_structs":  # as Hugging Face's datasets: several files; a row for each caption
+            import pyarrow
+            from pyarrow import parquet
+
+            path, images = folder, None
+            (folder / "data").mkdir(exist_ok=True)
+            half = COUNTS[split] // 2
+            for part in range(2):
+                mine = [(n, t) for n, texts in rows(split)[part * half : (part + 1) * half] for t in texts]
+                structs = [{"bytes": (here / name).read_bytes(), "path": name} for name, _ in mine]
+                name = f"{'validation' if split == 'val' else split}-{part:05}-of-00002.parquet"
+                table = pyarrow.table({"image": structs, "caption": [text for _, text in mine]})
+                parquet.write_table(table, folder / "data" / name, row_group_size=2)
         elif layout == "pairs":
             path, images = here, None
             for name, texts in rows(split):
@@ -226,7 +249,7 @@ def test_bad_images_are_named_or_skipped(sets, tmp_path, name):
 REFUSED = {
     "a.csv": ("x,y\n1,2\n", "no columns of file names and captions with the usual names among 'x', 'y'"),
     "b.csv": ('image,caption\n000.png,"a" b\n', "line 2"),
-    "c.jsonl": ('{"image": {"bytes": ""}, "caption": "a"}', "images inside a table are not read"),
+    "c.jsonl": ('{"image": {"bytes": ""}, "caption": "a"}', "images inside a table are read from Parquet"),
     "i.csv": ("image,caption\n", "it lists none"),
     "d.csv": ("image,caption,split\n000.png,a,test\n", "nothing of the split 'train'; there is test"),
     "e.txt": ("just text\n", "neither name.jpg#0<TAB>caption"),
