@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner import metrics
 from captioner.config import SearchConfig, TrainConfig
@@ -96,14 +96,17 @@ class CaptionTask(BaseTask):
             loss = loss + concepts.detection_loss(mean, targets_of, batch.image_of)
         return loss, len(logits)
 
-    def sample_captions(self, features: Tensor, count: int, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """Sample `count` captions of each of I images, or decode the greedy one for 0: N in all, image by image.
+    def roll_out(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`count` captions of each of I images, the beam or samples; 0: the greedy one. N in all, image by image.
 
         Returns:
             words: (N, M) ids, END after the captions that ended.
             lengths: (N,) tokens of each caption, END among them.
         """
-        config = SearchConfig(sample=count > 0, beam=1, n_best=count or 1, max_length=self.search_config.max_length)
+        sample, number = count > 0 and self.config.rollouts_by == "sample", max(1, count)
+        longest = self.search_config.max_length
+        config = SearchConfig(sample=sample, beam=1 if sample else number, n_best=number, max_length=longest)
+        keys = torch.randint(2**31, (len(features),)).tolist() if sample else None
         with torch.no_grad():
             step, state, context = self.model.start_search(features)
             found = search(step, state, context, search_ids(self.model.vocabulary, config), config, keys)
@@ -111,22 +114,24 @@ class CaptionTask(BaseTask):
         return F.pad(found.words.flatten(0, 1), (0, 1), value=END), (found.lengths + found.ended).flatten()
 
     def log_probs(self, features: Tensor, words: Tensor, layout: Layout) -> Tensor:
-        """Log-probabilities of the tokens of sampled captions `words` (N, T): (R,), those of ``layout.targets``."""
+        """Log-probabilities of the tokens of rolled out captions `words` (N, T): (R,), those of ``layout.targets``."""
         image_of = torch.arange(len(words), device=words.device) // (len(words) // len(features))
         inputs = F.pad(words[:, :-1], (1, 0), value=START)
         logits = self.model.decoder(features, inputs, image_of, layout).float()  # (R, V)
-        for never in (PAD, START, UNK):  # sampled
+        for never in (PAD, START, UNK):  # rolled out
             logits[:, never] = -math.inf
         targets = words.flatten().index_select(0, layout.targets)
         return logits.log_softmax(dim=1).gather(1, targets.unsqueeze(1))[:, 0]
 
     def self_critical_loss(self, batch: Batch, rewards: Rewards) -> Tensor:
-        """Mean of ``−(r − b) log p`` over the tokens of sampled captions (Rennie et al. 2017, equation 8).
+        """Mean of ``−(r − b) log p`` over the tokens of several captions of each image (Rennie et al. 2017, eq. 8).
 
-        r is the reward of the caption. The baseline b is the mean reward of the other samples of the image (Luo 2020),
-        or the reward of its greedy caption, decoded without dropout (Rennie et al.). The samples are read back from
-        the device once, since rewards are computed on the CPU.
+        The captions are the beam (Cornia et al. 2020, Meshed-Memory Transformer, section 3.3), or samples. r is the
+        reward of one, the baseline b the mean reward of the others of the image (Luo 2020), or the reward of its greedy
+        caption (Rennie et al.). There is no dropout: the policy that is learned is the one that wrote the captions,
+        which are read back from the device once, since rewards are computed on the CPU.
         """
+        turn_dropout_off(self.model.decoder)
         features, count = self.model.features(batch.images), self.config.rollouts
         examples = batch.examples.cpu().numpy()
 
@@ -134,21 +139,19 @@ class CaptionTask(BaseTask):
             of_example = examples.repeat(len(words) // len(examples))
             return torch.from_numpy(rewards(of_example, words, lengths)).float().view(len(examples), -1)
 
-        keys = torch.randint(2**31, (len(features),)).tolist()
-        words, lengths = _to_host(*self.sample_captions(features, count, keys))
-        sampled = reward(words, lengths)
-        self.log("reward", sampled.mean(), prog_bar=True, batch_size=sampled.numel())
+        words, lengths = _to_host(*self.roll_out(features, count))
+        reached = reward(words, lengths)
+        self.log("reward", reached.mean(), prog_bar=True, batch_size=reached.numel())
         if self.config.baseline == "greedy":
-            self.model.decoder.eval()
-            baseline = reward(*_to_host(*self.sample_captions(features, 0, keys)))
-            self.model.decoder.train()
+            baseline = reward(*_to_host(*self.roll_out(features, 0)))
         else:
-            baseline = (sampled.sum(dim=1, keepdim=True) - sampled) / (count - 1)
+            baseline = (reached.sum(dim=1, keepdim=True) - reached) / (count - 1)
         words = words[:, : lengths.max()]
         layout = Layout.of(np.arange(words.shape[1]) < lengths[:, None])
-        advantage = (sampled - baseline).flatten()[layout.targets // words.shape[1]]  # (R,)
+        advantage = (reached - baseline).flatten()[layout.targets // words.shape[1]]  # (R,)
         advantage, given = (part.to(self.device, non_blocking=True) for part in (advantage, torch.from_numpy(words)))
         log_probs = self.log_probs(features, given, layout.to(self.device))
+        self.model.decoder.train()
         return scale_loss_for_ddp(-(advantage * log_probs).mean(), len(log_probs))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -196,6 +199,12 @@ class CaptionTask(BaseTask):
         # All processes have the same numbers, so that their mean changes nothing.
         self.log("val_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
         self.log_dict(scores, batch_size=1, sync_dist=True)
+
+
+def turn_dropout_off(decoder: nn.Module) -> None:
+    """Evaluation mode, but for recurrent layers, which have no dropout: cuDNN's backward needs their training mode."""
+    for module in decoder.modules():
+        module.training = isinstance(module, nn.RNNBase)
 
 
 def _to_host(words: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:

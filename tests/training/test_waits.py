@@ -78,13 +78,14 @@ def test_a_step_never_waits(name, smoothing):
     assert waits.names == []
 
 
+@pytest.mark.parametrize("by", ["beam", "sample"])
 @pytest.mark.parametrize("baseline", ["others", "greedy"])
 @pytest.mark.parametrize("name", MODELS)
-def test_self_critical_training_waits_only_to_read_its_samples(name, baseline, monkeypatch):
+def test_self_critical_training_waits_only_to_read_its_captions(name, baseline, by, monkeypatch):
     """What it samples, and the numbers of the examples, are read once; each step of the search waits once."""
-    task = make(name, objective="scst", baseline=baseline, rollouts=3)
+    task = make(name, objective="scst", baseline=baseline, rollouts=3, rollouts_by=by)
     waits, in_search = Waits(), []
-    sample = task.sample_captions
+    sample = task.roll_out
 
     def sampled(*given):
         before = len(waits.names)
@@ -92,7 +93,7 @@ def test_self_critical_training_waits_only_to_read_its_samples(name, baseline, m
         in_search.extend(waits.names[before:])
         return found
 
-    monkeypatch.setattr(task, "sample_captions", sampled)
+    monkeypatch.setattr(task, "roll_out", sampled)
     given = batch(task)
     with waits:
         task.training_step(given, 0).backward()
