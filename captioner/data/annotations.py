@@ -20,19 +20,9 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from captioner.data.addresses import StoredImage, is_address
-from captioner.data.formats import (
-    FILE_KEYS,
-    ID_KEYS,
-    Entries,
-    Entry,
-    Format,
-    Problem,
-    caption_list,
-    detect_format,
-    first_key,
-    is_karpathy,
-    read_entries,
-)
+from captioner.data.entries import FILE_KEYS, ID_KEYS, Entries, Entry, Problem, caption_list, first_key
+from captioner.data.formats import Format, detect_format, is_karpathy, read_entries
+from captioner.data.label_tools import is_label_studio, is_llava
 from captioner.data.shards import are_shards
 from captioner.data.vocabulary import compose
 from captioner.errors import UserError
@@ -64,7 +54,7 @@ ONE_CAPTION_KEYS = (
     "generated",
     "output",
 )
-REFERENCE_KEYS = [("references", "captions"), ONE_CAPTION_KEYS]  # the first group with a key in the entry is used
+REFERENCE_KEYS = [("references", "captions"), (*ONE_CAPTION_KEYS, "suffix")]  # the first group with a key in the entry is used
 LIST_KEYS = ("results", "predictions", "annotations")  # of an object around the entries
 
 
@@ -318,7 +308,8 @@ def read_references(
     is_coco = isinstance(data, dict) and "images" in data
     captions: dict[ID, list[str]] = {}
     names: dict[ID, str] = {}
-    if data is None or is_coco:
+    exported = isinstance(data, list) and data and (is_label_studio(data[0]) or is_llava(data[0]))
+    if data is None or is_coco or exported:
         layout = Format("karpathy" if is_karpathy(data) else "coco", data) if is_coco else detect_format(path)
         names_needed = listed is not None
         found, _ = read_entries(os.fspath(path), layout, images, split, columns, True, names_needed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
 import glob
@@ -11,25 +10,31 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.data import shards
 from captioner.data.addresses import StoredImage, is_address
-from captioner.data.images import SUFFIXES, VIDEOS, find_images
+from captioner.data.entries import (
+    CAPTION_KEYS,
+    FILE_KEYS,
+    ID_KEYS,
+    CaptionError,
+    Entries,
+    Entry,
+    Problem,
+    captions_in_cell,
+    first_key,
+)
+from captioner.data.images import SUFFIXES, VIDEOS, find_images, is_image_name
+from captioner.data.label_tools import is_label_studio, is_llava, read_cvat, read_label_studio, read_llava
 from captioner.data.parquet import read_rows
 from captioner.errors import UserError
 from captioner.files import ID, IDS, decode_text, json_type, parse_json, read_json, read_text, require_fields
 
-# Keys of JSON objects and names of columns; where several are present, the first is used.
-ID_KEYS = ("image_id", "cocoid", "img_id", "imgid")
-FILE_KEYS = ("file_name", "filename", "image_path", "image_name", "filepath", "image", "img", "file", "path")
-CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw")
-
-ITEM_KEYS = ("caption", "raw", "sentence", "text", "generated_text")  # of an object in a list of captions
-
+LABEL_TOOLS = ("label_studio", "llava", "cvat")
 SPLIT_NAMES = (("train", "restval"), ("val", "validation", "valid", "dev"), ("test",))  # each group is one split
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the table of an imagefolder
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
@@ -45,36 +50,11 @@ class Format(NamedTuple):
     data: Any = None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An image as an annotations file lists it; it may not exist."""
-
-    image_id: Any  # the file's own, or the number of the image in the file, from 0; of a row of a table, None instead
-    where: str  # file and line, for messages
-    names: tuple[str, ...]  # its possible paths below the folder of the images, the likeliest first
-    captions: tuple[str, ...]  # as in the file, some maybe blank
-    image: StoredImage | None = None  # where the format contains it; a sample of a shard may have none
-
-
-class Problem(NamedTuple):
-    """A problem in the data: its kind, for counting, and a message of one line."""
-
-    kind: str
-    message: str
-
-
-class Entries(NamedTuple):
-    """The entries of a file in its order, and the problems of the entries left out."""
-
-    entries: list[Entry]
-    problems: list[Problem]
-
-
 # ---- which format
 
 
 def detect_format(path: str | os.PathLike) -> Format:
-    """The format of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder or webdataset."""
+    """The format of a file, folder or address: coco, karpathy, flickr, table, pairs, imagefolder, webdataset, …"""
     text = os.fspath(path)
     if os.path.isfile(text) and text.lower().endswith(".json"):
         data = read_json(Path(text))
@@ -87,6 +67,8 @@ def detect_format(path: str | os.PathLike) -> Format:
         return Format(_folder_format(Path(text)))
     if text.lower().endswith(TABLE_SUFFIXES):
         return Format("table")
+    if text.lower().endswith(".xml"):
+        return Format("cvat")
     first = next(line for line in read_text(Path(text), "text").split("\n") if line.strip())
     if TOKEN_LINE.fullmatch(first) or find_delimiter(first) is not None:
         return Format("flickr")
@@ -102,7 +84,7 @@ def _json_format(path: str, data: Any) -> str:
     if isinstance(data, dict) and isinstance(data.get("images"), list):
         return "coco"
     if isinstance(data, list) and data and isinstance(data[0], dict):
-        return "table"
+        return "label_studio" if is_label_studio(data[0]) else "llava" if is_llava(data[0]) else "table"
     raise UserError(
         f"{path}: unknown format of captions: expected COCO's 'images' and 'annotations', Karpathy's 'images' with "
         f"'sentences', or a list of objects with a file name and a caption, found {json_type(data)}"
@@ -208,6 +190,12 @@ def read_entries(
             return read_karpathy(file, layout.data, split), folder
         case "flickr":
             return read_flickr(file, split, columns), folder
+        case "label_studio":
+            return _grouped([read_label_studio(file, layout.data)]), folder
+        case "llava":
+            return _grouped([read_llava(file, layout.data)]), folder
+        case "cvat":
+            return _grouped([read_cvat(file)]), folder
         case "pairs":
             return read_pairs(file, folder), folder
         case "parquet":
@@ -234,7 +222,7 @@ def read_coco_images(path: Path) -> dict[ID, str]:
 
 def _check_columns_and_split(path: str, layout: Format, split: str, columns: str | None) -> None:
     """UserError for columns or a split, other than the default ones, of a format that has none."""
-    if columns is not None and layout.name in ("karpathy", "pairs", "webdataset"):
+    if columns is not None and layout.name in ("karpathy", "pairs", "webdataset", *LABEL_TOOLS):
         raise UserError(
             f"{path}: --columns (or --data.columns) is {columns!r}, and {layout.name} has no columns: leave it out"
         )
@@ -248,7 +236,7 @@ def has_splits(path: str, layout: Format) -> bool:
         return any(isinstance(image, dict) and "split" in image for image in layout.data["images"])
     if layout.name in ("pairs", "webdataset"):
         return os.path.isdir(path) and bool(_split_folders(Path(path)))
-    return True
+    return layout.name not in LABEL_TOOLS
 
 
 def _parquet_files(path: Path, split: str) -> list[Path]:
@@ -516,7 +504,7 @@ def _read_rows(path: Path, split: str, columns: str | None, has_split: bool = Tr
             f"--columns (or --data.columns) is {columns!r}: expected IMAGE,CAPTION, the names of two columns or more"
         )
     header, table, problems = _load(path, chosen)
-    found = _columns(header, chosen)
+    found = _columns(header, chosen) or (None if chosen else _columns_of_named_ids(header, table))
     if found is None:
         what = f"names {', '.join(map(repr, chosen))}" if chosen else "file names and captions with the usual names"
         there = ", ".join(map(repr, header))
@@ -611,6 +599,14 @@ def _columns(header: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, 
     return None if image is None or not captions else (image, captions)
 
 
+def _columns_of_named_ids(header: Sequence[str], table: Sequence[tuple[str, dict[str, Any]]]) -> Any:
+    """The columns of a table whose ids are the file names, as AI Challenger's."""
+    key = first_key(ID_KEYS, header)
+    captions = [name for name in CAPTION_KEYS if name in header]
+    named = key is not None and bool(table) and is_image_name(str(table[0][1].get(key)))
+    return (key, captions) if named and captions else None
+
+
 def _row(
     where: str, cells: dict[str, Any], image: str, columns: list[str], number: str | None, numbered: bool
 ) -> Entry:
@@ -651,42 +647,3 @@ def _group_rows(rows: Iterable[Entry]) -> list[Entry]:
         captions = tuple(caption for row in group for caption in row.captions)
         entries.append(replace(group[0], image_id=image_id, captions=captions))
     return entries
-
-
-# ---- keys and values
-
-
-def first_key(keys: Iterable[str], present: Container[str]) -> str | None:
-    """The first of the keys that is present."""
-    return next((key for key in keys if key in present), None)
-
-
-def captions_in_cell(where: str, cell: Any) -> tuple[str, ...]:
-    """The captions in a cell: as :func:`caption_list` takes them, a list written as a string, or none."""
-    if isinstance(cell, str) and cell.startswith("[") and cell.endswith("]"):
-        for parse in (json.loads, ast.literal_eval):  # pandas writes Python's lists
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                found = parse(cell)
-                if isinstance(found, list) and all(isinstance(one, str) for one in found):
-                    return tuple(found)
-    return () if cell is None or cell == [] else tuple(caption_list(where, cell))
-
-
-class CaptionError(UserError):
-    """A caption is no text; such an image can be skipped."""
-
-
-def caption_list(where: str, value: Any) -> list[str]:
-    """One caption or a list of them, each a string or an object with one under ITEM_KEYS; messages begin with `where`.
-
-    CaptionError if one is no text.
-    """
-    values = value if isinstance(value, list) else [value]
-    texts: list[Any] = [one.get(first_key(ITEM_KEYS, one) or "") if isinstance(one, dict) else one for one in values]
-    if not texts:
-        raise CaptionError(f"{where} is an empty list, expected a caption")
-    for one, text in zip(values, texts, strict=True):
-        if not isinstance(text, str):
-            verb = "has" if isinstance(value, list) else "is"
-            raise CaptionError(f"{where} {verb} {json_type(one)}, expected a string or a list of strings")
-    return texts

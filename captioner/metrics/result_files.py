@@ -18,7 +18,8 @@ from captioner.data.annotations import (
     read_json_or_lines,
     spelling_of,
 )
-from captioner.data.formats import caption_list, find_delimiter, first_key, read_table
+from captioner.data.entries import caption_list, first_key
+from captioner.data.formats import find_delimiter, read_table
 from captioner.errors import UserError
 from captioner.files import ID, read_text
 
