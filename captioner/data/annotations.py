@@ -54,7 +54,10 @@ ONE_CAPTION_KEYS = (
     "generated",
     "output",
 )
-REFERENCE_KEYS = [("references", "captions"), (*ONE_CAPTION_KEYS, "suffix")]  # the first group with a key in the entry is used
+REFERENCE_KEYS = [
+    ("references", "captions"),
+    (*ONE_CAPTION_KEYS, "suffix"),
+]  # the first group with a key in the entry is used
 LIST_KEYS = ("results", "predictions", "annotations")  # of an object around the entries
 
 

@@ -41,22 +41,46 @@ def group_duplicates(
 
     The N ≥ 1 images have `digests` of the bytes of their files, perceptual `hashes`, (N,) uint64, which ignore colours,
     and thumbnails, `colours`, (N, …) uint8. Groups and images are in the order of the arguments.
+
+    Images of equal hashes are compared with a few of them alone, their leaders: of thousands of equal frames with one.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     total = len(digests)
     _, kept, same = np.unique(np.array(digests), return_index=True, return_inverse=True)
-    pairs = kept[near_pairs(hashes[kept], distance)]  # of equal files only the first is compared
     flat = colours.reshape(total, -1)
-    similar = [
-        np.abs(flat[part[:, 0]].astype(np.int16) - flat[part[:, 1]]).mean(axis=1) <= MAX_COLOUR_DIFFERENCE
-        for part in np.array_split(pairs, len(pairs) // 100_000 + 1)
+    different, of_hash = np.unique(hashes[kept], return_inverse=True)  # of equal files only the first is compared
+    members = [
+        kept[part] for part in np.split(np.argsort(of_hash, kind="stable"), np.cumsum(np.bincount(of_hash))[:-1])
     ]
-    edges = np.concatenate([np.stack([kept[same], np.arange(total)], axis=1), pairs[np.concatenate(similar)]])
+    leaders, found = [], [np.stack([kept[same], np.arange(total)], axis=1)]
+    for each in members:
+        leaders.append(_leaders(flat, each))
+        found += [_similar(flat, leader, each) for leader in leaders[-1]]
+    for a, b in near_pairs(different, distance).tolist():
+        found += [_similar(flat, leader, members[b]) for leader in leaders[a]]
+        found += [_similar(flat, leader, members[a]) for leader in leaders[b]]
+    edges = np.concatenate(found)
     graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(total, total))
     _, label = connected_components(graph, directed=False)
-    members: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for i, group in enumerate(label.tolist()):
-        members.setdefault(group, []).append(i)
-    return [group for group in members.values() if len(group) > 1]
+        groups.setdefault(group, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _similar(flat: np.ndarray, leader: int, members: np.ndarray) -> np.ndarray:
+    """(P, 2) pairs of `leader` and those of `members` with similar colours."""
+    difference = np.abs(flat[members].astype(np.int16) - flat[leader]).mean(axis=1)
+    near = members[difference <= MAX_COLOUR_DIFFERENCE]
+    return np.stack([np.full_like(near, leader), near], axis=1)
+
+
+def _leaders(flat: np.ndarray, members: np.ndarray) -> list[int]:
+    """Some of `members`, so that each of them has colours similar to one of these."""
+    found: list[int] = []
+    while len(members):
+        found.append(int(members[0]))
+        members = np.setdiff1d(members, _similar(flat, found[-1], members)[:, 1], assume_unique=True)
+    return found
