@@ -183,7 +183,8 @@ class DataConfig(_Config, group="data."):
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
         augment: crop each training image anew in each epoch, a little brighter or darker; only for an encoder with
             trained stages, whose frozen ones then run in each epoch, too
-        horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their captions
+        horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their English captions
+        flip_words: pairs of words that it exchanges in another language, such as links:rechts,linke:rechte
         feature_cache: folder for what is computed once: features, or maps before the first trained stage
         feature_memory: GiB of features held in the memory of the device (-1 = up to half of what is free); others are
             read from the disk ahead of the steps
@@ -211,6 +212,7 @@ class DataConfig(_Config, group="data."):
     skip_bad_images: bool = False
     augment: bool = False
     horizontal_flip: bool = False
+    flip_words: str = ""
     feature_cache: str = "features"
     feature_memory: float = -1
     workers: int = -1
@@ -224,6 +226,15 @@ class DataConfig(_Config, group="data."):
         )
         self._require(self.workers >= -1, "workers", "-1 (choose) or more")
         self._require(self.level == "word" or not self.horizontal_flip, "horizontal_flip", "false with data.level char")
+        pairs = [pair.split(":") for pair in self.flip_words.split(",") if pair]
+        good = all(len(pair) == 2 and all(word.strip() for word in pair) for pair in pairs)
+        self._require(good, "flip_words", "pairs of words such as links:rechts,linke:rechte")
+
+    @property
+    def flip_pairs(self) -> dict[str, str]:
+        """The words of `flip_words`, each with its opposite."""
+        pairs = [[word.strip().lower() for word in pair.split(":")] for pair in self.flip_words.split(",") if pair]
+        return {**dict(pairs), **{b: a for a, b in pairs}}
 
     def sets(self, split: str) -> list[CaptionedSet]:
         """The sets of train or val, one or more; UserError without any, or without a folder, split or list for each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ class CaptionDataset(Dataset):
         by_image: items are examples with all of their captions, instead of single captions.
         frames: examples are clips or albums of this many frames; 0: images.
         flipped_rows: (examples,) each flipped image's row; needed for horizontal_flip with `rows`.
+        flip_pairs: for horizontal_flip, words and their opposites in another language than English.
         tokenized: the captions of the examples, if they are already tokenized.
     """
 
@@ -72,6 +73,7 @@ class CaptionDataset(Dataset):
     by_image: bool = False
     frames: int = 0
     flipped_rows: np.ndarray | None = None
+    flip_pairs: Mapping[str, str] | None = None
     tokenized: InitVar[TokenizedCaptions | None] = None
 
     def __post_init__(self, tokenized: TokenizedCaptions | None) -> None:
@@ -91,8 +93,8 @@ class CaptionDataset(Dataset):
         """Append the ids of the flipped captions to `flat`; an image with an unclear caption cannot be flipped."""
         flipped = self.flat.copy()
         for i, text in enumerate(c for e in self.examples for c in e.captions):
-            if "left" in text.lower() or "right" in text.lower():
-                words = flip_caption(self.vocabulary.split(text))
+            if self.flip_pairs or "left" in text.lower() or "right" in text.lower():
+                words = flip_caption(self.vocabulary.split(text), self.flip_pairs)
                 if words is None:
                     self.can_flip[self.example_of[i]] = False
                 else:

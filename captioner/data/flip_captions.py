@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+from captioner.data.vocabulary import tokenize
 
 OPPOSITE = {"left": "right", "right": "left", "lefty": "righty", "righty": "lefty"}
 # A side within a word: left-hand, left-handed, leftmost, lefthand, leftward(s), bottom-left, left's
@@ -31,8 +34,19 @@ NOT_SIDE_BEFORE = {
 }
 
 
-def flip_caption(words: Sequence[str]) -> list[str] | None:
+ENGLISH = frozenset(str.split("a an the in on of with is are and at"))  # most English captions have one of these
+
+
+def are_english(captions: Iterable[str]) -> bool:
+    """Whether captions are English, by the first thousand."""
+    texts = [set(tokenize(caption)) for caption in islice(captions, 1000)]
+    return 2 * sum(not ENGLISH.isdisjoint(words) for words in texts) >= len(texts)
+
+
+def flip_caption(words: Sequence[str], pairs: Mapping[str, str] | None = None) -> list[str] | None:
     """The lower-cased words for the flipped image; None if it is unclear whether a "left" or "right" is a side.
+
+    With `pairs` of words, such as links and rechts, each is replaced by the other wherever it is, and nothing else.
 
     It depends on the words before and after; compounds such as left-hand and leftmost are always sides. These
     rules do not parse: "the right moment" counts as a side. Other things that flipping makes false are not detected:
@@ -42,6 +56,8 @@ def flip_caption(words: Sequence[str]) -> list[str] | None:
     ['he', 'left', 'the', 'house', 'on', 'the', 'right']
     >>> flip_caption("a man looking right at the camera".split())  # None: in that direction, or straight at it?
     """
+    if pairs:
+        return [pairs.get(word, word) for word in words]
     flipped = []
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         side = word not in ("left", "right") or _is_side(word, before, after)

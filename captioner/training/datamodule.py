@@ -15,7 +15,7 @@ from captioner import metrics
 from captioner.config import MAX_LENGTH, DataConfig, ModelConfig
 from captioner.data.annotations import gc_paused
 from captioner.data.dataset import Batch, CaptionDataset
-from captioner.data.flip_captions import flip_caption
+from captioner.data.flip_captions import are_english, flip_caption
 from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader
 from captioner.data.vocabulary import (
     END,
@@ -65,6 +65,12 @@ class CaptionData(pl.LightningDataModule):
         super().__init__()
         self.data, self.model, self.seed, self.device = data, model, seed, device
         self.train, self.val = (DataSplit(name, data, model, sample, device) for name in ("train", "val"))
+        every = (caption for example in self.train.examples for caption in example.captions)
+        if data.horizontal_flip and not data.flip_words and not are_english(every):
+            raise UserError(
+                "--data.horizontal_flip exchanges left and right in English captions alone, and these are in another "
+                "language: name the pairs of words, such as --data.flip_words links:rechts"
+            )
         if data.fraction < 1:
             self.train.subsample(data.fraction, seed)
         captions = (caption for example in self.train.examples for caption in example.captions)
@@ -137,7 +143,8 @@ class CaptionData(pl.LightningDataModule):
         """The rewards of self-critical training: one entry for each training image, then for each mirrored one."""
         words = [[self.vocabulary.split(caption) for caption in e.captions] for e in self.train.examples]
         if self.data.horizontal_flip:
-            words += [[flip_caption(caption) or caption for caption in captions] for captions in words]
+            pairs = self.data.flip_pairs
+            words += [[flip_caption(caption, pairs) or caption for caption in captions] for captions in words]
         references = [[self.vocabulary.encode(c) for c in captions] for captions in words]
         return Rewards(references, END, bleu_weight, self.data.max_length)
 
@@ -206,6 +213,7 @@ class CaptionData(pl.LightningDataModule):
             by_image,
             self.model.frames,
             split.mirrored_rows,
+            self.data.flip_pairs,
             tokenized,
         )
 

@@ -3,10 +3,13 @@
 import doctest
 
 import pytest
+from helpers import refused, write_set
 
+from captioner.config import DataConfig, ModelConfig
 from captioner.data import flip_captions
 from captioner.data.flip_captions import flip_caption
 from captioner.data.vocabulary import tokenize
+from captioner.training.datamodule import CaptionData
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,18 @@ def test_flipping_twice_changes_nothing(text):
     once = flip_caption(words)
     assert len(once) == len(words)
     assert flip_caption(once) == words
+
+
+def test_pairs_of_words_of_another_language():
+    pairs = DataConfig(flip_words="links:rechts, linke:rechte").flip_pairs
+    assert flip_caption(["links", "ein", "hund", "rechte"], pairs) == ["rechts", "ein", "hund", "linke"]
+    refused(lambda: DataConfig(flip_words="links"), says=["data.flip_words is 'links'", "links:rechts"])
+
+
+def test_captions_in_another_language_are_refused_without_them(tmp_path):
+    german = write_set(tmp_path, captions=lambda n: [f"zwei Hunde links, Nummer {n}"])
+    options = {**german.data(), "min_count": 1, "horizontal_flip": True}
+    model = ModelConfig("resnet18", image_size=32, second_size=0)
+    refused(lambda: CaptionData(DataConfig(**options), model), says=["--data.horizontal_flip", "--data.flip_words"])
+    data = CaptionData(DataConfig(**options, flip_words="links:rechts"), model)
+    assert data.train_set.can_flip.all()
