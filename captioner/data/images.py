@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ SCAN = b"\xff\xda"  # the marker that begins a scan
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+HEIF = (".heic", ".heif")  # with a plugin
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -104,7 +107,14 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
     if file.seekable() and file.seek(0, os.SEEK_END) == 0:
         raise _Refused("is empty (0 bytes); fetch it again")
-    image = Image.open(file, formats=FORMATS)  # the header only; Pillow seeks to the start itself
+    try:
+        image = Image.open(file, formats=FORMATS)  # the header only; Pillow seeks to the start itself
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+        if not can_open_heif():
+            raise _Refused("is HEIC, which needs a plugin: pip install 'captioner[heif]'") from None
+        image = Image.open(file, formats=("HEIF",))
     _check_size(image)
     if image.format in ("JPEG", "MPO"):
         _check_scans(file)
@@ -113,6 +123,23 @@ def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
     if size_hint:
         image.draft(None, (size_hint, size_hint))  # square, so it holds for any later rotation
     return _to_rgb(image)
+
+
+def _is_heif(file: BinaryIO) -> bool:
+    """Whether a file begins as HEIF: a box ftyp with one of its brands."""
+    file.seek(4)
+    return file.read(8) in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+
+
+@functools.cache
+def can_open_heif() -> bool:
+    """Whether pillow-heif is installed; it is registered with Pillow then."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _check_size(image: Image.Image) -> None:
@@ -268,13 +295,23 @@ def find_images(paths: Iterable[str], clips: bool = False) -> list[Path | Member
             files = (file for shard in expand(path) for sample in samples(shard, ()) for file in sample.files.values())
             images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
         elif os.path.isdir(path):
-            images = [Path(path)] if clips else sorted(_walk_images(path))
+            images = [Path(path)] if clips else _with_or_without_heif(path, sorted(_walk_images(path)))
         elif re.search(r"[*?[]", path) and not os.path.lexists(path):
             images = sorted(set(_glob_images(path, clips)))
         if not images:
             raise UserError(f"{printable(path)}: no image there ({' '.join(SUFFIXES)}); check the path")
         found.update(dict.fromkeys(images))
     return list(found)
+
+
+def _with_or_without_heif(folder: str, images: list[Path]) -> list[Path]:
+    """The images of a folder that can be opened; one line says how many need the plugin that is not installed."""
+    heif = {image for image in images if image.name.lower().endswith(HEIF)}
+    if not heif or can_open_heif():
+        return images
+    hint = "pip install 'captioner[heif]' to open them"
+    print(f"{printable(folder)}: {len(heif)} HEIC images are left out; {hint}", file=sys.stderr)
+    return [image for image in images if image not in heif]
 
 
 def _walk_images(top: str | Path) -> Iterator[Path]:
@@ -306,4 +343,4 @@ def _glob_images(pattern: str, clips: bool) -> Iterator[Path]:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image: its suffix is in SUFFIXES, and it is not hidden."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES + HEIF) and not name.startswith(".")

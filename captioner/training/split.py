@@ -32,6 +32,7 @@ from captioner.errors import UserError
 from captioner.models.encoder import Encoder, cached_shape, weights_digest
 
 HELD_AT_ONCE = 256  # rows
+CHECKED_NEWER = 8  # images
 MIN_COSINE = 0.95  # of a cached feature and the same one fresh; with another JPEG decoder it is 0.99
 
 
@@ -62,6 +63,14 @@ def extract_features(
                 images = images.flip(-1) if mirrored else images
                 block[good] = encoder.cached(images.to(device)).half().cpu().numpy()
         yield block
+
+
+def _modified(path: Any) -> float:
+    """When a file was changed, in seconds; 0 if it is in a shard, or missing."""
+    try:
+        return 0.0 if isinstance(path, StoredImage) else os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _shape(model: ModelConfig, frames: int) -> tuple[int, ...]:
@@ -164,18 +173,26 @@ class DataSplit:
         return any(few)
 
     def check_features(self, encoder: Encoder) -> None:
-        """Recompute the features of the first image; raise UserError if the cached ones differ."""
+        """Recompute the features of a few images; raise UserError if the cached ones differ.
+
+        The first image, the last, and up to CHECKED_NEWER that were changed after their features had been computed.
+        """
         if self.folder is None or self.table is None or self.rows is None:
             return
-        example, cached = self.examples[0], self.table[self.rows[0]]
-        fresh = next(extract_features(encoder, [example.path], self.model.image_size, 1, 0, True, self.model.frames))
-        a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (fresh, cached))
-        cosine = float(torch.cosine_similarity(a, b, dim=0))
-        if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is missing
-            raise UserError(
-                f"the features of {example.name} in {self.folder} are not those of {self.model.encoder} (cosine "
-                f"{cosine:.2f}, expected {MIN_COSINE} to 1): delete the folder to compute them again"
-            )
+        computed = (self.folder / "index.json").stat().st_mtime
+        newer = [i for i, example in enumerate(self.examples) if _modified(example.path) > computed]
+        for i in dict.fromkeys([0, len(self.examples) - 1, *newer[:CHECKED_NEWER]]):
+            example, cached = self.examples[i], self.table[self.rows[i]]
+            options = (self.model.image_size, 1, 0, True, self.model.frames)
+            fresh = next(extract_features(encoder, [example.path], *options))
+            a, b = (torch.from_numpy(np.asarray(each, np.float64)).flatten() for each in (fresh, cached))
+            cosine = float(torch.cosine_similarity(a, b, dim=0))
+            if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is missing
+                raise UserError(
+                    f"the features of {example.name} in {self.folder} are not those of this image by "
+                    f"{self.model.encoder} (cosine {cosine:.2f}, expected {MIN_COSINE} to 1): delete the folder to "
+                    "compute them again"
+                )
 
     def _open_features(self, label: str, sample: bool) -> np.ndarray:
         """Open the features, computed first if they are missing; (examples,) bool: the images that cannot be read."""

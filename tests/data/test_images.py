@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import is_one_line, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -544,3 +545,27 @@ def test_every_photograph_of_the_coco_sample_opens():
         opened = open_image(path, size_hint=64)
         assert opened.mode == "RGB"
         assert eval_transform(opened, 32).shape == (3, 32, 32)
+
+
+# ---- HEIC
+
+HEIC_HEAD = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100)
+
+
+def test_heic_without_its_plugin_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(images, "can_open_heif", lambda: False)
+    for name in ("a.heic", "b.HEIC", "c.png"):
+        (tmp_path / name).write_bytes(HEIC_HEAD)
+    refused(images.open_image, tmp_path / "a.heic", says=["a.heic", "pip install 'captioner[heif]'"])
+    assert images.find_images([str(tmp_path)]) == [tmp_path / "c.png"]
+    assert is_one_line(capsys.readouterr().err, "2 HEIC images are left out", "captioner[heif]")
+
+
+def test_heic_with_its_plugin(tmp_path):
+    pytest.importorskip("pillow_heif")
+    assert images.can_open_heif()
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.heic")
+    found = images.open_image(tmp_path / "a.heic")
+    assert (found.mode, found.size) == ("RGB", (64, 48))
+    assert found.getpixel((32, 24))[0] > 200
+    assert images.find_images([str(tmp_path)]) == [tmp_path / "a.heic"]

@@ -1,6 +1,8 @@
 """The data module: vocabulary of the training split, bad images, features in memory or memory-mapped."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -395,3 +397,16 @@ def test_sets_without_a_folder_each(tiny):
     refused(lambda: load(tiny, train=both, train_images=["a", "b"]), says=["data.train_images", "one value, or 3"])
     same = load(tiny, train=both, train_images=str(tiny.images("train")))
     assert len(same.train.examples) == 3 * 12
+
+
+def test_an_image_that_was_changed_after_its_features_is_found(tmp_path):
+    """Of the same name and size."""
+    fresh = write_set(tmp_path)
+    load(fresh).check_features()
+    path = fresh.images("train") / "003.png"
+    old = path.read_bytes()
+    other = next(p for p in sorted(fresh.images("train").iterdir()) if p.name > "003.png").read_bytes()
+    path.write_bytes(other[: len(old)].ljust(len(old), b"\0"))
+    later = (Path(fresh.folder) / "features").stat().st_mtime + 100
+    os.utime(path, (later, later))
+    refused(load(fresh).check_features, says=["003.png", "delete the folder"])
