@@ -64,6 +64,25 @@ def is_address(path: str | os.PathLike) -> bool:
     return ADDRESS.match(os.fspath(path)) is not None
 
 
+def local_data_set(path: str | os.PathLike) -> str | os.PathLike:
+    """hf://datasets/ORGANISATION/NAME, with @REVISION or without, as the folder of its download; other paths as they are.
+
+    UserError if it cannot be fetched.
+    """
+    text = os.fspath(path)
+    if not text.startswith("hf://datasets/"):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{text} needs huggingface_hub: pip install 'captioner[hub,parquet]'") from None
+    name, _, revision = text.removeprefix("hf://datasets/").partition("@")
+    try:
+        return snapshot_download(name, repo_type="dataset", revision=revision or None)
+    except Exception as error:  # of huggingface_hub and of the network library below it
+        raise UserError(f"{text} cannot be fetched ({one_line(error)})") from None
+
+
 def file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it; ValueError if the protocol is unknown."""
     from fsspec.core import url_to_fs  # installed with torch

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from captioner.data.addresses import StoredImage, is_address
+from captioner.data.addresses import StoredImage, is_address, local_data_set
 from captioner.data.entries import FILE_KEYS, ID_KEYS, Entries, Entry, Problem, caption_list, first_key
 from captioner.data.formats import Format, detect_format, is_karpathy, read_entries
 from captioner.data.label_tools import is_label_studio, is_llava
@@ -124,6 +124,7 @@ def read_examples(
         UserError: a problem as above, an unknown format, no such split, no folder of images, an id of two images
             (also with skip_bad), or no example is left.
     """
+    path = local_data_set(path)
     with text_encoding(encoding):
         layout = detect_format(path)
         if layout.name in ("coco", "karpathy", "flickr") and images is None:
@@ -307,6 +308,7 @@ def read_references(
     Raises:
         UserError: the file is in no such format, or no image in it has a caption.
     """
+    path = local_data_set(path)
     data = read_json_or_lines(Path(path)) if listed is None and is_json(path) else None
     is_coco = isinstance(data, dict) and "images" in data
     captions: dict[ID, list[str]] = {}

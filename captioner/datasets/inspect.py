@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig
+from captioner.data.addresses import local_data_set
 from captioner.data.annotations import Example, read_examples, read_references
 from captioner.data.formats import detect_format, has_splits
 from captioner.data.images import ORIENTATION, ImageError, image_errors, open_file, open_image
@@ -87,6 +88,7 @@ def read_split(
     The other arguments are those of :func:`captioner.data.annotations.read_examples`. Unless `images_needed`, a COCO
     file can be read without its folder of images.
     """
+    path = str(local_data_set(path))
     layout = detect_format(path)
     format_name, split = layout.name, split or (name if has_splits(path, layout) else "val")
     if format_name == "coco" and images is None and not images_needed:

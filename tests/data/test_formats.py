@@ -313,3 +313,22 @@ def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
         weights[layout] = load_file(tmp_path / layout / "captioner.safetensors")
     assert weights["coco"].keys() == weights["webdataset"].keys()
     assert all(torch.equal(value, weights["webdataset"][name]) for name, value in weights["coco"].items())
+
+
+def test_a_data_set_of_the_hub_is_its_download(sets, monkeypatch):
+    """With a stand-in for the download; the folder has the layout of Hugging Face's datasets."""
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options))
+        return sets["parquet_structs"]["train"]["path"]
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    for split in COUNTS:
+        examples, _ = read_examples("hf://datasets/org/name@main", split=split)
+        assert [(e.path.name, list(e.captions)) for e in examples] == rows(split)
+    assert asked[0] == ("org/name", {"repo_type": "dataset", "revision": "main"})
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match=r"hf://datasets/org/name cannot be fetched \(division by zero\)"):
+        read_examples("hf://datasets/org/name")
