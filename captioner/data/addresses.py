@@ -65,7 +65,7 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def local_data_set(path: str | os.PathLike) -> str | os.PathLike:
-    """hf://datasets/ORGANISATION/NAME, with @REVISION or without, as the folder of its download; other paths as they are.
+    """The folder of the download of hf://datasets/ORGANISATION/NAME, optionally with @REVISION; other paths as they are.
 
     UserError if it cannot be fetched.
     """
