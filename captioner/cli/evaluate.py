@@ -30,7 +30,7 @@ from captioner.files import check_writable, write_json
 MAIN = "checkpoint device annotations images split beam output report compare compare_checkpoint json skip_bad_images"
 
 CHECKPOINTS = "checkpoint compare_checkpoint"
-READS = "annotations images list compare training"
+READS = "annotations images list compare training document_frequency"
 WRITES = "output report json per_image"
 
 

@@ -39,8 +39,7 @@ def configure(parser: Any) -> None:
         "--format",
         type=Literal["text", "jsonl", "csv", "coco"],
         default="text",
-        help="text: path, tab, caption (and with --n_best its log-probability); jsonl: one object for each image; "
-        "csv: image,caption; coco: results with the image ids of --annotations",
+        help="text: path, tab, caption (with --n_best also its log-probability); coco: with the ids of --annotations",
     )
     about = "COCO JSON with the ids and names of the images, such as image_info_test2014.json, for --format coco"
     parser.add_argument("--annotations", type=str, help=about)

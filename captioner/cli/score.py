@@ -12,7 +12,9 @@ from typing import Any
 
 from captioner.cli.options import add_split_arguments, config_of
 
-READS = "annotations list results compare training"
+MAIN = "annotations images split results tokenizer json partial compare per_image training document_frequency"
+
+READS = "annotations list results compare training document_frequency"
 WRITES = "json per_image"
 
 

@@ -65,7 +65,7 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def local_data_set(path: str | os.PathLike) -> str | os.PathLike:
-    """The folder of the download of hf://datasets/ORGANISATION/NAME, optionally with @REVISION; other paths as they are.
+    """The folder of the download of hf://datasets/ORGANISATION/NAME[@REVISION]; other paths as they are.
 
     UserError if it cannot be fetched.
     """

@@ -189,7 +189,7 @@ class DataSplit:
             cosine = float(torch.cosine_similarity(a, b, dim=0))
             if a.isfinite().all() and not cosine >= MIN_COSINE:  # not finite if the image is missing
                 raise UserError(
-                    f"the features of {example.name} in {self.folder} are not those of this image by "
+                    f"the features of {example.name} in {self.folder} are not those of "
                     f"{self.model.encoder} (cosine {cosine:.2f}, expected {MIN_COSINE} to 1): delete the folder to "
                     "compute them again"
                 )
