@@ -126,12 +126,14 @@ class CaptionTask(BaseTask):
     def self_critical_loss(self, batch: Batch, rewards: Rewards) -> Tensor:
         """Mean of ``−(r − b) log p`` over the tokens of several captions of each image (Rennie et al. 2017, eq. 8).
 
-        The captions are the beam (Cornia et al. 2020, Meshed-Memory Transformer, section 3.3), or samples. r is the
+        The captions are samples, or the beam (Cornia et al. 2020, Meshed-Memory Transformer, section 3.3). r is the
         reward of one, the baseline b the mean reward of the others of the image (Luo 2020), or the reward of its greedy
-        caption (Rennie et al.). There is no dropout: the policy that is learned is the one that wrote the captions,
-        which are read back from the device once, since rewards are computed on the CPU.
+        caption, decoded without dropout (Rennie et al.). With a beam there is no dropout at all: what is learned is the
+        policy that wrote the captions. Samples are scored with dropout, which keeps it from learning the images by
+        heart. The captions are read back from the device once, since rewards are computed on the CPU.
         """
-        turn_dropout_off(self.model.decoder)
+        if self.config.rollouts_by == "beam":
+            turn_dropout_off(self.model.decoder)
         features, count = self.model.features(batch.images), self.config.rollouts
         examples = batch.examples.cpu().numpy()
 
@@ -143,7 +145,10 @@ class CaptionTask(BaseTask):
         reached = reward(words, lengths)
         self.log("reward", reached.mean(), prog_bar=True, batch_size=reached.numel())
         if self.config.baseline == "greedy":
+            turn_dropout_off(self.model.decoder)
             baseline = reward(*_to_host(*self.roll_out(features, 0)))
+            if self.config.rollouts_by == "sample":
+                self.model.decoder.train()
         else:
             baseline = (reached.sum(dim=1, keepdim=True) - reached) / (count - 1)
         words = words[:, : lengths.max()]

@@ -127,14 +127,15 @@ def test_self_critical_training_raises_the_reward(logged, baseline, steps, rate,
     assert words[1] <= {"a", "d"}
 
 
-def test_the_baseline_may_be_the_greedy_caption(logged):
-    """Rennie et al. 2017; dropout is off for all."""
-    task, seen = critical(rollouts=4, baseline="greedy"), []
+@pytest.mark.parametrize("by", ["sample", "beam"])
+def test_the_baseline_may_be_the_greedy_caption(logged, by):
+    """Rennie et al. 2017; dropout is off for the greedy caption and for a beam, and on for samples."""
+    task, seen = critical(rollouts=4, baseline="greedy", rollouts_by=by), []
     task.rewards = lambda images, words, lengths: seen.append((words, lengths)) or np.arange(len(words)) % 4.0
     task.model.decoder.register_forward_pre_hook(lambda *_: seen.append(task.model.decoder.training))
     task.training_step(batch(), 0)
     (samples, _), (words, lengths), training = seen
-    assert (len(samples), len(words), training) == (8, 2, False)
+    assert (len(samples), len(words), training) == (8, 2, by == "sample")
     assert task.model.decoder.training
     greedy = task.model.eval().search(batch().images, SearchConfig(beam=1))
     assert [list(row[:n]) for row, n in zip(words, lengths, strict=True)] == [
