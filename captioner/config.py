@@ -405,7 +405,7 @@ class TrainConfig(_Config, group="train."):
     Args:
         objective: cross-entropy, or self-critical by CIDEr-D after it, with --init_from
         rollouts: captions of an image that are compared (scst)
-        rollouts_by: they are samples, scored with dropout, or the beam, without dropout; docs/attention.md compares them
+        rollouts_by: they are samples, scored with dropout, or the beam, without dropout (docs/attention.md)
         baseline: subtracted from a reward: the mean of the image's other samples, or that of its greedy caption (scst)
         bleu_weight: weight of BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10) (scst)
         epochs: maximum number of epochs; a resumed run may be given more
