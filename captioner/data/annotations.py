@@ -196,8 +196,7 @@ def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[E
         examples.append(Example(entry.image_id, path, captions, os.path.normpath(name)))
     if files is not None and files.rewritten:
         file, name = next(iter(files.rewritten.items()))
-        count = len(files.rewritten)
-        print(f"{count} file names are written in another way than their files: {name!r} is {file!r}", file=sys.stderr)
+        print(f"{len(files.rewritten)} × file name in another spelling: {name!r} is {file!r}", file=sys.stderr)
     return examples, found.problems + problems
 
 

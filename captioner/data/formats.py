@@ -233,7 +233,8 @@ def _check_columns_and_split(path: str, layout: Format, split: str, columns: str
 def has_splits(path: str, layout: Format) -> bool:
     """Whether a data set may have several splits to choose from."""
     if layout.name == "coco":
-        return any(isinstance(image, dict) and "split" in image for image in layout.data["images"])
+        images = layout.data["images"]
+        return isinstance(images, list) and any(isinstance(image, dict) and "split" in image for image in images)
     if layout.name in ("pairs", "webdataset"):
         return os.path.isdir(path) and bool(_split_folders(Path(path)))
     return layout.name not in LABEL_TOOLS

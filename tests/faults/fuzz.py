@@ -152,6 +152,18 @@ def seeds_of_annotations() -> list[Any]:
         b"0.png#0\ta dog\n1.png#1\tA cat .\n",
         b'image,caption\n0.png,a dog\n1.png,"a, cat"\n',
         b"file_name\tcaption\tsplit\n0.png\ta dog\ttrain\n",
+        "file_name,caption\n0.png,a dog\n".encode("utf-16"),
+        b'<annotations><image id="0" name="0.png"><tag label="a"><attribute name="caption">a dog</attribute></tag>'
+        b"</image></annotations>",
+        [
+            {
+                "data": {"image": "/data/upload/1/0f3a9b12-0.png"},
+                "annotations": [{"result": [{"type": "textarea", "value": {"text": ["a dog"]}}]}],
+            }
+        ],
+        [{"image": "0.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a dog"}]}],
+        [[{"generated_text": "a dog"}], [{"generated_text": "a cat"}]],
+        b"0.png\ta dog\t-1.5\n0.png\ta cat\t-2.5\n",
     ]
 
 
@@ -165,6 +177,7 @@ def annotations(data: bytes, folder: Path) -> None:
 
     endings = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
     ending = ".json" if data[:1] in (b"[", b"{") else endings[zlib.crc32(data) % len(endings)]
+    ending = ".xml" if data[:1] == b"<" else ending
     file = folder / f"data{ending}"
     file.write_bytes(data)
     answers: list[Callable[[], Any]] = [
@@ -260,6 +273,66 @@ def seeds_of_shards() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def seeds_of_parquet() -> list[bytes]:
+    import pyarrow
+    from pyarrow import parquet
+
+    found = []
+    images = seeds_of_images()[:3]
+    structs = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(images)]
+    for column in (structs, images, ["0.png", "1.png", "2.png"]):
+        buffer = io.BytesIO()
+        table = pyarrow.table(
+            {"image": column, "caption": [["a dog", "a cat"], ["a cow"], ["an egg"]], "image_id": [4, 5, 6]}
+        )
+        parquet.write_table(table, buffer, row_group_size=2)
+        found.append(buffer.getvalue())
+    return found
+
+
+def parquet_file(data: bytes, folder: Path) -> None:
+    """Read it as captioned images, and as images to caption, and open the images."""
+    from captioner.data.annotations import read_examples
+    from captioner.data.images import open_image
+    from captioner.data.inputs import find_inputs
+
+    file = folder / "data.parquet"
+    file.write_bytes(data)
+    for example in read_examples(file, folder / "images", skip_bad=True)[0]:
+        open_image(example.path, 32)
+    for image in find_inputs([str(file)]):
+        if not isinstance(image, Path):  # a path may be anywhere
+            open_image(image, 32)
+
+
+def seeds_of_videos() -> list[bytes]:
+    import av
+    import numpy as np
+
+    found = []
+    for kind, codec in (("mp4", "mpeg4"), ("avi", "mjpeg"), ("matroska", "mpeg4")):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=kind) as out:
+            stream = out.add_stream(codec, rate=5)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for n in range(6):
+                pixels = np.full((48, 64, 3), 40 * n, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            out.mux(stream.encode())
+        found.append(buffer.getvalue())
+    return found
+
+
+def video(data: bytes, folder: Path) -> None:
+    """Read four frames of it."""
+    from captioner.data.clips import load_pixels
+
+    file = folder / "clip.mp4"
+    file.write_bytes(data)
+    assert load_pixels(file, 32, 4).shape == (4, 3, 32, 32)
+
+
 def one_line(error: BaseException) -> None:
     """Raise unless it is what a user can fix, in one line."""
     from captioner.errors import UserError
@@ -305,6 +378,8 @@ TARGETS: dict[str, tuple[Callable[[], list[Any]], Any]] = {
     "annotations": (seeds_of_annotations, annotations),
     "checkpoints": (seeds_of_checkpoints, checkpoint),
     "shards": (seeds_of_shards, shard),
+    "parquet": (seeds_of_parquet, parquet_file),
+    "videos": (seeds_of_videos, video),
     "requests": (seeds_of_images, Requests),
 }
 
