@@ -21,6 +21,8 @@ from captioner.errors import UserError, one_line
 
 PAD, START, END, UNK = range(4)  # repeated here, because captioner.decoding needs torch
 State = tuple[np.ndarray, ...]
+MOST = 1024  # of every number in a config.json
+NORMS = ("gnmt", "average")
 
 
 class Hypothesis(NamedTuple):
@@ -102,9 +104,11 @@ def check_config(config: dict[str, Any]) -> None:
     counts = {name: config[name] for name in ("image_size", "state", "context")}
     counts |= {name: search[name] for name in ("beam", "n_best", "max_length", "min_length")}
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < (name not in ("context", "min_length")):
+        least = name not in ("context", "min_length")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
             raise ValueError(f"{name} is {str(value)[:60]!r}")
-    if not isinstance(search["length_penalty"], (int, float)) or search["length_norm"] not in ("gnmt", "average"):
+    penalty = search["length_penalty"]
+    if not isinstance(penalty, (int, float)) or not 0 <= penalty <= MOST or search["length_norm"] not in NORMS:
         raise ValueError("length_penalty or length_norm of its search is invalid")
     if config["level"] not in ("word", "char") or not isinstance(words, list):
         raise ValueError("words is not a list of words or characters")
@@ -143,6 +147,9 @@ class Runner:
             size = self.config["image_size"]
             if self.encoder.get_inputs()[0].shape[1:] != [3, size, size]:
                 raise ValueError(f"image_size is {size}, but the encoder has another")
+            state, tensors = self.config["state"], self.config["state"] + self.config["context"]
+            if (len(self.encoder.get_outputs()), len(self.step.get_outputs())) != (tensors, state + 1):
+                raise ValueError("its graphs have other tensors than its config")
         except Exception as error:  # onnxruntime has many kinds
             raise UserError(f"{folder} is not a model of captioner export --to onnx ({one_line(error)})") from None
         kinds = ("state", "context")
@@ -150,13 +157,19 @@ class Runner:
         self.needed = {entry.name for entry in self.step.get_inputs()}  # the exporter drops unused context tensors
 
     def search(self, images: np.ndarray, **search: Any) -> list[list[Hypothesis]]:
-        """Images (B, 3, S, S) uint8 → captions of each, best first; `search` are fields of SearchConfig."""
+        """Images (B, 3, S, S) uint8 → captions of each, best first; `search` are fields of SearchConfig.
+
+        UserError if the graphs do not run, or their tensors do not fit each other.
+        """
         options = {**self.config["search"], **search}
-        tensors, n_state = self.encoder.run(None, {"images": images}), self.config["state"]
-        results = []
-        for i in range(len(images)):
-            row = tuple(tensor[i : i + 1] for tensor in tensors)
-            results.append(beam(self._step_function(row[n_state:]), row[:n_state], options))
+        results, n_state = [], self.config["state"]
+        try:
+            tensors = self.encoder.run(None, {"images": images})
+            for i in range(len(images)):
+                row = tuple(tensor[i : i + 1] for tensor in tensors)
+                results.append(beam(self._step_function(row[n_state:]), row[:n_state], options))
+        except Exception as error:  # onnxruntime has many kinds
+            raise UserError(f"the exported model does not run ({one_line(error)}): export it again") from None
         return results
 
     def _step_function(self, context: State) -> Callable[[np.ndarray, State], tuple[np.ndarray, State]]:

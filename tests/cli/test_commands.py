@@ -2,18 +2,20 @@
 
 import io
 import json
+import os
 import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, is_one_line
+from helpers import ROOT, is_one_line, make_captioner
 from pycocotools.coco import COCO
 
 from captioner import __version__
 from captioner.__main__ import COMMANDS
 from captioner.data import clips
+from captioner.data.vocabulary import Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import SHIPPED
 
@@ -301,3 +303,25 @@ def test_shapes(cli, tmp_path):
     assert (code, err) == (0, "")
     assert "captioner train" in out
     assert len(list((tmp_path / "set" / "train").iterdir())) == 3
+
+
+def test_an_output_that_is_not_utf_8_gets_escapes(tmp_path, images):
+    """Of what it cannot encode; no traceback."""
+    model = make_captioner()
+    words = ["एक", "कुत्ता", *model.vocabulary.words[6:]]
+    hindi = Captioner(model.config, Vocabulary(words), model.encoder, model.encoder_digest)
+    hindi.decoder.load_state_dict(model.decoder.state_dict())
+    hindi.save(tmp_path / "model.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "captioner",
+        "predict",
+        str(images[0]),
+        "--checkpoint",
+        str(tmp_path / "model.safetensors"),
+    ]
+    options = {"capture_output": True, "cwd": ROOT, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    found = subprocess.run([*command, "--prefix", "कुत्ता"], **options)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert "कुत्ता".encode("ascii", "backslashreplace") in found.stdout

@@ -292,14 +292,14 @@ def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
-    """By the command line, fine-tuning, so that images are read in every epoch: the same weights."""
+def test_a_training_on_shards_and_parquet_is_the_same_as_on_files(sets, tmp_path, cli):
+    """By the command line, fine-tuning, so that images are read in every epoch: the same weights, also resumed."""
     from helpers import SMALL
     from safetensors.torch import load_file
 
     small = [str(word) for name, value in SMALL.items() for word in (f"--{name}", value)]
     weights = {}
-    for layout in ("coco", "webdataset"):
+    for layout in ("coco", "webdataset", "parquet_structs"):
         files = [
             word
             for split, one in sets[layout].items()
@@ -307,12 +307,21 @@ def test_a_training_on_shards_is_the_same_as_on_files(sets, tmp_path, cli):
             if one[key] is not None
             for word in (option, one[key])
         ]
-        out = ("--output", tmp_path / layout, "--model.trainable_layers", 1, "--train.epochs", 1)
-        code, _, err = cli("train", *small, *files, *out, "--data.feature_cache", tmp_path / "features")
-        assert code == 0, err
+        out = (
+            "--output",
+            tmp_path / layout,
+            "--model.trainable_layers",
+            1,
+            "--data.feature_cache",
+            tmp_path / "features",
+        )
+        for resumed in (("--train.epochs", 1), ("--train.epochs", 2, "--resume")):
+            code, _, err = cli("train", *small, *files, *out, *resumed)
+            assert code == 0, err
         weights[layout] = load_file(tmp_path / layout / "captioner.safetensors")
-    assert weights["coco"].keys() == weights["webdataset"].keys()
-    assert all(torch.equal(value, weights["webdataset"][name]) for name, value in weights["coco"].items())
+    for layout in ("webdataset", "parquet_structs"):
+        assert weights["coco"].keys() == weights[layout].keys()
+        assert all(torch.equal(value, weights[layout][name]) for name, value in weights["coco"].items())
 
 
 def test_a_data_set_of_the_hub_is_its_download(sets, monkeypatch):

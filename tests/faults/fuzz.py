@@ -333,6 +333,43 @@ def video(data: bytes, folder: Path) -> None:
     assert load_pixels(file, 32, 4).shape == (4, 3, 32, 32)
 
 
+def export(folder: Path) -> Path:
+    """A small model as ONNX."""
+    from helpers import make_captioner
+
+    from captioner.deploy.export import export_graphs
+
+    export_graphs(make_captioner(), "onnx", folder / "onnx")
+    return folder / "onnx"
+
+
+class Graphs:
+    """An exported model, whose config or step is damaged."""
+
+    whole: dict[str, bytes] | None = None
+
+    def __call__(self, data: bytes, folder: Path) -> None:
+        """Open it with the bytes as one of its files and, if it opens, caption with it."""
+        import numpy as np
+
+        from captioner.deploy.onnx_runner import Runner
+
+        if self.whole is None:  # not watched
+            onnx = export(folder)
+            self.whole = {name: (onnx / name).read_bytes() for name in ("config.json", "step.onnx")}
+        name = "config.json" if data[:1] == b"{" else "step.onnx"
+        for each, content in {**self.whole, name: data}.items():
+            (folder / "onnx" / each).write_bytes(content)
+        model = Runner(folder / "onnx", threads=1)
+        size = model.config["image_size"]
+        model.search(np.zeros((1, 3, size, size), np.uint8), beam=2, max_length=5)
+
+
+def seeds_of_graphs() -> list[Any]:
+    folder = export(Path(tempfile.mkdtemp()))
+    return [json.loads((folder / "config.json").read_text()), (folder / "step.onnx").read_bytes()]
+
+
 def one_line(error: BaseException) -> None:
     """Raise unless it is what a user can fix, in one line."""
     from captioner.errors import UserError
@@ -380,6 +417,7 @@ TARGETS: dict[str, tuple[Callable[[], list[Any]], Any]] = {
     "shards": (seeds_of_shards, shard),
     "parquet": (seeds_of_parquet, parquet_file),
     "videos": (seeds_of_videos, video),
+    "graphs": (seeds_of_graphs, Graphs),
     "requests": (seeds_of_images, Requests),
 }
 
@@ -439,7 +477,7 @@ def run() -> None:
     (folder / "images").mkdir()
     (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)
     os.environ["TORCH_HOME"] = str(folder / "torch")
-    if options.reader in ("checkpoints", "requests"):
+    if options.reader in ("checkpoints", "requests", "graphs"):
         import torch
         from torchvision.models import ResNet18_Weights, resnet18
 
