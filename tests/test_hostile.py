@@ -526,10 +526,16 @@ def test_the_config_of_an_exported_model(change):
 
 
 @pytest.mark.parametrize("tries", [60, pytest.param(600, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("reader", sorted(set(fuzz.TARGETS) - {"requests"}))
+@pytest.mark.parametrize(
+    "reader",
+    [pytest.param("graphs", marks=pytest.mark.slow), *sorted(set(fuzz.TARGETS) - {"requests", "graphs"})],
+)
 def test_damaged_at_random(reader, tries, tmp_path, capfd):
     """A short run of tests/faults/fuzz.py, the same each time."""
+    for package in {"parquet": ["pyarrow"], "videos": ["av"], "graphs": ["onnxruntime", "onnxscript"]}.get(reader, []):
+        pytest.importorskip(package)
     make_seeds, target = fuzz.TARGETS[reader]
+    target = target() if isinstance(target, type) else target
     seeds, chance = make_seeds(), random.Random(7)
     (tmp_path / "images").mkdir()
     for n, data in enumerate(fuzz.seeds_of_images()[:3]):
