@@ -13,7 +13,7 @@ import posixpath
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from captioner.files import (
     text_encoding,
 )
 
-MAX_CHARACTERS = 10_000  # of a caption; the time of splitting it into tokens grows with the square of its length
+MAX_CHARACTERS = 10_000  # of a caption
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # "id" is last, because it may be only the number of the row; question_id is LLaVA's
@@ -179,8 +179,12 @@ def _examples(found: Entries, folder: Path | None, albums: bool) -> tuple[list[E
     examples: list[Example] = []
     problems: list[Problem] = []
     for entry in found.entries:
-        name = entry.names[0] if entry.image is not None or files is None else files.find(entry)
-        if files is None and entry.image is None:
+        name: str | Problem
+        if entry.image is not None:
+            name = entry.names[0]
+        elif files is not None:
+            name = files.find(entry)
+        else:
             name = Problem("missing image file", f"{entry.where} has no image")
         if isinstance(name, Problem):
             problems.append(name)
@@ -207,20 +211,16 @@ class _Files:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of images; check the path")
         self.folder, self.albums = folder, albums
+        self._names = functools.cache(self._list)  # one listing is far cheaper than a request for every image
         self.rewritten: dict[str, str] = {}  # by file, the name of an entry that is written in another way
 
-    @functools.cached_property
-    def _names(self) -> Callable[[str], frozenset[str]]:
-        @functools.cache
-        def names(subfolder: str) -> frozenset[str]:
-            """The files in a folder. One listing is far cheaper than a request for every image."""
-            try:
-                with os.scandir(os.path.join(self.folder, subfolder)) as entries:
-                    return frozenset(entry.name for entry in entries if self.albums or entry.is_file())
-            except (OSError, ValueError):  # no such folder, or a name with NUL
-                return frozenset()
-
-        return names
+    def _list(self, subfolder: str) -> frozenset[str]:
+        """The files in a folder below this one."""
+        try:
+            with os.scandir(os.path.join(self.folder, subfolder)) as entries:
+                return frozenset(entry.name for entry in entries if self.albums or entry.is_file())
+        except (OSError, ValueError):  # no such folder, or a name with NUL
+            return frozenset()
 
     def exists(self, path: str) -> bool:
         subfolder, name = os.path.split(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,15 +64,21 @@ def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
         images = {name: column for name, column in columns if column is not None}
         named = [f"{name}.path" for name in images if _has_path(schema.field(name).type)]
         rows = file.read([name for name in schema.names if name not in images] + named).to_pylist()
-        places = ((g, r) for g in range(file.num_row_groups) for r in range(file.metadata.row_group(g).num_rows))
         if not rows:
             rows = [{} for _ in range(file.metadata.num_rows)]
-        for number, (row, (group, place)) in enumerate(zip(rows, places, strict=True)):
+        for number, (row, (group, place)) in enumerate(zip(rows, _places(file), strict=True)):
             for name, column in images.items():
                 its = row.get(name)
                 label = its.get("path") if isinstance(its, dict) else None
                 row[name] = ParquetImage(path, column, number, group, place, label or "")
         return schema.names, rows
+
+
+def _places(file: Any) -> Iterator[tuple[int, int]]:
+    """The row group of each row, and the row in it."""
+    for group in range(file.num_row_groups):
+        for row in range(file.metadata.row_group(group).num_rows):
+            yield group, row
 
 
 def _bytes_column(name: str, kind: Any) -> str | None:
@@ -102,10 +107,8 @@ def column_images(path: str, column: str) -> Iterator[Path | StoredImage]:
             raise UserError(f"{path} has no column {column!r}: name one by --column ({columns})")
         kind = file.schema_arrow.field(column).type
         if (inner := _bytes_column(column, kind)) is not None:
-            numbers = itertools.count()
-            for group in range(file.num_row_groups):
-                for row in range(file.metadata.row_group(group).num_rows):
-                    yield ParquetImage(path, inner, next(numbers), group, row)
+            for number, (group, row) in enumerate(_places(file)):
+                yield ParquetImage(path, inner, number, group, row)
         elif types.is_string(kind) or types.is_large_string(kind):
             for batch in file.iter_batches(columns=[column]):
                 for name in batch.column(0).to_pylist():

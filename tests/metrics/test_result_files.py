@@ -195,7 +195,7 @@ KINDS = {
 @pytest.mark.parametrize("names", [IDS, {}], ids=["with names", "ids alone"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_of_any_tool_are_the_same(tmp_path, kind, names):
-    if not names and any(IDS[391895] in KINDS[kind] or ".JPG" in KINDS[kind] for _ in "x"):
+    if not names and (IDS[391895] in KINDS[kind] or ".JPG" in KINDS[kind]):
         pytest.skip("names images by their files")
     (tmp_path / kind).write_text(KINDS[kind])
     found, missing, extra = match_results(SAID, read_results(tmp_path / kind), names, kind)

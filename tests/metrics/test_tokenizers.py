@@ -18,11 +18,6 @@ LANGUAGES = {
     "Thai": ["เด็กผู้หญิง กำลัง วิ่ง ใน สวน", "สุนัข สอง ตัว เล่น บน หญ้า", "ผู้ชาย คน หนึ่ง ขี่ จักรยาน"],
     "Burmese": ["ကလေးမ လေး ပန်းခြံ ထဲမှာ ပြေးနေသည်", "ခွေး နှစ်ကောင် မြက်ပေါ်မှာ ကစားနေသည်", "လူ တစ်ယောက် စက်ဘီး စီးနေသည်"],
     "Vietnamese": ["Một cô gái đang chạy trong công viên.", "Hai con chó chơi trên bãi cỏ", "Người đàn ông đạp xe đạp"],
-    "Vietnamese NFD": [
-        "Một cô gái đang chạy trong công viên.",
-        "Hai con chó chơi trên bãi cỏ",
-        "Người đàn ông đạp xe đạp",
-    ],
     "Arabic, vocalised": ["فَتَاةٌ تَرْكُضُ فِي الْحَدِيقَةِ", "كَلْبَانِ يَلْعَبَانِ عَلَى الْعُشْبِ", "رَجُلٌ يَرْكَبُ دَرَّاجَةً حَمْرَاءَ"],
     "Hebrew, vocalised": ["יַלְדָּה רָצָה בַּפַּארְק הַיָּרֹק", "שְׁנֵי כְּלָבִים מְשַׂחֲקִים בַּדֶּשֶׁא", "אִישׁ רוֹכֵב עַל אוֹפַנַּיִם"],
     "Turkish": [
@@ -41,6 +36,8 @@ LANGUAGES = {
     "French": ["L'été, une fille court à l'école.", "Deux chiens jouent sur l'herbe", "Un garçon fait du vélo"],
 }
 
+LANGUAGES["Vietnamese NFD"] = [unicodedata.normalize("NFD", text) for text in LANGUAGES["Vietnamese"]]
+
 
 def score(captions: list[str], written: list[str]) -> float:
     """CIDEr of captions, × 100, against themselves as they were written; perfect ones reach 1000."""
@@ -51,8 +48,6 @@ def score(captions: list[str], written: list[str]) -> float:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_words_of_a_caption_score_as_the_caption(language):
     captions = LANGUAGES[language]
-    if language.endswith("NFD"):
-        captions = [unicodedata.normalize("NFD", text) for text in captions]
     vocabulary = Vocabulary.build(captions)
     written = [vocabulary.decode(vocabulary.encode(vocabulary.split(text))) for text in captions]
     assert "<unk>" not in " ".join(written)
