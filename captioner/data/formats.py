@@ -214,9 +214,7 @@ def read_coco_images(path: Path) -> dict[ID, str]:
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise UserError(f"{path}: not COCO JSON: expected the list 'images', found {json_type(data)}")
-    for position, image in enumerate(data["images"]):
-        require_fields(path, f"image {position}", image, {"id": IDS, "file_name": str})
-    _check_unique(path, "image id", [image["id"] for image in data["images"]])
+    _check_images(path, data["images"], {"id": IDS, "file_name": str})
     return {image["id"]: image["file_name"] for image in data["images"]}
 
 
@@ -283,9 +281,7 @@ def read_coco(
         found = json_type(data)
         raise UserError(f"{path}: not COCO captions: expected the lists 'images' and 'annotations', found {found}")
     fields: dict[str, Any] = {"id": IDS, file_key: str} if names_needed else {"id": IDS}
-    for position, image in enumerate(data["images"]):
-        require_fields(path, f"image {position}", image, fields)
-    _check_unique(path, "image id", [image["id"] for image in data["images"]])
+    _check_images(path, data["images"], fields)
     captions, problems = _captions_by_image(path, data["annotations"], caption_key)
     entries = []
     splits = [image.get("split") for image in data["images"]]
@@ -339,6 +335,13 @@ def _is_annotation(entry: Any, key: str) -> bool:
         return False
     number = entry.get("id")
     return number is None or type(number) in IDS
+
+
+def _check_images(path: Path, images: list[Any], fields: dict[str, Any]) -> None:
+    """UserError unless COCO's images have these fields, and ids of their own."""
+    for position, image in enumerate(images):
+        require_fields(path, f"image {position}", image, fields)
+    _check_unique(path, "image id", [image["id"] for image in images])
 
 
 def _check_unique(path: Path | str, kind: str, ids: Sequence[ID]) -> None:
