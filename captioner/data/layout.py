@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         return cls.of((words[:, 1:] != PAD) & (words[:, 1:] != UNK))
 
     def to(self, device: torch.device) -> Layout:
-        """The same on a device, sent without waiting for it."""
+        """The same on a device, sent without waiting for it; one that is read ahead is there already."""
         cuda = device.type == "cuda"
-        pinned = [part.pin_memory() if cuda else part for part in self[:4]]
+        pinned = [part.pin_memory() if cuda and not part.is_cuda else part for part in self[:4]]
         return Layout._make([*(part.to(device, non_blocking=cuda) for part in pinned), self.sizes])
