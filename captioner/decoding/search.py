@@ -243,8 +243,9 @@ def beam(
 ) -> Hypotheses:
     """The loop of every search, batched over images; with width 1 and :func:`topk` it is greedy search.
 
-    An image is done with K finished captions, or when no live beam can still overtake its n best. Beams that are live
-    at the maximal length rank after the finished captions, unless a constraint forbids END after them.
+    An image is done with K finished captions, one of them more probable than every live beam, or when no live beam can
+    still overtake its n best. Beams that are live at the maximal length rank after the finished captions, unless a
+    constraint forbids END after them.
 
     Args:
         step: ``step(words (A · R,), state, context) -> log_probs (A · R, V), state``. The R rows of an image are
@@ -305,7 +306,8 @@ def beam(
 
         # Log-probabilities only fall, so the score of a live beam is at most its present one over the largest norm.
         bound = live.amax(1) / _length_norm(longest + 1, config)  # (A,)
-        done = finished.ended[:, -1] | (finished.scores[:, n_best - 1] >= bound)
+        enough = finished.ended[:, -1] & (finished.log_probs.amax(1) >= live.amax(1))  # (A,)
+        done = enough | (finished.scores[:, n_best - 1] >= bound)
         if group_size > 1:
             live = live.masked_fill(done.unsqueeze(1), -math.inf)
             done = done.unflatten(0, (-1, group_size)).all(1).repeat_interleave(group_size)

@@ -75,7 +75,8 @@ def beam(
         beams = [[*beams[parent], int(word)] for parent, word in zip(parents, words, strict=True)]
         state = tuple(tensor[parents] for tensor in state)
         bound = live.max(initial=-np.inf) / norm(longest + 1)  # no live beam can score more
-        if len(done) == width or (len(done) >= n_best and done[n_best - 1].score >= bound):
+        enough = len(done) == width and max(found.log_prob for found in done) >= live.max(initial=-np.inf)
+        if enough or (len(done) >= n_best and done[n_best - 1].score >= bound):
             break
     return done[:n_best]
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import asdict
 from functools import partial
 from unittest.mock import patch
 
@@ -203,6 +204,34 @@ def test_every_image_keeps_its_own_context(width, lengths, seed):
     found = search_for(scripted_step, state, (context,), IDS, config)
     assert [list(captions(found, i)[0]) for i in range(len(scripts))] == scripts
     assert found.ended.all()
+
+
+@pytest.mark.parametrize("beam", [1, 2, 5, 8])
+def test_a_caption_known_by_heart_is_found_however_many_shorter_ones_end(beam):
+    """Each word of the caption has a probability of 0.9, and each shorter caption ends with one of 0.1."""
+    caption = [4 + i % 30 for i in range(25)]
+    context = torch.tensor([[*caption, END, END]])
+
+    def step(words, state, context):
+        right, state = scripted_step(words, state, context)
+        log_probs = torch.where(right > -1, math.log(0.9), right)
+        log_probs[:, END] = log_probs[:, END].clamp_min(math.log(0.1))
+        return log_probs, state
+
+    config = SearchConfig(beam=beam, max_length=26)
+    found = search_for(step, (torch.zeros(1, 1),), (context,), IDS, config)
+    assert captions(found, 0)[0] == tuple(caption)
+    words = numpy_beam(partial(_numpy_step, caption), (np.zeros((1, 1)),), {**asdict(config), "beam": beam})[0].words
+    assert words == caption
+
+
+def _numpy_step(caption, words, state):
+    """The step of the test above for one image."""
+    place = int(state[0][0, 0])
+    log_probs = np.full((len(words), 40), -20.0, np.float32)
+    log_probs[:, END] = math.log(0.1)
+    log_probs[:, [*caption, END][place]] = math.log(0.9)
+    return log_probs, (state[0] + 1,)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers import arguments, is_one_line, train
 from PIL import Image
@@ -10,27 +11,22 @@ from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import load_pickle
 
 COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
-BY_HEART = ("--model.hidden_size", 64, "--model.embedding_size", 64, "--train.lr", 0.01, "--model.dropout", 0)
-BY_HEART += (
-    "--model.input_dropout",
-    0,
-    "--model.feature_dropout",
-    0,
-    "--train.label_smoothing",
-    0,
-    "--train.patience",
-    0,
-)
+BY_HEART = {
+    **{f"model.{name}": 0 for name in ("dropout", "input_dropout", "feature_dropout")},
+    **{"model.hidden_size": 64, "model.embedding_size": 64},
+    **{"train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0, "search.max_length": 0, "search.beam": 1},
+}
 
 
 class Captions:
-    """A set of plain pictures, each with a caption, as the `coco` of helpers.train; training is validation."""
+    """Pictures of sixteen colours, each with a caption, as the `coco` of helpers.train; training is validation."""
 
     def __init__(self, folder, captions: list[str]) -> None:
         self.folder, self.file = folder, folder / "captions.json"
         folder.mkdir()
         for i in range(len(captions)):
-            Image.new("RGB", (32, 32), (40 * i % 256, 97 * i % 256, 201 * i % 256)).save(folder / f"{i}.png")
+            colours = np.random.default_rng(i).integers(256, size=(4, 4, 3), dtype=np.uint8)
+            Image.fromarray(colours).resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{i}.png")
         images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(captions))]
         notes = [{"id": i, "image_id": i, "caption": text} for i, text in enumerate(captions)]
         self.file.write_text(json.dumps({"images": images, "annotations": notes}))
@@ -41,42 +37,67 @@ class Captions:
         return [*sets[0], *sets[1], *cache]
 
 
-LANGUAGES = {
-    "Hindi": (
-        "word",
-        ["एक लड़की पार्क में दौड़ रही है", "दो कुत्ते घास पर खेल रहे हैं", "एक आदमी साइकिल चला रहा है", "दो बच्चे पानी में तैर रहे हैं"],
-    ),
-    "Arabic": (
-        "word",
-        [
-            "فتاة تركض في الحديقة الخضراء",
-            "كلبان يلعبان على العشب الأخضر",
-            "رجل يركب دراجة حمراء في الشارع",
-            "طفلان يسبحان في ماء البحر",
-        ],
-    ),
-    "Chinese": ("char", ["一个女孩在公园里骑自行车。", "两只狗在水里玩。", "一个男孩踢球。", "两只狗在草地上奔跑。"]),
-    "Thai": ("char", ["เด็กผู้หญิงวิ่งในสวน", "สุนัขสองตัวเล่นบนหญ้า", "ผู้ชายขี่จักรยาน", "เด็กว่ายน้ำ"]),
+LANGUAGES = {  # ten captions of each
+    "Hindi": """
+एक लड़की पार्क में दौड़ रही है
+दो कुत्ते घास पर खेल रहे हैं
+एक आदमी साइकिल चला रहा है
+दो बच्चे पानी में तैर रहे हैं
+एक महिला बाज़ार में फल खरीद रही है
+काली बिल्ली खिड़की के पास बैठी है
+लाल कपड़े पहने लड़का गेंद फेंकता है
+घोड़े पर सवार व्यक्ति पहाड़ी पर चढ़ता है
+तीन लोग नाव में बैठकर नदी पार करते हैं
+बूढ़ा किसान खेत में काम कर रहा है""",
+    "Arabic": """
+فتاة تركض في الحديقة الخضراء
+كلبان يلعبان على العشب الأخضر
+رجل يركب دراجة حمراء في الشارع
+طفلان يسبحان في ماء البحر
+امرأة تشتري الفواكه من السوق القديم
+قطة سوداء تجلس قرب النافذة
+وَلَدٌ يَرْمِي الكُرَةَ إِلَى صَدِيقِهِ
+حصان بني يقفز فوق الحاجز
+ثلاثة رجال يعبرون النهر في قارب
+فلاح عجوز يعمل في حقله""",
+    "Chinese": """
+一个女孩在公园里骑自行车。
+两只狗在水里玩。
+一个男孩踢球。
+两只狗在草地上奔跑。
+一位老人坐在长椅上看报纸。
+黑色的猫趴在窗户旁边。
+三个人划着小船过河。
+穿红衣服的女人在市场买水果。
+一匹棕色的马跳过栏杆。
+孩子们在沙滩上堆城堡。""",
+    "Thai": """
+เด็กผู้หญิงวิ่งในสวน
+สุนัขสองตัวเล่นบนหญ้า
+ผู้ชายขี่จักรยานสีแดง
+เด็กว่ายน้ำในทะเล
+ผู้หญิงซื้อผลไม้ที่ตลาด
+แมวดำนั่งอยู่ข้างหน้าต่าง
+ม้าสีน้ำตาลกระโดดข้ามรั้ว
+คนสามคนพายเรือข้ามแม่น้ำ
+ชายชราอ่านหนังสือพิมพ์บนม้านั่ง
+ชาวนาทำงานในทุ่งนา""",
 }
+CHINESE = LANGUAGES["Chinese"].split("\n")[1:]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
-    level, captions = LANGUAGES[language]
-    data = Captions(tmp_path / "data", captions)
-    options = (
-        "--data.level",
-        level,
-        "--train.epochs",
-        150,
-        "--trainer.check_val_every_n_epoch",
-        50,
-        "--search.max_length",
-        0,
-        "--search.beam",
-        1,
-    )
-    assert train(data, tmp_path / "run", *BY_HEART, *options) == 0
+    level = "char" if language in ("Chinese", "Thai") else "word"
+    data = Captions(tmp_path / "data", LANGUAGES[language].split("\n")[1:])
+    options = {
+        **BY_HEART,
+        "data.level": level,
+        "data.max_length": 40,
+        "train.epochs": 150,
+        "trainer.check_val_every_n_epoch": 150,
+    }
+    assert train(data, tmp_path / "run", *given(options)) == 0
     out = tmp_path / "scores.json"
     common = ("--checkpoint", tmp_path / "run", "--device", "cpu", "--images", data.folder, "--json", out)
     code, printed, err = cli("evaluate", "--annotations", data.file, *common)
@@ -86,8 +107,13 @@ def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
     assert f"tokenizer:{'char' if level == 'char' else 'ptb'}" in scores["signature"]
 
 
+def given(options: dict[str, object]) -> list[object]:
+    """Options as words of the command line."""
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
 def test_captions_without_spaces_are_said(tmp_path, capsys):
-    data = Captions(tmp_path / "data", LANGUAGES["Chinese"][1])
+    data = Captions(tmp_path / "data", CHINESE)
     assert train(data, tmp_path / "run", "--train.epochs", 1) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "no spaces" in line]
     assert is_one_line(*said, "--data.level char", "--tokenizer char")
@@ -104,8 +130,8 @@ def test_captions_that_are_cut_are_said(tmp_path, capsys):
 def test_long_captions_are_written_whole(tmp_path):
     captions = [" ".join(f"{place}{i}" for i in range(40)) for place in "ab"]
     data = Captions(tmp_path / "data", captions)
-    options = ("--data.max_length", 45, "--search.max_length", 0, "--train.epochs", 60, "--search.beam", 1)
-    assert train(data, tmp_path / "run", *BY_HEART, *options) == 0
+    options = ("--data.max_length", 45, "--train.epochs", 60)
+    assert train(data, tmp_path / "run", *given(BY_HEART), *options) == 0
     model = Captioner.load(tmp_path / "run")
     assert model.caption([str(data.folder / f"{i}.png") for i in range(2)], beam=1) == captions
 
@@ -114,10 +140,12 @@ def test_a_vocabulary_grows(tmp_path, capsys):
     """Old words and new ones can be said after a fine-tuning on the new ones."""
     old = Captions(tmp_path / "old", ["a dog runs on the grass", "a cat sits on a chair", "a dog sits", "a cat runs"])
     new = Captions(tmp_path / "new", ["a forklift lifts a pallet", "a worker welds a beam", "a crane lifts a beam"])
-    assert train(old, tmp_path / "run", *BY_HEART, "--train.epochs", 30) == 0
+    assert train(old, tmp_path / "run", *given(BY_HEART), "--train.epochs", 30) == 0
     capsys.readouterr()
     start = ("--init-from", tmp_path / "run" / "captioner.safetensors")
-    assert train(new, tmp_path / "tuned", *BY_HEART, *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
+    assert (
+        train(new, tmp_path / "tuned", *given(BY_HEART), *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
+    )
     assert "(9 old words, 7 new, 0 lost)" in capsys.readouterr().out
     model = Captioner.load(tmp_path / "tuned")
     assert model.caption(str(new.folder / "0.png"), must="forklift").count("forklift") == 1
