@@ -416,6 +416,9 @@ class TrainConfig(_Config, group="train."):
         weight_decay: decoupled weight decay of weight matrices (not of biases, embeddings and norms)
         warmup: share of all steps in which the learning rate rises, before its cosine decay
         label_smoothing: probability spread over the whole vocabulary
+        teachers: checkpoints whose mean distribution of each word is learned beside the captions (distillation);
+            --train.teachers+ adds one
+        teacher_weight: share of that distribution in the target of a word; the rest is the word of the caption
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
         patience: epochs without a better val_cider before training stops (0 = never)
@@ -437,6 +440,8 @@ class TrainConfig(_Config, group="train."):
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.1
+    teachers: str | list[str] | None = None
+    teacher_weight: float = 0.5
     clip_norm: float = 1.0
     ema_decay: float = 0.998
     patience: int = 5
@@ -454,6 +459,8 @@ class TrainConfig(_Config, group="train."):
         self._limit("encoder_lr", AT_LEAST_0)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
         self._limit("warmup label_smoothing ema_decay", BELOW_1)
+        self._limit("teacher_weight", ABOVE_0_TO_1)
+        self._require(self.teachers is None or self.objective == "xe", "teachers", "none with objective scst")
         self._limit("seed", SEED)
 
 

@@ -28,7 +28,7 @@ config output resume check init_from data.train data.train_images data.val data.
 model.cell model.layers train.objective train.epochs train.lr
 """
 
-CHECKPOINTS = "init_from"
+CHECKPOINTS = "init_from train.teachers"
 READS = "data.train data.train_images data.train_list data.val data.val_images data.val_list data.vocabulary"
 WRITES = "output"
 
@@ -66,7 +66,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from captioner.training.callbacks import Monitor, make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
     from captioner.training.run import describe_trainer, export_best, fit, make_trainer, prepare_run
-    from captioner.training.task import CaptionTask
+    from captioner.training.task import CaptionTask, load_teachers
 
     settings = {name: asdict(options[name]) for name in GROUPS}
     resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
@@ -96,8 +96,9 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         say(line)
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
+    teachers = load_teachers(model, config.teachers)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
-    task = CaptionTask(model, config, options.search, references, steps, rewards)
+    task = CaptionTask(model, config, options.search, references, steps, rewards, teachers)
     fit(trainer, task, folder, resumed, data)
     if not trainer.is_global_zero:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,35 +18,47 @@ from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import search
+from captioner.errors import UserError
 from captioner.metrics.tokenizers import TOKENIZERS, tokenizer_of
 from captioner.models.base import search_ids
 from captioner.models.captioner import Captioner
 from captioner.training.base_task import BaseTask
 from captioner.training.rewards import Rewards
 
+# Teacher and student see the same features of an image, those of a frozen encoder.
+FEATURE_OPTIONS = ("encoder", "image_size", "second_size", "trainable_layers", "grid", "frames")
+
 
 class SmoothedCrossEntropy(torch.autograd.Function):
     """Mean over R rows of ``−(1 − ε) log p_y − ε / V · Σ log p``: cross-entropy with label smoothing ε.
 
     F.cross_entropy gives the same number with more passes over the (R, V) logits, a tenth of a training step on a CPU.
-    The gradient of a row is ``(p − ε / V − (1 − ε) · onehot(y)) / R``. Backward works once.
+    The gradient of a row is ``(p − ε / V − (1 − ε) · onehot(y)) / R``. Backward works once. With the distributions q of
+    a teacher, the target of a row is ``(1 − w) · smoothed onehot(y) + w · q`` (Hinton et al. 2015, at temperature 1).
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:  # (R, V), (R,) → scalar
+    def forward(  # logits (R, V), targets (R,), teacher (R, V) → scalar
+        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, teacher: Tensor | None = None, weight: float = 0.0
+    ) -> Tensor:
         log_probs = torch.log_softmax(logits, dim=1)
-        ctx.save_for_backward(log_probs, targets)
-        ctx.smoothing = smoothing
-        right = log_probs.gather(1, targets.unsqueeze(1)).mean()
-        return -(1 - smoothing) * right - (smoothing * log_probs.mean() if smoothing else 0.0)
+        ctx.save_for_backward(log_probs, targets, teacher)
+        ctx.shares = right, spread, weight = (1 - weight) * (1 - smoothing), (1 - weight) * smoothing, weight
+        loss = -right * log_probs.gather(1, targets.unsqueeze(1)).mean()
+        if spread:
+            loss = loss - spread * log_probs.mean()
+        return loss if teacher is None else loss - weight * (teacher * log_probs).sum(dim=1).mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        log_probs, targets = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        log_probs, targets, teacher = ctx.saved_tensors
+        right, spread, weight = ctx.shares
         rows, words = log_probs.shape
-        result = log_probs.exp_().sub_(ctx.smoothing / words)  # in the memory of the log-probabilities
-        result[torch.arange(rows, device=result.device), targets] -= 1 - ctx.smoothing
-        return result.mul_(gradient / rows), None, None
+        result = log_probs.exp_().sub_(spread / words)  # in the memory of the log-probabilities
+        result[torch.arange(rows, device=result.device), targets] -= right
+        if teacher is not None:
+            result.sub_(teacher, alpha=weight)
+        return result.mul_(gradient / rows), None, None, None, None
 
 
 class CaptionTask(BaseTask):
@@ -56,6 +69,7 @@ class CaptionTask(BaseTask):
         search: how captions of validation images are decoded.
         references: words of the captions of each validation image, in the order of the examples.
         rewards: of the training images, for self-critical training; None for cross-entropy.
+        teachers: of the same vocabulary and features as `model`, for cross-entropy with ``train.teacher_weight``.
     """
 
     model: Captioner
@@ -68,33 +82,51 @@ class CaptionTask(BaseTask):
         references: list[list[list[str]]],
         steps: int,
         rewards: Rewards | None = None,
+        teachers: Sequence[Captioner] = (),
     ) -> None:
         super().__init__(model, train, steps)
         self.search_config, self.references, self.rewards = search.for_model(model.max_length), references, rewards
         if model.encoder is not None and train.encoder_lr == 0:
             model.encoder.requires_grad_(False)
+        self.teachers = tuple(teachers)  # in a tuple, so that they are no part of the checkpoints
         # Of this process, after the validation of all processes:
         self.val_captions: dict[int, str] = {}  # by number of the example
         self.val_losses: dict[int, tuple[float, int]] = {}  # mean and number of tokens of each batch, by first example
 
     # ---- training
 
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers:
+            teacher.to(self.device)
+
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Mean cross-entropy (nats a token, label-smoothed in training) of words and END, and the number of tokens.
 
-        In training that of the detector of words is added, if the model has one.
+        In training the distributions of the teachers are learned, too, and the loss of the detector of words is added,
+        if the model has one.
         """
         inputs, targets = batch.words[:, :-1], batch.words[:, 1:]  # (N, T)
         features = self.model.features(batch.images)
         logits = self.model.decoder(features, inputs, batch.image_of, batch.layout).float()  # (R, V)
         targets_of, targets = targets, targets.flatten().index_select(0, batch.layout.targets)  # (R,)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        loss = SmoothedCrossEntropy.apply(logits, targets, smoothing)
+        loss = SmoothedCrossEntropy.apply(
+            logits, targets, smoothing, *(self.taught(features, inputs, batch) if self.training else ())
+        )
         concepts = self.model.decoder.concepts
         if self.training and concepts is not None and concepts.kind == "words":
             mean = (features.mean(dim=1) if features.dim() == 3 else features).float()
             loss = loss + concepts.detection_loss(mean, targets_of, batch.image_of)
         return loss, len(logits)
+
+    @torch.no_grad()
+    def taught(self, features: Tensor, inputs: Tensor, batch: Batch) -> tuple[()] | tuple[Tensor, float]:
+        """The mean distribution (R, V) of the teachers, without dropout, and its weight; nothing without teachers."""
+        if not self.teachers:
+            return ()
+        decoders = [teacher.decoder for teacher in self.teachers]
+        logits = (decoder(features, inputs, batch.image_of, batch.layout).float() for decoder in decoders)
+        return sum(each.softmax(dim=1) for each in logits) / len(decoders), self.config.teacher_weight
 
     def roll_out(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`count` captions of each of I images, the beam or samples; 0: the greedy one. N in all, image by image.
@@ -210,6 +242,24 @@ def turn_dropout_off(decoder: nn.Module) -> None:
     """Evaluation mode, but for recurrent layers, which have no dropout: cuDNN's backward needs their training mode."""
     for module in decoder.modules():
         module.training = isinstance(module, nn.RNNBase)
+
+
+def load_teachers(model: Captioner, paths: str | Sequence[str] | None) -> list[Captioner]:
+    """The decoders of checkpoints that teach `model`; UserError unless they have its vocabulary and features."""
+    teachers = []
+    for path in [paths] if isinstance(paths, str) else paths or ():
+        teacher, mine = Captioner.load(path), model.config
+        teacher.encoder = None
+        if teacher.vocabulary.words != model.vocabulary.words:
+            sizes = f"{len(teacher.vocabulary):,} words, not the {len(model.vocabulary):,} of this training"
+            raise UserError(f"{path} has another vocabulary ({sizes}): --data.vocabulary {path}")
+        for name in FEATURE_OPTIONS:
+            there, here = getattr(teacher.config, name), getattr(mine, name)
+            if there != here or (name == "trainable_layers" and here):
+                expected = "0 in both" if name == "trainable_layers" else "the same"
+                raise UserError(f"{path} cannot teach: model.{name} is {there} there and {here} here, not {expected}")
+        teachers.append(teacher)
+    return teachers
 
 
 def _to_host(words: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -276,3 +276,39 @@ def test_smoothed_cross_entropy_equals_that_of_torch(smoothing):
     (expected,) = torch.autograd.grad(3 * theirs, logits)
     (gradient,) = torch.autograd.grad(3 * ours, logits)
     assert torch.allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_distribution_of_a_teacher_is_part_of_the_target(smoothing):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    targets, teacher = torch.randint(11, (7,)), torch.randn(7, 11, dtype=torch.float64).softmax(dim=1)
+    ours = SmoothedCrossEntropy.apply(logits, targets, smoothing, teacher, 0.3)
+    words = torch.nn.functional.one_hot(targets, 11) * (1 - smoothing) + smoothing / 11
+    theirs = torch.nn.functional.cross_entropy(logits, 0.7 * words + 0.3 * teacher)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    (expected,) = torch.autograd.grad(3 * theirs, logits)
+    (gradient,) = torch.autograd.grad(3 * ours, logits)
+    assert torch.allclose(gradient, expected, atol=1e-12)
+
+
+def test_teachers_are_averaged_in_training_alone_and_are_no_part_of_the_model():
+    torch.manual_seed(1)
+    task = make(label_smoothing=0.0, teacher_weight=1.0)
+    teachers = [make().model.eval() for _ in range(2)]
+    torch.nn.init.normal_(teachers[1].decoder.output.weight)
+    task = CaptionTask(task.model, task.config, task.search_config, task.references, 100, teachers=teachers)
+    names = set(make().state_dict())
+    assert set(task.state_dict()) == names
+    assert task.eval().loss(batch())[0].item() == pytest.approx(by_hand(task), abs=1e-5)
+    given = batch()
+    models = [*teachers, task.model]
+    probs = [
+        model.decoder(given.images, given.words[:, :-1], given.image_of, given.layout).softmax(dim=1)
+        for model in models
+    ]
+    expected = -((probs[0] + probs[1]) / 2 * probs[2].log()).sum(dim=1).mean()
+    loss, _ = task.train().loss(given)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    loss.backward()
+    assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())

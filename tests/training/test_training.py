@@ -307,6 +307,29 @@ def test_a_few_images_are_memorized(tmp_path, cell):
     assert logged(out, "val_distinct")[-1] == 100
 
 
+def test_teachers_need_the_vocabulary_and_the_features_of_the_student(tiny, tmp_path, cli_train):
+    teacher = tmp_path / "teacher"
+    assert train(tiny, teacher, "--train.epochs", "1", "--train.seed", "1") == 0
+    two = ("--train.teachers", teacher, "--train.teachers+", teacher / "best.ckpt", "--train.epochs", "1")
+    assert train(tiny, tmp_path / "run", *two) == 0
+    plain = tmp_path / "plain"
+    assert train(tiny, plain, "--train.epochs", "1") == 0
+    assert logged(tmp_path / "run", "train_loss")[-1] != logged(plain, "train_loss")[-1]
+    weights = Captioner.load(tmp_path / "run").state_dict()
+    assert weights.keys() == Captioner.load(plain).state_dict().keys()
+    for options, *said in (
+        (("--data.min_count", "5"), "another vocabulary", "--data.vocabulary"),
+        (("--model.image_size", "64"), "cannot teach", "model.image_size is 32 there and 64 here"),
+        (("--model.trainable_layers", "1"), "cannot teach", "model.trainable_layers"),
+        (("--train.objective", "scst", "--init-from", teacher), "train.teachers", "scst"),
+        (("--train.teachers+", tmp_path / "none.ckpt"), "none.ckpt"),
+    ):
+        code, _, err = cli_train(tiny, tmp_path / "refused", *two, *options)
+        assert code == 2
+        assert is_one_line(err, "captioner train: error: ", *said), err
+        assert not (tmp_path / "refused").exists()
+
+
 # ---- killed and resumed
 
 
