@@ -24,7 +24,8 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
     A part (the embedding, the recurrent layers, the output layer, …) is copied whole if the checkpoint has the same
     tensors with the same shapes, and otherwise left unchanged. The rows of the embedding and of the output layer are
     matched by word; rows of words that the checkpoint does not have begin near the mean of the others.
-    The stages of the encoder that were trained there and are trained here are copied.
+    The stages of the encoder that were trained there and are trained here are copied. Concepts that the checkpoint does
+    not have add nothing at first: the model begins as the checkpoint.
     UserError if nothing fits, or if stages were trained there that are frozen here, beside others that are not.
     """
     header, theirs = read_checkpoint(path)
@@ -52,6 +53,8 @@ def init_from(model: Captioner, path: str | os.PathLike) -> str:
         (copied if fits else left).append(part)
         for name in mine if fits else ():
             mine[name].copy_(other[name])
+        if part == "concepts" and mine and not other:
+            mine["decoder.concepts.project.weight"].zero_()
     own = asdict(model.config)
     differences = [f"{n} is {options[n]} there and {own[n]} here" for n in SIZES if options.get(n, own[n]) != own[n]]
     why = f" ({', '.join(differences)})" if differences else ""

@@ -56,6 +56,18 @@ def test_half_precision_is_enough(tmp_path):
     assert torch.equal(second.decoder.output.weight, first.decoder.output.weight.half().float())
 
 
+@pytest.mark.parametrize("kind", ["classes", "words"])
+def test_concepts_that_a_checkpoint_lacks_add_nothing_at_first(tmp_path, kind):
+    first, second = other(), make_captioner(concepts=kind)
+    said = init_from(second, saved(first, tmp_path))
+    assert is_one_line(said, "left concepts"), said
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    (step, state, context), (other_step, other_state, other_context) = (m.start_search(images) for m in (first, second))
+    words = torch.tensor([4, 5])
+    log_probs, _ = step(words, state, context)
+    torch.testing.assert_close(other_step(words, other_state, other_context)[0], log_probs)
+
+
 @pytest.mark.parametrize("tied", [(False, False), (True, True), (True, False)])
 def test_rows_are_matched_by_word(tmp_path, tied):
     """Other words in another order, and more of them."""
