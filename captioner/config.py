@@ -319,7 +319,7 @@ class SearchConfig(_Config):
     max_length: int = 0
     min_length: int = 1
     length_norm: Literal["gnmt", "average"] = "gnmt"
-    length_penalty: float = 1.5
+    length_penalty: float = 1.0
     no_repeat_ngram: int = 0
     no_repeat_word: bool = False
     no_bad_ending: bool = False
