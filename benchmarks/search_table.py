@@ -8,6 +8,7 @@ Further --checkpoint make an ensemble with the first.
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ SETS: list[dict[str, Any]] = [
 def name_of(way: dict[str, Any]) -> str:
     """The options as typed on the command line."""
     typed = (
-        f"--{name} '{value}'" if isinstance(value, str) and " " in value else f"--{name} {str(value).lower()}"
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in way.items()
     )
     return f"`{' '.join(typed)}`" if way else "default: `--beam 5`"
