@@ -463,6 +463,11 @@ class TrainConfig(_Config, group="train."):
         self._require(self.teachers is None or self.objective == "xe", "teachers", "none with objective scst")
         self._limit("seed", SEED)
 
+    @property
+    def teacher_files(self) -> list[str]:
+        """The checkpoints of `teachers`, none or more."""
+        return _as_list(self.teachers or [])
+
 
 @dataclass(frozen=True)
 class TrainerConfig(_Config, group="trainer."):

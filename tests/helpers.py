@@ -1,6 +1,7 @@
 """What the tests share: a tiny COCO-style set, a small model and its training, and a check of messages."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -122,10 +123,14 @@ SMALL = {
 }
 
 
+def typed(options: Mapping[str, object]) -> list[str]:
+    """Options by name as words of the command line."""
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+
+
 def arguments(coco: Coco, out: Path, *options) -> list[str]:
     """``train`` of the smallest model with its options; later ones win."""
-    small = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
-    return [str(word) for word in ("train", *small, *coco.options(), "--output", out, *options)]
+    return [str(word) for word in ("train", *typed(SMALL), *coco.options(), "--output", out, *options)]
 
 
 def train(coco: Coco, out: Path, *options) -> int:

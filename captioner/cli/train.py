@@ -96,7 +96,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         say(line)
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
-    teachers = load_teachers(model, config.teachers)
+    teachers = load_teachers(model, config.teacher_files)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, references, steps, rewards, teachers)
     fit(trainer, task, folder, resumed, data)

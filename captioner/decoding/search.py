@@ -305,8 +305,9 @@ def beam(
         rows = parents + offsets  # (A, K) of the state
 
         # Log-probabilities only fall, so the score of a live beam is at most its present one over the largest norm.
-        bound = live.amax(1) / _length_norm(longest + 1, config)  # (A,)
-        enough = finished.ended[:, -1] & (finished.log_probs.amax(1) >= live.amax(1))  # (A,)
+        best = live.amax(1)  # (A,)
+        bound = best / _length_norm(longest + 1, config)
+        enough = finished.ended[:, -1] & (finished.log_probs.amax(1) >= best)
         done = enough | (finished.scores[:, n_best - 1] >= bound)
         if group_size > 1:
             live = live.masked_fill(done.unsqueeze(1), -math.inf)

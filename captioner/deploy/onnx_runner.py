@@ -74,8 +74,9 @@ def beam(
         live, parents, words = scores[kept], parents[kept], words[kept]
         beams = [[*beams[parent], int(word)] for parent, word in zip(parents, words, strict=True)]
         state = tuple(tensor[parents] for tensor in state)
-        bound = live.max(initial=-np.inf) / norm(longest + 1)  # no live beam can score more
-        enough = len(done) == width and max(found.log_prob for found in done) >= live.max(initial=-np.inf)
+        best = live.max(initial=-np.inf)
+        bound = best / norm(longest + 1)  # no live beam can score more
+        enough = len(done) == width and max(found.log_prob for found in done) >= best
         if enough or (len(done) >= n_best and done[n_best - 1].score >= bound):
             break
     return done[:n_best]

@@ -110,9 +110,10 @@ class CaptionTask(BaseTask):
         logits = self.model.decoder(features, inputs, batch.image_of, batch.layout).float()  # (R, V)
         targets_of, targets = targets, targets.flatten().index_select(0, batch.layout.targets)  # (R,)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        loss = SmoothedCrossEntropy.apply(
-            logits, targets, smoothing, *(self.taught(features, inputs, batch) if self.training else ())
-        )
+        taught = self.training and len(self.teachers) > 0
+        probs = self.teacher_probs(features, inputs, batch) if taught else None
+        weight = self.config.teacher_weight if taught else 0.0
+        loss = SmoothedCrossEntropy.apply(logits, targets, smoothing, probs, weight)
         concepts = self.model.decoder.concepts
         if self.training and concepts is not None and concepts.kind == "words":
             mean = (features.mean(dim=1) if features.dim() == 3 else features).float()
@@ -120,13 +121,11 @@ class CaptionTask(BaseTask):
         return loss, len(logits)
 
     @torch.no_grad()
-    def taught(self, features: Tensor, inputs: Tensor, batch: Batch) -> tuple[()] | tuple[Tensor, float]:
-        """The mean distribution (R, V) of the teachers, without dropout, and its weight; nothing without teachers."""
-        if not self.teachers:
-            return ()
-        decoders = [teacher.decoder for teacher in self.teachers]
-        logits = (decoder(features, inputs, batch.image_of, batch.layout).float() for decoder in decoders)
-        return sum(each.softmax(dim=1) for each in logits) / len(decoders), self.config.teacher_weight
+    def teacher_probs(self, features: Tensor, inputs: Tensor, batch: Batch) -> Tensor:
+        """The mean distribution (R, V) of the teachers, without dropout."""
+        given = (features, inputs, batch.image_of, batch.layout)
+        probs = (teacher.decoder(*given).float().softmax(dim=1) for teacher in self.teachers)
+        return sum(probs) / len(self.teachers)
 
     def roll_out(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`count` captions of each of I images, the beam or samples; 0: the greedy one. N in all, image by image.
@@ -244,17 +243,17 @@ def turn_dropout_off(decoder: nn.Module) -> None:
         module.training = isinstance(module, nn.RNNBase)
 
 
-def load_teachers(model: Captioner, paths: str | Sequence[str] | None) -> list[Captioner]:
+def load_teachers(model: Captioner, paths: Sequence[str]) -> list[Captioner]:
     """The decoders of checkpoints that teach `model`; UserError unless they have its vocabulary and features."""
     teachers = []
-    for path in [paths] if isinstance(paths, str) else paths or ():
-        teacher, mine = Captioner.load(path), model.config
+    for path in paths:
+        teacher = Captioner.load(path)
         teacher.encoder = None
         if teacher.vocabulary.words != model.vocabulary.words:
             sizes = f"{len(teacher.vocabulary):,} words, not the {len(model.vocabulary):,} of this training"
             raise UserError(f"{path} has another vocabulary ({sizes}): --data.vocabulary {path}")
         for name in FEATURE_OPTIONS:
-            there, here = getattr(teacher.config, name), getattr(mine, name)
+            there, here = getattr(teacher.config, name), getattr(model.config, name)
             if there != here or (name == "trainable_layers" and here):
                 expected = "0 in both" if name == "trainable_layers" else "the same"
                 raise UserError(f"{path} cannot teach: model.{name} is {there} there and {here} here, not {expected}")

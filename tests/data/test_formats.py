@@ -294,10 +294,9 @@ def test_a_caption_with_commas_that_are_not_quoted_is_whole(sets, tmp_path):
 @pytest.mark.slow
 def test_a_training_on_shards_and_parquet_is_the_same_as_on_files(sets, tmp_path, cli):
     """By the command line, fine-tuning, so that images are read in every epoch: the same weights, also resumed."""
-    from helpers import SMALL
+    from helpers import SMALL, typed
     from safetensors.torch import load_file
 
-    small = [str(word) for name, value in SMALL.items() for word in (f"--{name}", value)]
     weights = {}
     for layout in ("coco", "webdataset", "parquet_structs"):
         files = [
@@ -316,7 +315,7 @@ def test_a_training_on_shards_and_parquet_is_the_same_as_on_files(sets, tmp_path
             tmp_path / "features",
         )
         for resumed in (("--train.epochs", 1), ("--train.epochs", 2, "--resume")):
-            code, _, err = cli("train", *small, *files, *out, *resumed)
+            code, _, err = cli("train", *typed(SMALL), *files, *out, *resumed)
             assert code == 0, err
         weights[layout] = load_file(tmp_path / layout / "captioner.safetensors")
     for layout in ("webdataset", "parquet_structs"):

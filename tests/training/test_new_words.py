@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import arguments, is_one_line, train
+from helpers import arguments, is_one_line, train, typed
 from PIL import Image
 
 from captioner.models.captioner import Captioner
@@ -97,7 +97,7 @@ def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
         "train.epochs": 150,
         "trainer.check_val_every_n_epoch": 150,
     }
-    assert train(data, tmp_path / "run", *given(options)) == 0
+    assert train(data, tmp_path / "run", *typed(options)) == 0
     out = tmp_path / "scores.json"
     common = ("--checkpoint", tmp_path / "run", "--device", "cpu", "--images", data.folder, "--json", out)
     code, printed, err = cli("evaluate", "--annotations", data.file, *common)
@@ -105,11 +105,6 @@ def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
     scores = json.loads(out.read_text())
     assert scores["BLEU-4"] >= 95, printed
     assert f"tokenizer:{'char' if level == 'char' else 'ptb'}" in scores["signature"]
-
-
-def given(options: dict[str, object]) -> list[object]:
-    """Options as words of the command line."""
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
 def test_captions_without_spaces_are_said(tmp_path, capsys):
@@ -131,7 +126,7 @@ def test_long_captions_are_written_whole(tmp_path):
     captions = [" ".join(f"{place}{i}" for i in range(40)) for place in "ab"]
     data = Captions(tmp_path / "data", captions)
     options = ("--data.max_length", 45, "--train.epochs", 60)
-    assert train(data, tmp_path / "run", *given(BY_HEART), *options) == 0
+    assert train(data, tmp_path / "run", *typed(BY_HEART), *options) == 0
     model = Captioner.load(tmp_path / "run")
     assert model.caption([str(data.folder / f"{i}.png") for i in range(2)], beam=1) == captions
 
@@ -140,11 +135,11 @@ def test_a_vocabulary_grows(tmp_path, capsys):
     """Old words and new ones can be said after a fine-tuning on the new ones."""
     old = Captions(tmp_path / "old", ["a dog runs on the grass", "a cat sits on a chair", "a dog sits", "a cat runs"])
     new = Captions(tmp_path / "new", ["a forklift lifts a pallet", "a worker welds a beam", "a crane lifts a beam"])
-    assert train(old, tmp_path / "run", *given(BY_HEART), "--train.epochs", 30) == 0
+    assert train(old, tmp_path / "run", *typed(BY_HEART), "--train.epochs", 30) == 0
     capsys.readouterr()
     start = ("--init-from", tmp_path / "run" / "captioner.safetensors")
     assert (
-        train(new, tmp_path / "tuned", *given(BY_HEART), *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
+        train(new, tmp_path / "tuned", *typed(BY_HEART), *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
     )
     assert "(9 old words, 7 new, 0 lost)" in capsys.readouterr().out
     model = Captioner.load(tmp_path / "tuned")

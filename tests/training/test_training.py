@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, write_set
+from helpers import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train, typed, write_set
 from PIL import Image
 
 from captioner import metrics
@@ -299,7 +299,7 @@ def test_a_few_images_are_memorized(tmp_path, cell):
         **{"train.epochs": 30, "train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0},
     }
     out = tmp_path / "run"
-    assert train(coco, out, *(str(word) for name, value in options.items() for word in (f"--{name}", value))) == 0
+    assert train(coco, out, *typed(options)) == 0
     losses = logged(out, "val_loss")
     assert losses[0] > 1 > 0.1 > losses[-1]
     said = Captioner.load(out / "captioner.safetensors").caption(sorted(coco.images("train").iterdir()))
