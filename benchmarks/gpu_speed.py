@@ -15,16 +15,16 @@ import contextlib
 import io
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytorch_lightning as pl
 import ratios  # noqa: F401  # finds the captioner beside this folder
 import torch
 from torch.profiler import ProfilerActivity, profile
-from train_speed import write_data
+from train_speed import FEATURES, random_features, write_data
 
 from captioner import load
 from captioner.__main__ import main as captioner
@@ -75,18 +75,11 @@ class Rate(pl.Callback):
 def training(name: str, device: str, batch_size: int) -> None:
     """Train, and print the rate."""
     options, rate, made = RUNS[name], Rate(device == "cuda"), callbacks.make_callbacks
-    shape = (49, 2048) if "model.grid" in options else (2048,)
-
-    def features(encoder: Any, paths: list[Path], *_: Any) -> Any:
-        random = np.random.default_rng(1)
-        for i in range(0, len(paths), 500):
-            yield random.random((len(paths[i : i + 500]), *shape), dtype=np.float32).astype(np.float16)
-
+    features = partial(random_features, shape=(49, FEATURES) if "model.grid" in options else (FEATURES,))
     with (
         tempfile.TemporaryDirectory() as temporary,
         patch.object(callbacks, "make_callbacks", lambda *given: [*made(*given), rate]),
         patch.object(data_split, "extract_features", features),
-        patch.object(data_split.DataSplit, "check_features", lambda *given: None),  # those of no image
     ):
         folder = Path(temporary)
         write_data(folder, -(-(WARM_UP + 2 * WATCHED + 1) * batch_size // 500))

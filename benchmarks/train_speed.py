@@ -15,6 +15,7 @@ import io
 import json
 import sys
 import tempfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,11 @@ def write_data(folder: Path, batches: int) -> None:
         (folder / f"{split}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
-def random_features(encoder: Any, paths: list[Path], *_: Any) -> Any:
-    """Stands in for the ResNet."""
-    yield np.random.default_rng(1).random((len(paths), FEATURES), dtype=np.float32).astype(np.float16)
+def random_features(encoder: Any, paths: list[Path], *_: Any, shape: tuple[int, ...] = (FEATURES,)) -> Any:
+    """Features that depend on the name of an image alone, since training computes some again and compares them."""
+    for path in paths:
+        random = np.random.default_rng(zlib.crc32(path.name.encode()))
+        yield random.random((1, *shape), dtype=np.float32).astype(np.float16)
 
 
 class Bare:
