@@ -71,7 +71,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     settings = {name: asdict(options[name]) for name in GROUPS}
     resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
     config, say = options.train, rank_zero_only(print)
-    data, model = _data_and_model(options, trainer_options["accelerator"])
+    data, model = _data_and_model(options, trainer_options["accelerator"], folder / "last.ckpt" if resumed else None)
     say(describe_trainer(trainer_options, options.data.batch_size))
     references, monitor = data.references(), Monitor()
     if reason := data.fixed_cider(references):
@@ -96,13 +96,13 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         say(line)
     if options.init_from and not resumed:
         say(init_from(model, options.init_from))
-    teachers = load_teachers(model, config.teacher_files)
+    teachers = load_teachers(model, config.teacher_files, data.encoder)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, references, steps, rewards, teachers)
     fit(trainer, task, folder, resumed, data)
     if not trainer.is_global_zero:
         return
-    slim = export_best(folder, "captioner.safetensors")
+    slim = export_best(folder, "captioner.safetensors", lambda found: {name: found[name] for name in model.weights()})
     if options.check:
         type(model).load(slim)
         print(dry_run.report(trainer, data, batches, options.trainer.check_val_every_n_epoch, folder))
@@ -114,8 +114,8 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         )
 
 
-def _data_and_model(options: Any, device: str) -> tuple[Any, Any]:
-    """The data module, with its cached features checked, and a new model."""
+def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, Any]:
+    """The data module, with its cached features checked, and a new model; `last` is the checkpoint of a resumed run."""
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -126,7 +126,14 @@ def _data_and_model(options: Any, device: str) -> tuple[Any, Any]:
 
     configure_process()
     by_image, seed = options.train.objective == "scst", options.train.seed
-    data = CaptionData(options.data, options.model, seed, by_image, options.check, device)
+    config, frozen = options.model, None
+    if config.trainable_layers and options.train.encoder_lr == 0 and not options.data.augment:
+        start = last or options.init_from  # its fine-tuned stages stay as they are, and features are cached
+        frozen = Captioner.load(start).encoder if start else Encoder(config)
+        assert frozen is not None
+        frozen.freeze()
+        config = replace(config, trainable_layers=0)
+    data = CaptionData(options.data, config, seed, by_image, options.check, device, frozen)
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features

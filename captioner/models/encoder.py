@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from http.client import HTTPException
 from itertools import pairwise
@@ -196,6 +198,18 @@ class Encoder(nn.Module):
         if leaves_out_frozen_stages(self.config):
             return {name: value.detach() for name, value in self.named_parameters() if self._is_trained(name)}
         return self.state_dict()
+
+    def freeze(self) -> None:
+        """Train no stage from here on, so that :meth:`cached` gives features also of stages that were fine-tuned."""
+        self.config = replace(self.config, trainable_layers=0)
+        self.requires_grad_(False)
+
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 of all parameters, in fp16."""
+        digest = hashlib.sha256()
+        for _, value in sorted(self.named_parameters()):
+            digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def chain(self) -> list[tuple[str, nn.Module]]:

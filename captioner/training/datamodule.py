@@ -46,6 +46,7 @@ class CaptionData(pl.LightningDataModule):
         by_image: whether a batch has all captions of its images, also where batches of captions alone would be faster.
         sample: for a dry run; see :class:`DataSplit`.
         device: of the training, where features are computed too.
+        encoder: frozen, whose features are cached, in place of the pretrained one of `model`.
 
     Attributes:
         train, val: the splits.
@@ -61,10 +62,11 @@ class CaptionData(pl.LightningDataModule):
         by_image: bool = False,
         sample: bool = False,
         device: str = "cpu",
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
-        self.data, self.model, self.seed, self.device = data, model, seed, device
-        self.train, self.val = (DataSplit(name, data, model, sample, device) for name in ("train", "val"))
+        self.data, self.model, self.seed, self.device, self.encoder = data, model, seed, device, encoder
+        self.train, self.val = (DataSplit(name, data, model, sample, device, encoder) for name in ("train", "val"))
         every = (caption for example in self.train.examples for caption in example.captions)
         if data.horizontal_flip and not data.flip_words and not are_english(every):
             raise UserError(
@@ -96,7 +98,7 @@ class CaptionData(pl.LightningDataModule):
     def check_features(self) -> None:
         """Raise UserError unless the cached features of the first image of each split are those of the encoder."""
         if self.train.folder is not None or self.val.folder is not None:
-            encoder = Encoder(self.model)
+            encoder = self.encoder.cpu() if self.encoder is not None else Encoder(self.model)
             for split in (self.train, self.val):
                 split.check_features(encoder)
 

@@ -83,7 +83,7 @@ class DataSplit:
     """The examples of a split, with the features of their images, or the maps before the first trained stage.
 
     For a dry run with `sample`: where features are missing, those of a few images are computed, which all then share.
-    `device` is where features are computed.
+    `device` is where features are computed, by `encoder` in place of the pretrained one of `model`, if it is given.
     """
 
     table: Tensor | np.ndarray | None = None  # (rows, F), (rows, P, F) … fp16 features, in memory or memory-mapped
@@ -93,9 +93,15 @@ class DataSplit:
     missing, seconds = 0, 0.0  # number of features still to compute after a sample; time of each
 
     def __init__(
-        self, name: str, data: DataConfig, model: ModelConfig, sample: bool = False, device: str = "cpu"
+        self,
+        name: str,
+        data: DataConfig,
+        model: ModelConfig,
+        sample: bool = False,
+        device: str = "cpu",
+        encoder: Encoder | None = None,
     ) -> None:
-        self.name, self.data, self.model, self.device = name, data, model, device
+        self.name, self.data, self.model, self.device, self.encoder = name, data, model, device, encoder
         self.examples, skipped, sets = list[Example](), list[str](), data.sets(name)
         for one in sets:
             examples, left_out = read_examples(
@@ -209,7 +215,7 @@ class DataSplit:
             return self._sample_features(paths, len(names), options)
 
         def rows_from(first: int) -> Iterator[np.ndarray]:
-            encoder = Encoder(model).to(self.device)
+            encoder = (self.encoder or Encoder(model)).to(self.device)
             yield from extract_features(encoder, paths[first:], *options)
             if self.mirrors:
                 yield from extract_features(encoder, paths[max(0, first - len(paths)) :], *options, mirrored=True)
@@ -238,6 +244,8 @@ class DataSplit:
         optional = {"grid": model.grid, "frames": model.frames, "mirrored": "after the others" if self.mirrors else ""}
         if model.trainable_layers:  # maps, whatever the grid
             optional |= {"grid": 0, "trained stages": model.trainable_layers}
+        if self.encoder is not None:
+            optional["fine-tuned stages"] = self.encoder.digest()
         return {
             "encoder": model.encoder,
             "weights": weights_digest(model.encoder),
@@ -250,7 +258,7 @@ class DataSplit:
     def _sample_features(self, paths: Sequence[Any], rows: int, options: Any) -> np.ndarray:
         """Compute the features of a few images and use them for all, so that none counts as unreadable."""
         few = paths[:: -(-len(paths) // (3 * IMAGE_BATCH_SIZE))]
-        encoder = Encoder(self.model).to(self.device)
+        encoder = (self.encoder or Encoder(self.model)).to(self.device)
         blocks, times = [], []
         for block in extract_features(encoder, few, *options):
             blocks.append(block)

@@ -22,6 +22,7 @@ from captioner.errors import UserError
 from captioner.metrics.tokenizers import TOKENIZERS, tokenizer_of
 from captioner.models.base import search_ids
 from captioner.models.captioner import Captioner
+from captioner.models.encoder import Encoder
 from captioner.training.base_task import BaseTask
 from captioner.training.rewards import Rewards
 
@@ -243,20 +244,27 @@ def turn_dropout_off(decoder: nn.Module) -> None:
         module.training = isinstance(module, nn.RNNBase)
 
 
-def load_teachers(model: Captioner, paths: Sequence[str]) -> list[Captioner]:
-    """The decoders of checkpoints that teach `model`; UserError unless they have its vocabulary and features."""
+def load_teachers(model: Captioner, paths: Sequence[str], encoder: Encoder | None = None) -> list[Captioner]:
+    """The decoders of checkpoints that teach `model`; UserError unless they have its vocabulary and features.
+
+    If stages of its encoder were fine-tuned, `encoder` is the frozen one that computes its features.
+    """
     teachers = []
     for path in paths:
         teacher = Captioner.load(path)
-        teacher.encoder = None
+        theirs, teacher.encoder = teacher.encoder, None
         if teacher.vocabulary.words != model.vocabulary.words:
             sizes = f"{len(teacher.vocabulary):,} words, not the {len(model.vocabulary):,} of this training"
             raise UserError(f"{path} has another vocabulary ({sizes}): --data.vocabulary {path}")
         for name in FEATURE_OPTIONS:
             there, here = getattr(teacher.config, name), getattr(model.config, name)
-            if there != here or (name == "trainable_layers" and here):
-                expected = "0 in both" if name == "trainable_layers" else "the same"
-                raise UserError(f"{path} cannot teach: model.{name} is {there} there and {here} here, not {expected}")
+            if there != here:
+                raise UserError(f"{path} cannot teach: model.{name} is {there} there and {here} here, not the same")
+        if model.config.trainable_layers:
+            if encoder is None:
+                raise UserError(f"{path} cannot teach a model whose encoder is trained: --train.encoder_lr 0")
+            if theirs is None or theirs.digest() != encoder.digest():
+                raise UserError(f"{path} cannot teach: its encoder was fine-tuned to other weights")
         teachers.append(teacher)
     return teachers
 

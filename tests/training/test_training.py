@@ -256,12 +256,38 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
             assert torch.equal(value, start[name]), name
     slim = Captioner.load(tmp_path / "run" / "captioner.safetensors")
     assert torch.allclose(slim.encoder.resnet.layer4[0].conv1.weight, tuned.layer4[0].conv1.weight, atol=1e-3)
-    kept = ["--init-from", tmp_path / "run", "--model.trainable_layers", "1", "--train.encoder_lr", "0"]
+    assert read_checkpoint(tmp_path / "run" / "captioner.safetensors")[1].keys() == slim.weights().keys()
+
+
+def test_fine_tuned_stages_can_be_kept_and_their_features_are_cached(tiny, tmp_path, cli_train):
+    stage = ["--model.trainable_layers", "1", "--train.ema_decay", "0"]
+    tuning = [*stage, "--train.encoder_lr", "1e-2", "--train.epochs", "1"]
+    assert train(tiny, tmp_path / "run", *tuning) == 0
+    assert train(tiny, tmp_path / "other", *tuning, "--train.seed", "1") == 0
+    cache = tmp_path / "cache"
+    kept = ["--init-from", tmp_path / "run", *stage, "--train.encoder_lr", "0", "--data.feature_cache", cache]
     assert train(tiny, tmp_path / "kept", *kept, "--train.epochs", "1") == 0
-    found = Captioner.load(tmp_path / "kept")
+    slim, found = Captioner.load(tmp_path / "run"), Captioner.load(tmp_path / "kept")
     for name, value in slim.encoder.state_dict().items():
         assert torch.equal(found.encoder.state_dict()[name], value), name
     assert not torch.equal(found.decoder.project.weight, slim.decoder.project.weight)
+    images = torch.stack([clips.load_pixels(path, 32) for path in sorted(tiny.images("train").iterdir())])
+    table = np.load(next(cache.glob("captions_train-*/features.npy")))
+    assert torch.allclose(torch.from_numpy(table).float(), slim.features(images), atol=1e-3)
+
+    (tmp_path / "run").rename(tmp_path / "moved")  # a resumed run needs it no more
+    assert train(tiny, tmp_path / "kept", *kept[2:], "--train.epochs", "2", "--resume") == 0
+    assert len(list(cache.glob("*/features.npy"))) == 2
+    kept[1] = tmp_path / "moved"
+    taught = [*kept, "--train.epochs", "1", "--train.teachers"]
+    assert train(tiny, tmp_path / "taught", *taught, tmp_path / "kept") == 0
+    for options, said in (
+        ([*taught, tmp_path / "other"], "its encoder was fine-tuned to other weights"),
+        ([*taught, tmp_path / "kept", "--train.encoder_lr", "1e-5"], "--train.encoder_lr 0"),
+    ):
+        code, _, err = cli_train(tiny, tmp_path / "refused", *options)
+        assert code == 2
+        assert is_one_line(err, "captioner train: error: ", "cannot teach", said), err
 
 
 @pytest.mark.parametrize(
