@@ -17,7 +17,7 @@ demo: install  ## caption photographs with the shipped model, then train and sco
 	$(BIN)/captioner predict data/photos
 	$(BIN)/captioner shapes --output data/shapes
 	rm -rf runs/shapes
-	$(BIN)/python train.py --config configs/shapes.yaml
+	$(BIN)/python train.py --config shapes
 	$(BIN)/captioner evaluate --checkpoint runs/shapes/captioner.safetensors \
 	    --annotations data/shapes/captions_val.json --images data/shapes/val
 

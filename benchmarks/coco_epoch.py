@@ -115,7 +115,7 @@ def check(folder: Path, names: dict[str, str]) -> None:
     environment = {**os.environ, "TORCH_HOME": str(folder / "torch")}
     options = [word for name, value in names.items() for word in (f"--data.{name}", value)]
     for recipe, before in RECIPES.items():
-        given = [word for name in (*before, recipe) for word in ("--config", ROOT / f"configs/{name}.yaml")]
+        given = [word for name in (*before, recipe) for word in ("--config", name)]
         given += ["--init_from", folder / "start.safetensors"] if before else []
         given += [*options, "--output", folder / recipe, "--check"]
         print(f"captioner train --check, {recipe}", flush=True)

@@ -33,7 +33,7 @@ def run(name: str, options: str, data: list[str]) -> None:
     out = FOLDER / name
     if not (out / "captioner.safetensors").exists():
         shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "captioner", "train", "--config", "configs/few_pairs.yaml"]
+        command = [sys.executable, "-m", "captioner", "train", "--config", "few_pairs"]
         subprocess.run([*command, *options.split(), *data, "--output", str(out)], check=True)
 
 

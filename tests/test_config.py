@@ -2,11 +2,13 @@
 
 import inspect
 from dataclasses import FrozenInstanceError, asdict, fields
+from pathlib import Path
 
 import pytest
 import yaml
-from helpers import NO_DROPOUT, ROOT
+from helpers import NO_DROPOUT
 
+from captioner.cli.parser import SHIPPED_CONFIGS
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
 
@@ -169,28 +171,37 @@ def test_attention_and_its_grid_belong_together():
         assert ModelConfig(grid=7, attention=kind).attention == kind
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(SHIPPED_CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_each_file_of_configs_is_valid(cli, file):
     command = "pretrain" if file.stem == "language_model" else "train"
     assert cli(command, "--config", file, "--print_config")[::2] == (0, "")
 
 
 def test_the_defaults_that_configs_name_are_the_defaults():
-    plain = yaml.safe_load((ROOT / "configs" / "flickr8k.yaml").read_text())
+    plain = yaml.safe_load((SHIPPED_CONFIGS / "flickr8k.yaml").read_text())
     configs = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "search": SearchConfig}
     for group, config in configs.items():
         assert asdict(config()).items() >= plain[group].items()
 
 
+def test_a_config_is_found_by_its_name_and_a_file_of_that_name_wins(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("few_pairs").mkdir()  # a folder is no config
+    options = ("train", "--config", "few_pairs", "--print_config")
+    assert yaml.safe_load(cli(*options)[1])["model"]["hidden_size"] == 256
+    Path("few_pairs").rmdir()
+    Path("few_pairs").write_text("model: {hidden_size: 9}")
+    assert yaml.safe_load(cli(*options)[1])["model"]["hidden_size"] == 9
+
+
 def test_self_critical_training_is_a_second_file(cli):
     """It has no architecture, and keeps that of the file before it."""
-    files = [ROOT / "configs" / f"{name}.yaml" for name in ("attention", "scst")]
-    code, out, _ = cli("train", "--config", files[0], "--config", files[1], "--print_config")
+    code, out, _ = cli("train", "--config", "attention", "--config", "scst", "--print_config")
     made = yaml.safe_load(out)
     assert (code, made["model"]["attention"], made["train"]["objective"]) == (0, "soft", "scst")
 
 
-ROWS = sorted((ROOT / "configs" / "recurrence").glob("*.yaml"))
+ROWS = sorted((SHIPPED_CONFIGS / "recurrence").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.stem)

@@ -43,7 +43,7 @@ def documented() -> list:
 
 @pytest.mark.parametrize("line", documented())
 def test_every_command_parses(line, monkeypatch):
-    arguments = captioner_arguments(line.replace("runs/mine/config.yaml", "configs/flickr8k.yaml"))
+    arguments = captioner_arguments(line.replace("runs/mine/config.yaml", "flickr8k"))
     words = 2 if arguments[0] == "data" else 1  # of the command
     ran = []
     module = __import__(f"captioner.cli.{'_'.join(arguments[:words])}", fromlist=["run"])
@@ -98,7 +98,7 @@ def test_the_python_of_the_readme_runs():
 @pytest.mark.slow
 def test_commands_on_shipped_data_run(tmp_path):
     """The commands on data/photos and data/shapes, which need nothing but the repository."""
-    for name in ("data/photos", "configs"):
+    for name in ("data/photos",):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         os.symlink(ROOT / name, tmp_path / name)
     pages = README, DOCS["index.md"]

@@ -9,6 +9,7 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from captioner.cli.parser import ConfigFile
 from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
 from captioner.data.addresses import ADDRESS
 from captioner.errors import UserError
@@ -23,7 +24,8 @@ def config_of(kind: type[Config], options: Any) -> Config:
 
 def add_run_arguments(parser: Any, output: str) -> None:
     """The options of a command that trains: ``--config``, ``--output`` with its default, and ``--resume``."""
-    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
+    about = "YAML file of options, or the name of a shipped one such as flickr8k; typed ones override it"
+    parser.add_argument("--config", action=ConfigFile, help=about)
     parser.add_argument("--output", type=str, default=output, help="folder of the run")
     parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -11,12 +12,21 @@ import textwrap
 from argparse import ONE_OR_MORE, SUPPRESS, Action
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
+from jsonargparse import (
+    ActionConfigFile,
+    ActionYesNo,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+    set_loader,
+)
 
-from captioner.errors import printable
+from captioner.errors import UserError, printable
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
@@ -37,6 +47,7 @@ COMMANDS = {
     "completion": "write a script that completes commands and options in a shell",
 }
 
+SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"  # installed with the package
 MAX_DEPTH = 20  # of nested YAML lists and mappings
 MAX_MESSAGE = 600  # characters of an error message, which may quote a whole file
 
@@ -76,6 +87,33 @@ class Flag(ActionYesNo):
         if not isinstance(value, bool):
             raise TypeError(f'Parser key "{self.dest}": Expected a {bool}. Got value: {value}')
         return value
+
+
+def resolve_config(given: str) -> str:
+    """The file of ``--config``: a path that exists, or one of captioner/configs by name, such as recurrence/gru1.
+
+    UserError if there is neither; text that is YAML itself is returned as it is.
+    """
+    if (os.path.exists(given) and not os.path.isdir(given)) or re.search(r"\{|:\s", given):
+        return given
+    names = {
+        file.relative_to(SHIPPED_CONFIGS).with_suffix("").as_posix(): file
+        for file in sorted(SHIPPED_CONFIGS.rglob("*.yaml"))
+    }
+    if given in names:
+        return str(names[given])
+    last = {Path(name).name: name for name in names}
+    close = get_close_matches(Path(given).stem, last, 1, 0.7)
+    known = ", ".join(name for name in names if "/" not in name)
+    advice = f"did you mean {last[close[0]]}?" if close else f"expected a path, or one of {known}"
+    raise UserError(f"--config {given} is neither a file nor the name of a config: {advice}")
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config``, for :func:`resolve_config`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, namespace, resolve_config(values), option_string)
 
 
 class Help(DefaultHelpFormatter):

@@ -20,4 +20,4 @@ def run(options: Any) -> None:
     make_shapes(**options.as_dict())
     what, config = ("clips", "moving") if options.moving else ("images", "shapes")
     print(f"{options.output}: {options.count} + {options.val_count} {what}, 5 captions each")
-    print(f"now: captioner train --config configs/{config}.yaml")
+    print(f"now: captioner train --config {config}")

@@ -1,7 +1,7 @@
 """Train a model on captioned images, in any format of docs/data.md.
 
-Example: captioner train --config configs/flickr8k.yaml --data.train captions_train.json --data.train_images train
---data.val captions_val.json --data.val_images val --output runs/mine
+Example: captioner train --config flickr8k --data.train train.json --data.train_images train --data.val val.json
+--data.val_images val
 """
 
 from __future__ import annotations

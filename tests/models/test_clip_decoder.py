@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import NO_DROPOUT, ROOT
+from helpers import NO_DROPOUT
 from PIL import Image
 
 from captioner.config import ModelConfig
@@ -147,7 +147,7 @@ def test_it_learns_which_way_a_shape_moves_and_one_frame_does_not_tell(tmp_path,
     assert cli(*moving)[0] == 0
     data = json.loads((tmp_path / "data/moving/captions_val.json").read_text())
     truth = {row["image_id"]: row["caption"] for row in reversed(data["annotations"])}  # the first one of each
-    options = ("--config", ROOT / "configs/moving.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 1)
+    options = ("--config", "moving", "--trainer.accelerator", "cpu", "--trainer.devices", 1)
     shares = {}
     for name, more in (("clips", ()), ("stills", ("--model.frames", 0, "--model.grid", 0, "--train.epochs", 8))):
         assert cli("train", *options, *more, "--output", f"runs/{name}")[0] == 0
