@@ -49,8 +49,8 @@ def run(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a .safetensors file")
     if options.annotations is None and options.images is not None:
         raise UserError("--images (folder) needs --annotations, whose captions select the checkpoints")
-    from captioner.models.captioner import fitting_weights
-    from captioner.models.checkpoint import read_checkpoint, save_slim
+    from captioner.models.captioner import fitting_weights, save_slim
+    from captioner.models.checkpoint import read_checkpoint
     from captioner.models.weight_averaging import average, check_compatible, greedy_selection
 
     headers, states = map(list, zip(*map(read_checkpoint, names), strict=True))

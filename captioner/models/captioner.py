@@ -20,7 +20,15 @@ from captioner.models.base import CaptionModel, Concept
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.concepts import class_names
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, cached_shape, feature_shape, leaves_out_frozen_stages, weights_digest
+from captioner.models.differences import from_differences, to_differences
+from captioner.models.encoder import (
+    Encoder,
+    cached_shape,
+    feature_shape,
+    leaves_out_frozen_stages,
+    pretrained_weights,
+    weights_digest,
+)
 
 SHOWN, LEAST_SHOWN = 3, 0.05  # concepts of an image: at most so many, at least so probable
 
@@ -113,8 +121,8 @@ class Captioner(CaptionModel):
         return state
 
     def save(self, path: str | os.PathLike, half: bool = True) -> None:
-        """Write a checkpoint for inference; see :func:`captioner.models.checkpoint.save_slim`."""
-        checkpoint.save_slim(path, self.header(), self.weights(), half)
+        """Write a checkpoint for inference; see :func:`save_slim`."""
+        save_slim(path, self.header(), self.weights(), half)
 
     @classmethod
     def load(cls, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> Captioner:
@@ -201,6 +209,25 @@ def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
     return header.get("encoder_inside") is True or not leaves_out_frozen_stages(config)
 
 
+def has_differences(header: Mapping[str, Any]) -> bool:
+    """Whether a slim checkpoint holds fine-tuned stages, whose pretrained weights ship with captioner."""
+    options = header["model"]
+    return options.get("trainable_layers", 0) > 0 and options.get("encoder") == "resnet50_v1"
+
+
+def save_slim(
+    path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool = True
+) -> None:
+    """Write a .safetensors file in fp16, and stages of resnet50_v1 that were fine-tuned as int8 differences.
+
+    Without `half` everything is written as it is. See :mod:`captioner.models.differences`.
+    """
+    if half and has_differences(header):
+        stages = {name: value for name, value in weights.items() if name.startswith("encoder.")}
+        weights = {**weights, **to_differences(stages, pretrained_weights(header["model"]["encoder"]))}
+    checkpoint.save_slim(path, header, weights, half)
+
+
 def fitting_weights(
     path: str | os.PathLike, header: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -211,6 +238,8 @@ def fitting_weights(
     config, vocabulary = checkpoint.parse_header(path, header)
     whole = brings_encoder(config, header)
     try:
+        if has_differences(header) and not whole:
+            weights = from_differences(weights, pretrained_weights(config.encoder))
         with meta_device():  # a header may require any amount of memory
             expected = Captioner(config, vocabulary, None, "").state_dict()
         if whole or config.trainable_layers:

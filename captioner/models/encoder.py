@@ -95,6 +95,11 @@ def weights_file(name: str) -> Path:
     return file
 
 
+def pretrained_weights(name: str) -> dict[str, Tensor]:
+    """The ImageNet weights of `name`, which ships with captioner, with the names that checkpoints have for them."""
+    return {f"encoder.resnet.{key}": value for key, value in load_safetensors(weights_file(name))[1].items()}
+
+
 @lru_cache(maxsize=8)
 def _cached_digest(path: Path, modified: int) -> str:
     return file_digest(path)

@@ -28,7 +28,8 @@ from captioner.config import TrainerConfig
 from captioner.devices import resolve_accelerator
 from captioner.errors import REFUSALS, UserError, one_line
 from captioner.files import write_text
-from captioner.models.checkpoint import load_pickle, read_checkpoint, save_slim
+from captioner.models.captioner import save_slim
+from captioner.models.checkpoint import load_pickle, read_checkpoint
 from captioner.training.callbacks import AtomicCheckpointIO, ProgressBar
 
 LOCK_TIMEOUT = 10.0  # seconds; the worker processes of a killed run end a moment later
