@@ -337,7 +337,8 @@ class SearchConfig(_Config):
 
     def _check(self) -> None:
         self._limit("beam n_best", AT_LEAST_1)
-        self._limit("max_length min_length length_penalty no_repeat_ngram diversity top_k", AT_LEAST_0)
+        self._limit("max_length min_length no_repeat_ngram diversity top_k", AT_LEAST_0)
+        self._limit("length_penalty", _from_to(0, 10))  # larger powers overflow
         self._limit("seed", SEED)
         self._limit("top_p", ABOVE_0_TO_1)
         if self.max_length:
@@ -377,8 +378,10 @@ class ServeConfig(_Config):
         max_request: bytes of a request
         max_pixels: pixels of an image
         timeout: seconds from the first byte of a request to its answer
+        max_beam: widest beam, and most captions of an image, that a request may ask for
         decoders: threads that decode images
         allow_urls: also fetch images from public http and https addresses
+        access_log: print a line for each request
     """
 
     max_batch: int = 32
@@ -389,11 +392,13 @@ class ServeConfig(_Config):
     max_request: int = 64_000_000
     max_pixels: int = 50_000_000
     timeout: float = 60.0
+    max_beam: int = 20
     decoders: int = 4
     allow_urls: bool = False
+    access_log: bool = False
 
     def _check(self) -> None:
-        self._limit("max_batch queue max_images max_bytes max_request max_pixels decoders", AT_LEAST_1)
+        self._limit("max_batch queue max_images max_bytes max_request max_pixels max_beam decoders", AT_LEAST_1)
         self._limit("max_wait_ms", AT_LEAST_0)
         self._limit("timeout", POSITIVE)
 

@@ -1,6 +1,8 @@
 """Caption images over HTTP: POST files or base64 to /caption and receive JSON; see docs/serving.md.
 
 Example: captioner serve --port 8000 --beam 3, then: curl -F files=@dog.jpg http://127.0.0.1:8000/caption
+
+GET / says what there is, /docs describes it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from captioner.cli.options import add_checkpoint_arguments, config_of, model_nam
 from captioner.config import SearchConfig, ServeConfig
 from captioner.errors import UserError
 
-MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images timeout allow_urls"
+MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images timeout allow_urls access_log cors"
 
 CHECKPOINTS = "checkpoint"
 
@@ -23,6 +25,8 @@ def configure(parser: Any) -> None:
     add_checkpoint_arguments(parser)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 also serves other machines")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
+    about = "origin whose pages may send requests, such as https://example.org, or * for any; repeat it for several"
+    parser.add_argument("--cors", action="append", type=str, help=about)
     parser.add_class_arguments(ServeConfig)
     parser.add_class_arguments(SearchConfig)
 
@@ -50,10 +54,11 @@ def _serve(options: Any, search: SearchConfig, config: ServeConfig, listener: so
     from captioner.models.captioner import load
 
     model = load(options.checkpoint, resolve_device(options.device))
-    app = make_app(model, search, config, model_name(options.checkpoint))
+    app = make_app(model, search, config, model_name(options.checkpoint), options.cors or ())
     listener.listen(128)
     seconds = int(config.timeout) + 1
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=seconds))
-    print(f"http://{options.host}:{listener.getsockname()[1]}/caption is ready", flush=True)
+    place = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"http://{place}:{listener.getsockname()[1]}/ is ready (stop with Ctrl-C)", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after its shutdown
     server.run([listener])

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import queue
+import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from torch import Tensor
 
 from captioner import __version__
 from captioner.config import SearchConfig, ServeConfig
 from captioner.data.images import ImageError, eval_transform, image_errors, open_image
+from captioner.deploy.request_body import BODY, Source, read_body, request_search
 from captioner.deploy.safe_fetch import Refused, fetch
 from captioner.errors import UserError, printable
 from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
+from captioner.reports.page import render
 
-FORM_BYTES = 64 * 1024  # of a request besides its images
 BUSY = {"Retry-After": "1"}
-Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or the error
-
-# For /openapi.json: FastAPI does not see the body, which /caption reads itself
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
-_FORM = {"schema": {"type": "object", "properties": {"files": _FILES}}}
-_JSON = {"schema": {"type": "object", "properties": {"images": _STRINGS, "urls": _STRINGS}}}
-BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _FORM, "application/json": _JSON}}}
-STATUSES = (413, 415, 422, 503, 504)  # besides 200
+STATUSES = {  # besides 200
+    413: "too many bytes or images",
+    415: "neither a form nor JSON",
+    422: "no image can be read, or the body is invalid",
+    503: "too many images are waiting",
+    504: "not done in time",
+}
+PATHS = {
+    "POST /caption": "captions of images: a form with files, or JSON",
+    "GET /docs": "every request and answer, to be tried in the browser",
+    "GET /openapi.json": "the same for programs",
+    "GET /health": "200 while the model works, else 503",
+    "GET /metrics": "counters for Prometheus",
+}
+ORIGIN = re.compile(r"https?://[^/\s@?#]+")
 
 
 class Batcher:
@@ -49,21 +58,20 @@ class Batcher:
     model fails, every image of that batch gets the exception, and the next batch is captioned.
     """
 
-    def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, sizes: Histogram) -> None:
-        search_ids(model.vocabulary, search.for_model(model.max_length))  # fails here, not at the first request
-        self.model, self.search, self.config, self.sizes = model, search, config, sizes
-        self.waiting: queue.Queue[tuple[Tensor, Future] | None] = queue.Queue(config.queue)  # None: stop
+    def __init__(self, model: CaptionModel, config: ServeConfig, sizes: Histogram) -> None:
+        self.model, self.config, self.sizes = model, config, sizes
+        self.waiting: queue.Queue[tuple[Tensor, SearchConfig, Future] | None] = queue.Queue(config.queue)  # None: stop
         self.thread = threading.Thread(target=self._run, name="captions", daemon=True)
         self.thread.start()
 
-    def submit(self, image: Tensor) -> Future:
+    def submit(self, image: Tensor, search: SearchConfig) -> Future:
         """(3, H, W) uint8 → a future of its captions, best first.
 
         Raises:
             queue.Full: too many images are waiting.
         """
         future: Future = Future()
-        self.waiting.put_nowait((image, future))
+        self.waiting.put_nowait((image, search, future))
         return future
 
     def close(self) -> None:
@@ -83,13 +91,18 @@ class Batcher:
                     self.waiting.put(None)  # stop after this batch
                     break
                 batch.append(item)
-            self._caption([(image, future) for image, future in batch if future.set_running_or_notify_cancel()])
+            by_search: dict[SearchConfig, list[tuple[Tensor, Future]]] = {}
+            for image, search, future in batch:
+                if future.set_running_or_notify_cancel():
+                    by_search.setdefault(search, []).append((image, future))
+            for search, images in by_search.items():
+                self._caption(search, images)
 
-    def _caption(self, batch: list[tuple[Tensor, Future]]) -> None:
+    def _caption(self, search: SearchConfig, batch: list[tuple[Tensor, Future]]) -> None:
         self.sizes.observe(len(batch))
         try:
-            images = torch.stack([image for image, _ in batch]) if batch else torch.empty(0)  # (I, 3, H, W)
-            results = self.model.search(images.to(self.model.device), self.search)
+            images = torch.stack([image for image, _ in batch])  # (I, 3, H, W)
+            results = self.model.search(images.to(self.model.device), search)
             for (_, future), captions in zip(batch, results, strict=True):
                 future.set_result(captions)
         except Exception as error:  # any error of the model is raised again by the requests
@@ -117,9 +130,10 @@ class CaptionService:
     def __init__(self, model: CaptionModel, search: SearchConfig, config: ServeConfig, name: str) -> None:
         if model.frames:
             raise UserError("serve captions images, but this model captions clips and albums: use captioner predict")
-        self.image_size, self.n_best, self.config, self.name = model.image_size, search.n_best, config, name
+        search_ids(model.vocabulary, search.for_model(model.max_length))  # fails here, not at the first request
+        self.model, self.search, self.config, self.name = model, search, config, name
         self.metrics = Metrics()
-        self.batcher = Batcher(model, search, config, self.metrics.batch_sizes)
+        self.batcher = Batcher(model, config, self.metrics.batch_sizes)
         self.metrics.waiting.set_function(self.batcher.waiting.qsize)
         self.decoders = ThreadPoolExecutor(config.decoders, "decode")
 
@@ -139,13 +153,25 @@ class CaptionService:
             raise HTTPException(503, f"{self.config.queue} images are waiting already; try again", BUSY) from None
 
     async def _caption_request(self, request: Request) -> dict[str, Any]:
-        sources = await read_sources(request, self.config)
-        results = await asyncio.gather(*(self._caption_image(name, source) for name, source in sources))
+        sources, options = await read_body(request, self.config)
+        search = self._search(options)
+        results = await asyncio.gather(*(self._caption_image(name, source, search) for name, source in sources))
         if all("error" in result for result in results):
-            raise HTTPException(422, results[0]["error"] if len(results) == 1 else json.dumps(results))
+            one = len(results) == 1
+            summary = results[0]["error"] if one else f"none of the {len(results)} images has a caption"
+            raise HTTPException(422, {"error": summary} | ({} if one else {"results": results}))  # type: ignore[arg-type]
         return {"model": self.name, "results": results}
 
-    async def _caption_image(self, name: str, source: Source) -> dict[str, Any]:
+    def _search(self, options: dict[str, Any]) -> SearchConfig:
+        """The search options of a request; HTTPException 422 if they are invalid for this model."""
+        search = request_search(self.search, options, self.config.max_beam)
+        try:
+            search_ids(self.model.vocabulary, search.for_model(self.model.max_length))
+        except UserError as error:  # a beam too narrow for the words of --must
+            raise HTTPException(422, str(error)) from None
+        return search
+
+    async def _caption_image(self, name: str, source: Source, search: SearchConfig) -> dict[str, Any]:
         """The captions of an image, or its error."""
         config = self.config
         try:
@@ -153,8 +179,8 @@ class CaptionService:
                 raise source
             data = await fetch(source, config.max_bytes, config.timeout) if isinstance(source, str) else source
             loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(self.decoders, decode, data, self.image_size, config.max_pixels)
-            captions: list[Caption] = await asyncio.wrap_future(self.batcher.submit(image))
+            image = await loop.run_in_executor(self.decoders, decode, data, self.model.image_size, config.max_pixels)
+            captions: list[Caption] = await asyncio.wrap_future(self.batcher.submit(image, search))
             if not captions:
                 raise ImageError(NO_CAPTION)
         except (ImageError, Refused) as error:
@@ -162,7 +188,18 @@ class CaptionService:
             return {"name": name, "error": printable(str(error))}
         self.metrics.images.labels("captioned").inc()
         results = [caption.as_dict() for caption in captions]
-        return {"name": name, **results[0], **({"n_best": results} if self.n_best > 1 else {})}
+        return {"name": name, **results[0], **({"n_best": results} if search.n_best > 1 else {})}
+
+    def overview(self) -> dict[str, Any]:
+        """What GET / answers."""
+        return {
+            "name": "captioner",
+            "version": __version__,
+            "model": self.name,
+            "paths": PATHS,
+            "search": {name: getattr(self.search, name) for name in ("beam", "n_best", "length_penalty")},
+            "limits": asdict(self.config),
+        }
 
 
 def decode(data: bytes, size: int, max_pixels: int) -> Tensor:
@@ -178,18 +215,26 @@ def decode(data: bytes, size: int, max_pixels: int) -> Tensor:
     return eval_transform(open_image(data, size_hint=size), size)
 
 
-def make_app(model: CaptionModel, search: SearchConfig, config: ServeConfig, name: str) -> FastAPI:
+def make_app(
+    model: CaptionModel, search: SearchConfig, config: ServeConfig, name: str, cors: Sequence[str] = ()
+) -> FastAPI:
     """The web application of a model.
 
     Args:
         model: in evaluation mode, on its device.
-        search: the search options of all requests.
+        search: the search options of requests that name none.
         config: the limits.
         name: of the model, in the answers.
+        cors: origins whose pages may send requests, such as https://example.org; ``*`` is any.
 
     Raises:
-        UserError: a model of clips and albums, or search options that do not fit the vocabulary.
+        UserError: a model of clips and albums, search options that do not fit the vocabulary, or an invalid origin.
     """
+    for origin in cors:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise UserError(
+                f"--cors {origin!r} is no origin: name a scheme and a host, such as https://example.org, or *"
+            )
     service = CaptionService(model, search, config, name)
 
     @asynccontextmanager
@@ -197,20 +242,41 @@ def make_app(model: CaptionModel, search: SearchConfig, config: ServeConfig, nam
         yield
         await service.close()
 
-    app = FastAPI(title="captioner", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    ui = {"validatorUrl": None}  # nothing is sent to swagger.io
+    app = FastAPIOffline(
+        redoc_url=None, title="captioner", version=__version__, lifespan=lifespan, swagger_ui_parameters=ui
+    )
     _add_routes(app, service)
-    _add_errors_and_times(app, service.metrics)
+    _add_errors_and_times(app, service)
+    if cors:  # outside the others, so that errors can be read, too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type"],
+            expose_headers=list(BUSY),
+        )
     return app
 
 
 def _add_routes(app: FastAPI, service: CaptionService) -> None:
-    @app.post("/caption", openapi_extra=BODY, responses={status: {} for status in STATUSES})
+    responses: dict[int | str, dict[str, Any]] = {status: {"description": text} for status, text in STATUSES.items()}
+
+    @app.get("/", include_in_schema=False)
+    async def overview(request: Request) -> Response:
+        """What there is: a page for browsers, JSON for others."""
+        content = service.overview()
+        if "text/html" not in request.headers.get("accept", ""):
+            return JSONResponse(content)
+        return HTMLResponse(render("deploy/server_index.html", base=str(request.base_url).rstrip("/"), **content))
+
+    @app.post("/caption", openapi_extra=BODY, responses=responses)
     async def caption(request: Request) -> dict[str, Any]:
         """Caption one or several images.
 
         The results come in the order of the images. An image that cannot be read has an `error` instead of a caption;
-        when no image can be read, the status is 422. It is 413 for too many bytes or images, 415 for neither a form
-        nor JSON, 503 while too many images are waiting, and 504 for captions that are not done in time.
+        when no image can be read, the status is 422. Every error is an object whose `error` is one line. `n_best`,
+        `beam` and `length_penalty` replace the options of the server.
         """
         return await service.respond(request)
 
@@ -226,8 +292,9 @@ def _add_routes(app: FastAPI, service: CaptionService) -> None:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_errors_and_times(app: FastAPI, metrics: Metrics) -> None:
-    """Answer errors as {"error": "one line"}, and count requests and their seconds."""
+def _add_errors_and_times(app: FastAPI, service: CaptionService) -> None:
+    """Answer errors as {"error": "one line"}; count requests and their seconds, and log them if asked to."""
+    metrics = service.metrics
 
     @app.middleware("http")
     async def measure(request: Request, call: Any) -> Response:
@@ -237,88 +304,24 @@ def _add_errors_and_times(app: FastAPI, metrics: Metrics) -> None:
         except Exception as error:  # a bug of the server or the model: details go to the log only
             print(f"captioner serve: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
             response = JSONResponse({"error": "the server failed to caption this"}, 500)
+        seconds = time.perf_counter() - began
         if request.url.path == "/caption":
             metrics.requests.labels(response.status_code).inc()
-            metrics.seconds.observe(time.perf_counter() - began)
+            metrics.seconds.observe(seconds)
+        if service.config.access_log:
+            _log_request(request, response.status_code, seconds)
         return response
 
     @app.exception_handler(HTTPException)
     async def answer_error(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+        content: Any = error.detail
+        if not isinstance(content, dict):
+            content = {"error": content + (": GET / lists what there is" if error.status_code == 404 else "")}
+        return JSONResponse(content, error.status_code, error.headers)
 
 
-async def read_sources(request: Request, config: ServeConfig) -> list[tuple[str, Source]]:
-    """The name and source of each image of a request.
-
-    Raises:
-        HTTPException: 413 too large, 415 another content type, 422 an invalid body.
-    """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind not in ("application/json", "multipart/form-data"):
-        raise HTTPException(415, "send multipart/form-data with files, or application/json with images")
-    is_json = kind == "application/json"  # in base64, 4 characters for 3 bytes
-    limit = min(config.max_images * config.max_bytes * (4 if is_json else 3) // 3, config.max_request)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit + FORM_BYTES:
-            raise HTTPException(413, f"the request has more than {limit:,} bytes")
-    if is_json:
-        sources = await asyncio.to_thread(_json_sources, bytes(body), config)  # takes up to a second
-    else:
-        sources = await _form_sources(request, bytes(body), config)
-    if not sources:
-        raise HTTPException(422, "no image: send files, images or urls")
-    for name, source in sources:
-        if isinstance(source, bytes) and len(source) > config.max_bytes:
-            raise HTTPException(413, f"{name}: {len(source):,} bytes, at most {config.max_bytes:,} for an image")
-    return sources
-
-
-async def _form_sources(request: Request, body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
-    """The files of a form, under any field names."""
-    from starlette.formparsers import MultiPartException, MultiPartParser
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = MultiPartParser(request.headers, stream(), max_files=config.max_images, max_fields=8)
-    try:
-        form = await parser.parse()
-    except Exception as error:  # starlette raises almost anything for malformed headers
-        reason = error.message if isinstance(error, MultiPartException) else type(error).__name__
-        raise HTTPException(413 if "Too many files" in reason else 422, f"the form cannot be read: {reason}") from None
-    sources = []
-    for field, value in form.multi_items():
-        if isinstance(value, str):
-            raise HTTPException(422, f"the field {field!r} is text: send images as files")
-        sources.append((printable(value.filename or field), await value.read()))
-    return sources
-
-
-def _json_sources(body: bytes, config: ServeConfig) -> list[tuple[str, Any]]:
-    """The base64 images, or the addresses, of a JSON object."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "the body is not JSON") from None
-    if not isinstance(content, dict) or len(content) != 1 or not {"images", "urls"} >= content.keys():
-        raise HTTPException(422, 'expected {"images": ["<base64>", …]} or {"urls": ["https://…", …]}')
-    ((kind, values),) = content.items()
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise HTTPException(422, f"{kind!r} must be a list of strings")
-    if len(values) > config.max_images:
-        raise HTTPException(413, f"{len(values):,} images: at most {config.max_images} in a request")
-    if kind == "images":
-        return [(f"image {number}", _decode_base64(number, value)) for number, value in enumerate(values)]
-    if not config.allow_urls:
-        raise HTTPException(422, "this server fetches no addresses (--allow_urls): send the images")
-    return [(printable(url), url) for url in values]
-
-
-def _decode_base64(number: int, text: str) -> bytes | ImageError:
-    """The bytes of base64 or of a data: URI."""
-    try:
-        return base64.b64decode(text.split(",", 1)[-1] if text.startswith("data:") else text, validate=True)
-    except ValueError:
-        return ImageError(f"image {number}: is not base64")
+def _log_request(request: Request, status: int, seconds: float) -> None:
+    """Print a line: the time, who asked for what, the status and the seconds until the answer began."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    client = request.client.host if request.client else "-"
+    print(f"{when} {client} {request.method} {printable(request.scope['path'])} {status} {seconds:.3f} s", flush=True)

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from helpers import ROOT, is_one_line, make_captioner
+from helpers import ROOT, is_one_line, make_captioner, refused
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'captioner[serve]'")
+pytest.importorskip("fastapi_offline", reason="pip install 'captioner[serve]'")
 from starlette.testclient import TestClient
 
 from captioner.config import SearchConfig, ServeConfig
@@ -29,8 +30,8 @@ from captioner.deploy.server import make_app
 
 
 @contextmanager
-def serving(model, search=None, **limits):
-    with TestClient(make_app(model, search or SearchConfig(beam=2), ServeConfig(**limits), "tiny")) as client:
+def serving(model, search=None, cors=(), **limits):
+    with TestClient(make_app(model, search or SearchConfig(beam=2), ServeConfig(**limits), "tiny", cors)) as client:
         yield client
 
 
@@ -74,6 +75,146 @@ def test_n_best(captioner, files):
         (result,) = post(client, next(iter(files.items()))).json()["results"]
     assert len(result["n_best"]) == 3
     assert result["n_best"][0]["caption"] == result["caption"]
+
+
+def test_a_request_has_options_of_its_own(captioner, images, files):
+    """In a form and in JSON; requests with and without them share the server."""
+    name, data = next(iter(files.items()))
+    best, widest = captioner.caption(images[0], beam=2), captioner.caption(images[0], beam=4, n_best=3)
+    short = captioner.caption(images[0], beam=2, n_best=2, length_penalty=0.0)
+    with serving(captioner, max_beam=4) as client, ThreadPoolExecutor(8) as pool:
+        form = {"files": [("files", (name, data))], "data": {"beam": "4", "n_best": "3"}}
+        coded = {"json": {"images": [packed(data)], "n_best": 2, "length_penalty": 0}}
+        requests = [form, coded, {"files": form["files"]}] * 3
+        answers = [pool.submit(client.post, "/caption", **request) for request in requests]
+        results = [answer.result().json()["results"][0] for answer in answers]
+    for wide, penalised, plain in zip(results[::3], results[1::3], results[2::3], strict=True):
+        assert [one["caption"] for one in wide["n_best"]] == [one.text for one in widest]
+        assert [one["score"] for one in penalised["n_best"]] == pytest.approx([one.score for one in short], abs=1e-3)
+        assert plain["caption"] == best
+        assert "n_best" not in plain
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"n_best": 3}, "n_best is 3: expected 1 to the beam width (2)"),
+        ({"n_best": 0}, "n_best is 0: expected 1 or more"),
+        ({"beam": 0}, "beam is 0: expected 1 or more"),
+        ({"beam": 9}, "beam is 9: at most 8 on this server (--max_beam)"),
+        ({"beam": 8, "n_best": 10**9}, "n_best is 1,000,000,000: at most 8"),
+        ({"beam": "wide"}, "beam is 'wide': expected a whole number"),
+        ({"beam": "2.5"}, "beam is '2.5': expected a whole number"),
+        ({"length_penalty": -1}, "length_penalty is -1"),
+        ({"length_penalty": "1e300"}, "length_penalty is "),
+        ({"length_penalty": "nan"}, "length_penalty is "),
+        ({"beam": 1}, "must names 1 words"),
+        ({"temperature": 2}, "n_best, beam, length_penalty"),
+    ],
+    ids=str,
+)
+def test_options_that_are_refused(captioner, files, options, says):
+    item = next(iter(files.items()))
+    with serving(captioner, SearchConfig(beam=2, must="red"), max_beam=8) as client:
+        form = client.post("/caption", files=[("files", item)], data={k: str(v) for k, v in options.items()})
+        coded = client.post("/caption", json={"images": [packed(item[1])], **options})
+    for answer in (form, coded):
+        assert answer.status_code == 422, answer.text
+        assert list(answer.json()) == ["error"]
+        assert says in answer.json()["error"]
+
+
+@pytest.mark.parametrize("value", [True, None, [1], {}, 2.5, "two"], ids=str)
+def test_options_of_other_types(client, files, value):
+    answer = client.post("/caption", json={"images": [packed(next(iter(files.values())))], "beam": value})
+    assert answer.status_code == 422
+    assert answer.json()["error"].endswith("expected a whole number")
+
+
+def test_options_are_not_lost(client, files):
+    """In the address they would have no effect; one sent twice has no clear one."""
+    answer = client.post("/caption?n_best=2", files=[("files", next(iter(files.items())))])
+    assert (answer.status_code, "in the body" in answer.json()["error"]) == (422, True)
+    answer = client.post("/caption", files=[("f", next(iter(files.items())))], data={"beam": ["1", "2"]})
+    assert (answer.status_code, answer.json()) == (422, {"error": "beam is sent twice"})
+
+
+def test_the_errors_of_several_images_are_objects(client):
+    answer = post(client, ("a.jpg", b"no image"), ("b.jpg", b"nor this"))
+    assert answer.status_code == 422
+    content = answer.json()
+    assert content["error"] == "none of the 2 images has a caption"
+    assert [result["name"] for result in content["results"]] == ["a.jpg", "b.jpg"]
+    assert all("not an image" in result["error"] for result in content["results"])
+
+
+def test_the_first_page_says_what_there_is(client):
+    content = client.get("/").json()
+    assert (content["name"], content["model"], content["limits"]["max_images"]) == ("captioner", "tiny", 3)
+    described = client.get("/openapi.json").json()["paths"]
+    for path in content["paths"]:
+        method, place = path.split()
+        assert client.request(method, place).status_code in (200, 415), path
+        assert place in described or place in ("/docs", "/openapi.json")
+    page = client.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert page.headers["content-type"].startswith("text/html")
+    for target in set(re.findall(r'(?:href|action)="([^"]*)"', page.text)):
+        assert client.get(f"/{target}").status_code in (200, 405), target
+    assert "http://testserver/caption" in page.text
+
+
+def test_the_name_of_a_model_is_no_html(captioner):
+    with TestClient(make_app(captioner, SearchConfig(), ServeConfig(), "<script>alert(1)</script>")) as client:
+        assert "<script" not in client.get("/", headers={"Accept": "text/html"}).text
+
+
+def test_the_description_needs_no_network(client):
+    """Every file that /docs loads comes from this server."""
+    page = client.get("/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(loaded) >= 3
+    for target in loaded:
+        assert target.startswith("/"), target
+        assert len(client.get(target).content) > 100
+    assert "://" not in page.replace("window.location.protocol + '//'", "")
+
+
+def test_access_log(captioner, files, capfd):
+    with serving(captioner) as client:
+        post(client, next(iter(files.items())))
+    assert capfd.readouterr().out == ""
+    with serving(captioner, access_log=True) as client:
+        post(client, next(iter(files.items())))
+        client.get("/no%0Asuch")
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\S+ testclient POST /caption 200 \d+\.\d{3} s", lines[0])
+    assert " GET /no such 404 " in lines[1]
+
+
+def test_cors(captioner, files):
+    origin = {"Origin": "https://example.org"}
+    asks = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    allowed = "access-control-allow-origin"
+    with serving(captioner) as client:
+        assert allowed not in client.get("/health", headers=origin).headers
+    with serving(captioner, cors=["https://example.org", "http://localhost:3000"]) as client:
+        for answer in (
+            client.options("/caption", headers=asks),
+            client.get("/health", headers=origin),
+            client.post("/caption", headers=origin),  # 415: errors, too
+        ):
+            assert answer.headers[allowed] == "https://example.org"
+        assert allowed not in client.get("/health", headers={"Origin": "https://other.org"}).headers
+    with serving(captioner, cors=["*"]) as client:
+        assert client.get("/health", headers=origin).headers[allowed] == "*"
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "ftp://a", "", "https://", "https://a b"])
+def test_origins_that_are_none(captioner, origin):
+    refused(
+        make_app, captioner, SearchConfig(), ServeConfig(), "tiny", [origin], says=["--cors", "https://example.org"]
+    )
 
 
 def test_one_bad_image_among_good_ones_has_an_error(client, files):
@@ -375,7 +516,7 @@ def test_sigterm_lets_requests_end(tmp_path, weights, files):
     process = subprocess.Popen([*command, "--max_wait_ms", "1500"], cwd=ROOT, env=environment, **pipes)
     address = process.stdout.readline().split()[0]
     body = json.dumps({"images": [packed(next(iter(files.values())))]}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{address}caption", body, {"Content-Type": "application/json"})
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(lambda: urllib.request.urlopen(request, timeout=30).read())
         time.sleep(0.7)  # the request waits for company
