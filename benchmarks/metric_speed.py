@@ -71,7 +71,7 @@ def main() -> bool:
         whole()
         return True
     if importlib.util.find_spec("pycocoevalcap") is None:
-        print("pycocoevalcap, the other side of the ratio, is not installed: pip install 'captioner[test]'")
+        print("pycocoevalcap, the other side of the ratio, is not installed: pip install -e '.[test]'")
         sys.exit(2)
     # First, while this process is small: a process inherits the peak of its parent.
     subprocess.run([sys.executable, __file__, "--whole"], check=True)

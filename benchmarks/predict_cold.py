@@ -18,8 +18,7 @@ from ratios import ROOT, median, rounds_argument, take_turns, verdict
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.models.captioner import Captioner
-from captioner.models.checkpoint import CHECKPOINTS, SHIPPED
-from captioner.models.encoder import weights_digest
+from captioner.models.encoder import weights_digest, weights_file
 
 LIMIT = 0.9
 PHOTO = ROOT / "data" / "photos" / "cat.jpg"
@@ -61,13 +60,13 @@ def main() -> bool:
         subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
 
     with tempfile.TemporaryDirectory() as name:
-        checkpoint = options.checkpoint or SHIPPED
+        checkpoint = options.checkpoint or ROOT / "checkpoints" / "captioner.safetensors"
         if not checkpoint.exists():
             checkpoint = Path(name, "random.safetensors")
             random_checkpoint(checkpoint)
         sides = {
             "predict.py": lambda: fresh("predict.py", PHOTO, "--checkpoint", checkpoint),
-            "least": lambda: fresh("-c", LEAST, CHECKPOINTS / "resnet50_v1.safetensors", PHOTO),
+            "least": lambda: fresh("-c", LEAST, weights_file("resnet50_v1"), PHOTO),
         }
         times = take_turns(sides, options.rounds)
     for side, values in times.items():

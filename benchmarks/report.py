@@ -1,6 +1,6 @@
 """The size of the page of an evaluation, and the time until a browser shows its images and re-sorts them.
 
-python benchmarks/report.py data/photos/*.jpg --count 5000   (pip install 'captioner[browser]', and a Chromium)
+python benchmarks/report.py data/photos/*.jpg --count 5000   (pip install -e '.[browser]', and a Chromium)
 """
 
 import argparse

@@ -1,9 +1,14 @@
 """Errors that the user can fix: one clear line instead of a traceback."""
 
 import errno
+from pathlib import Path
 
 # Errors of a full disk or of missing permissions, for any file.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+# The clone of the repository that captioner runs from; None if it is installed elsewhere.
+_root = Path(__file__).parents[1]
+REPOSITORY = _root if all((_root / name).is_file() for name in ("setup.cfg", "train.py")) else None
 
 
 class UserError(Exception):
@@ -14,6 +19,14 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def install_hint(extra: str) -> str:
+    """How to install the packages of an extra, or of several with commas between them."""
+    if REPOSITORY is None:
+        return f"pip install 'captioner[{extra}]'"
+    where = "." if Path.cwd() == REPOSITORY else REPOSITORY
+    return f"pip install -e '{where}[{extra}]'"
 
 
 def printable(text: str) -> str:

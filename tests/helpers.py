@@ -19,6 +19,7 @@ from captioner.models.encoder import Encoder, weights_digest
 RATES = {field.name for field in fields(ModelConfig) if "dropout" in field.name}
 NO_DROPOUT = dict.fromkeys(sorted(RATES - {"cell_dropout"}), 0.0)  # cells are for attention only
 ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "checkpoints" / "captioner.safetensors"
 COLORS = {
     "red": (220, 30, 30),
     "green": (30, 200, 40),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from argparse import Action, ArgumentParser
 from typing import Any, Literal
 
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 
 
 def configure(parser: Any) -> None:
@@ -24,7 +24,7 @@ def run(options: Any) -> None:
     try:
         import shtab
     except ImportError:
-        raise UserError("completion needs shtab: pip install 'captioner[completion]'") from None
+        raise UserError(f"completion needs shtab: {install_hint('completion')}") from None
     from captioner.cli.parser import COMMANDS, Parser
 
     root = ArgumentParser("captioner")

@@ -30,7 +30,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Serve the page; see the module's docstring."""
-    from captioner.errors import UserError
+    from captioner.errors import UserError, install_hint
 
     if not 1 <= options.port <= 65535:
         raise UserError(f"--port is {options.port}: expected 1 to 65535")
@@ -39,7 +39,7 @@ def run(options: Any) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError:
-        raise UserError("demo needs gradio: pip install 'captioner[demo]'") from None
+        raise UserError(f"demo needs gradio: {install_hint('demo')}") from None
     from captioner.deploy.demo import ModelCache, serve
 
     serve(ModelCache(options.checkpoint, resolve_device(options.device)), options.host, options.port)

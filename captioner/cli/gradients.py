@@ -81,13 +81,14 @@ def _measure(options: Any) -> Iterator[Curve]:
     import torch
 
     from captioner.models.captioner import Captioner
-    from captioner.models.checkpoint import SHIPPED, resolve_checkpoint
+    from captioner.models.checkpoint import resolve_checkpoint
     from captioner.training.gradients import gradient_norms, largest_singular_value, recurrent_matrices
 
-    for file in map(resolve_checkpoint, options.checkpoint or [None]):
+    for given in options.checkpoint or [None]:
+        file = resolve_checkpoint(given)
         trained = Captioner.load(file)
         name = file.resolve().parent.name if file.stem in ("best", "last", "captioner") else file.stem  # of the run
-        name = name if file != SHIPPED else "the shipped model"
+        name = "the shipped model" if given is None else name
         features, words, lengths = _longest(trained, options)
         models = {"trained": trained}
         if "untrained" in options.weights:

@@ -44,6 +44,7 @@ COMMANDS = {
     "data inspect": "check a data set: words, images, duplicates, splits that overlap",
     "data convert": "write a data set as COCO JSON or as WebDataset shards",
     "shapes": "draw the sample data of the demo",
+    "weights": "show which weights are used, or put them into the cache",
     "completion": "write a script that completes commands and options in a shell",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from captioner.cli.options import add_checkpoint_arguments, config_of, model_name, resolve_device
 from captioner.config import SearchConfig, ServeConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 
 MAIN = "checkpoint device host port beam n_best max_batch max_bytes max_images timeout allow_urls access_log cors"
 
@@ -50,7 +50,7 @@ def _serve(options: Any, search: SearchConfig, config: ServeConfig, listener: so
 
         from captioner.deploy.server import make_app
     except ImportError as error:
-        raise UserError(f"serve needs {error.name}: pip install 'captioner[serve]'") from None
+        raise UserError(f"serve needs {error.name}: {install_hint('serve')}") from None
     from captioner.models.captioner import load
 
     model = load(options.checkpoint, resolve_device(options.device))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, install_hint, one_line
 
 PROTOCOL = "[a-z][a-z0-9+._-]+"
 ADDRESS = re.compile(f"({PROTOCOL}::)*{PROTOCOL}://", re.IGNORECASE)
@@ -75,7 +75,7 @@ def local_data_set(path: str | os.PathLike) -> str | os.PathLike:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError(f"{text} needs huggingface_hub: pip install 'captioner[hub,parquet]'") from None
+        raise UserError(f"{text} needs huggingface_hub: {install_hint('hub,parquet')}") from None
     name, _, revision = text.removeprefix("hf://datasets/").partition("@")
     try:
         return snapshot_download(name, repo_type="dataset", revision=revision or None)
@@ -91,8 +91,8 @@ def file_system(address: str) -> tuple[Any, str]:
         return url_to_fs(address)
     except ImportError as error:  # its message names the package: s3fs, gcsfs …
         kind = re.search(r"\b(s3|http)[as]?://", address)
-        extra = {"s3": "pip install 'captioner[s3]'", "http": "pip install 'captioner[shards]'"}
-        hint = extra[kind[1]] if kind else str(error)
+        extra = {"s3": "s3", "http": "shards"}
+        hint = install_hint(extra[kind[1]]) if kind else str(error)
         raise UserError(f"{address}: needs a package that is not installed: {hint}") from None
 
 

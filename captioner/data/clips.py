@@ -21,6 +21,7 @@ from captioner.data.images import (
     open_file,
     open_image,
 )
+from captioner.errors import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +118,7 @@ def _video_frames(path: str | os.PathLike, frames: int) -> Iterator[Image.Image]
     try:
         import av
     except ImportError:
-        raise ImageError(f"{path}: videos are read with PyAV: pip install 'captioner[video]'") from None
+        raise ImageError(f"{path}: videos are read with PyAV: {install_hint('video')}") from None
     options, place = {"format_whitelist": CONTAINERS}, -1
     with image_errors(path), open_file(path) as file:
         with av.open(file, "r", options=options) as clip:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from captioner.data.addresses import StoredImage, is_address
 from captioner.data.shards import Member, are_shards, expand, samples
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, install_hint, printable
 from captioner.files import open_regular
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _decode(file: BinaryIO, size_hint: int | None, frame: int) -> Image.Image:
         if not _is_heif(file):
             raise
         if not can_open_heif():
-            raise _Refused("is HEIC, which needs a plugin: pip install 'captioner[heif]'") from None
+            raise _Refused(f"is HEIC, which needs a plugin: {install_hint('heif')}") from None
         image = Image.open(file, formats=("HEIF",))
     _check_size(image)
     if image.format in ("JPEG", "MPO"):
@@ -309,7 +309,7 @@ def _with_or_without_heif(folder: str, images: list[Path]) -> list[Path]:
     heif = {image for image in images if image.name.lower().endswith(HEIF)}
     if not heif or can_open_heif():
         return images
-    hint = "pip install 'captioner[heif]' to open them"
+    hint = f"{install_hint('heif')} to open them"
     print(f"{printable(folder)}: {len(heif)} HEIC images are left out; {hint}", file=sys.stderr)
     return [image for image in images if image not in heif]
 

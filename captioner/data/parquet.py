@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.data.addresses import RemoteImage, StoredImage, is_address, open_address, read_errors
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, install_hint, one_line
 
 BATCH = 64  # rows decoded together
 
@@ -140,5 +140,5 @@ def _open_parquet(path: str) -> Any:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{path}: Parquet is read with pyarrow: pip install 'captioner[parquet]'") from None
+        raise UserError(f"{path}: Parquet is read with pyarrow: {install_hint('parquet')}") from None
     return ParquetFile(open_address(path) if is_address(path) else path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from captioner.data.addresses import StoredImage, is_address, open_address, read_bytes, read_errors
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 from captioner.files import escapes_folder, open_regular
 
 BLOCK = 4 * 2**20  # bytes of a remote shard that are fetched together when it is indexed
@@ -95,7 +95,7 @@ def _braces(pattern: str) -> list[str]:
     try:
         from braceexpand import braceexpand
     except ImportError:
-        raise UserError(f"{pattern}: braces need braceexpand: pip install 'captioner[shards]'") from None
+        raise UserError(f"{pattern}: braces need braceexpand: {install_hint('shards')}") from None
     try:
         return list(braceexpand(pattern))
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from captioner.data.addresses import StoredImage
 from captioner.data.annotations import Example
 from captioner.data.images import ImageError, image_errors, open_file
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 from captioner.files import atomic_folder, escapes_folder, write_json
 
 
@@ -54,7 +54,7 @@ def to_webdataset(examples: Sequence[Example], out: Path, shard_size: int = 1000
     try:
         from webdataset import ShardWriter
     except ImportError:
-        raise UserError("shards are written with webdataset: pip install 'captioner[shards]'") from None
+        raise UserError(f"shards are written with webdataset: {install_hint('shards')}") from None
     with atomic_folder(out) as part:
         names, keys = _file_names(examples), set[str]()
         # A ShardWriter also has a limit of bytes. PAX allows names that are long or not ASCII.

@@ -24,7 +24,7 @@ from captioner.data.images import ORIENTATION, ImageError, image_errors, open_fi
 from captioner.data.vocabulary import NO_SPACES, has_no_spaces, tokenize
 from captioner.datasets.duplicates import group_duplicates
 from captioner.devices import choose_workers, needed_workers
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 from captioner.files import read_json
 
 BATCH = 16  # images that a worker process reads together
@@ -203,7 +203,7 @@ def _read_images(split: InspectedSplit, workers: int) -> tuple[list[InspectedIma
     try:
         import imagehash  # noqa: F401
     except ImportError:
-        hint = "pip install 'captioner[inspect]', or use --no_read_images"
+        hint = f"{install_hint('inspect')}, or use --no_read_images"
         raise UserError(f"images are compared with imagehash: {hint}") from None
     from tqdm import tqdm
 

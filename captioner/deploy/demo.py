@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
@@ -16,11 +17,12 @@ from captioner.data.images import open_image
 from captioner.errors import UserError, printable
 from captioner.models.base import CaptionModel
 from captioner.models.captioner import load
-from captioner.models.checkpoint import CHECKPOINTS, SHIPPED, resolve_checkpoint
+from captioner.models.checkpoint import resolve_checkpoint
+from captioner.models.weights import find_weights
 from captioner.reports.gallery import IMAGE_SIDE, card_values
 from captioner.reports.page import render
 
-PHOTOS = CHECKPOINTS.parent / "data" / "photos"  # the examples; an installed package has none
+PHOTOS = Path(__file__).parents[2] / "data" / "photos"  # the examples; an installed package has none
 # Limits of a shared page: a beam of a million would block other visitors. SearchConfig checks the other fields.
 RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
     "beam": (1, 20, 1),
@@ -42,7 +44,7 @@ class ModelCache:
     """Models of several checkpoints (None: the shipped one), each loaded on first use and kept."""
 
     def __init__(self, paths: Sequence[str] | None, device: str) -> None:
-        self.paths = list(dict.fromkeys(paths or [os.path.relpath(SHIPPED)]))
+        self.paths = list(dict.fromkeys(paths or [os.path.relpath(find_weights())]))
         self.device, self.loaded = device, dict[str, CaptionModel]()
         for path in self.paths[1:]:
             resolve_checkpoint(path)  # an error if there is none

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captioner import __version__
 from captioner.config import SearchConfig
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, install_hint, one_line
 from captioner.files import atomic_folder, write_json
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
@@ -109,7 +109,7 @@ def _write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], outpu
         try:
             import onnxscript  # noqa: F401
         except ImportError:
-            raise UserError("--to onnx needs onnxscript: pip install 'captioner[export]'") from None
+            raise UserError(f"--to onnx needs onnxscript: {install_hint('export')}") from None
         names: Any = {"input_names": list(inputs), "output_names": outputs}
         torch.onnx.export(program, values, file, **names, dynamo=True, external_data=False, verbose=False)
 
@@ -120,7 +120,7 @@ def _quantize(file: Path) -> None:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
-        raise UserError("--int8 needs onnxruntime: pip install 'captioner[export]'") from None
+        raise UserError(f"--int8 needs onnxruntime: {install_hint('export')}") from None
     model = onnx.load(file)
     del model.graph.value_info[:]  # onnxruntime 1.23 keeps the old shapes of matrices that it transposes
     # Unsigned: sums of products of signed weights overflow 16 bits on CPUs without VNNI, which changes the captions
@@ -169,7 +169,7 @@ def push(folder: Path, name: str) -> str:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("--push needs huggingface_hub: pip install 'captioner[hub]'") from None
+        raise UserError(f"--push needs huggingface_hub: {install_hint('hub')}") from None
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 from captioner.inference.jobs import CaptionJob, engine_error
 from captioner.inference.parts import PartFolder
 from captioner.models.base import CaptionModel
@@ -42,7 +42,7 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
     try:
         import ray.data
     except ImportError:
-        raise UserError("--engine ray needs Ray Data: pip install 'captioner[ray]'") from None
+        raise UserError(f"--engine ray needs Ray Data: {install_hint('ray')}") from None
     started = not ray.is_initialized()
     try:
         if started:

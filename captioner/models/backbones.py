@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captioner.config import ENCODERS
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, install_hint, one_line
 from captioner.models.resnet import resnet50_v1
 
 TIMM = "timm:"  # prefix of the names of timm's networks
@@ -239,7 +239,7 @@ def _timm(name: str) -> Any:
     try:
         import timm
     except ImportError:
-        raise UserError(f"model.encoder {name} needs timm: pip install 'captioner[timm]'") from None
+        raise UserError(f"model.encoder {name} needs timm: {install_hint('timm')}") from None
     short = name.removeprefix(TIMM)
     if not timm.is_model(short) or timm.get_pretrained_cfg(short) is None:
         close = get_close_matches(short, [*timm.list_models(), *timm.list_pretrained()], 3, 0.4)

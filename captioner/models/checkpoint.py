@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config import MAX_LENGTH, ModelConfig
 from captioner.data.vocabulary import SPECIAL, Vocabulary, is_word
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, install_hint, one_line
 from captioner.files import atomic_write
+from captioner.models.weights import find_weights, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
-SHIPPED = CHECKPOINTS / "captioner.safetensors"
 FORMAT = 1
 MOST_WORDS = 10_000  # of a caption; as many characters are read
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
@@ -42,7 +40,7 @@ def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
     `path` is the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
     Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
     """
-    name = os.fspath(SHIPPED if path is None else path)
+    name = os.fspath(find_weights() if path is None else path)
     if name.startswith("hf://"):
         name = _download(name)
     if os.path.isfile(name):
@@ -59,7 +57,7 @@ def _download(address: str) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError(f"{address} needs huggingface_hub: pip install 'captioner[hub]'") from None
+        raise UserError(f"{address} needs huggingface_hub: {install_hint('hub')}") from None
     repository, _, revision = address.removeprefix("hf://").partition("@")
     try:
         return snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES))
@@ -90,11 +88,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
 
 def file_digest(file: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256(file)[:16]
 
 
 def load_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -14,8 +14,9 @@ from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL
 from captioner.errors import UserError
 from captioner.models.backbones import TIMM
-from captioner.models.checkpoint import CHECKPOINTS, load_pickle, load_safetensors
+from captioner.models.checkpoint import load_pickle, load_safetensors
 from captioner.models.encoder import feature_shape, weights_file
+from captioner.models.weights import find_weights
 
 CLASSES = 1000  # of ImageNet
 WORDS = 1000  # the commonest
@@ -97,7 +98,7 @@ def imagenet_head(encoder: str) -> tuple[Tensor, Tensor]:
         UserError: the head is not one linear layer, or that of a class token, or of timm.
     """
     if encoder == "resnet50_v1":
-        state: Any = load_safetensors(CHECKPOINTS / "resnet50_v1_head.safetensors")[1]
+        state: Any = load_safetensors(find_weights("resnet50_v1_head.safetensors"))[1]
         return state["fc.weight"].float(), state["fc.bias"].float()
     if not encoder.startswith((TIMM, "vit_")):
         state = load_pickle(weights_file(encoder), legacy=True)
@@ -115,7 +116,7 @@ def imagenet_head(encoder: str) -> tuple[Tensor, Tensor]:
 def class_names(encoder: str) -> list[str]:
     """The names of ImageNet's classes, in the order of a head."""
     if encoder == "resnet50_v1":
-        return json.loads(load_safetensors(CHECKPOINTS / "resnet50_v1_head.safetensors")[0]["labels"])
+        return json.loads(load_safetensors(find_weights("resnet50_v1_head.safetensors"))[0]["labels"])
     from torchvision.models import get_model_weights
 
     return list(get_model_weights(encoder).DEFAULT.meta["categories"])

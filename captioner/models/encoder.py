@@ -21,7 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from captioner.config import ModelConfig
 from captioner.errors import UserError, one_line
 from captioner.models import backbones
-from captioner.models.checkpoint import CHECKPOINTS, file_digest, load_pickle, load_safetensors
+from captioner.models.checkpoint import file_digest, load_pickle, load_safetensors
+from captioner.models.weights import find_weights
 
 
 def feature_shape(config: ModelConfig) -> tuple[int, ...]:
@@ -77,10 +78,7 @@ def _sizes(config: ModelConfig) -> tuple[int, ...]:
 def weights_file(name: str) -> Path:
     """The file of the ImageNet weights of `name`; torchvision's are downloaded if missing, UserError if that fails."""
     if name == "resnet50_v1":
-        file = CHECKPOINTS / "resnet50_v1.safetensors"
-        if not file.exists():
-            raise UserError(f"the weights of resnet50_v1 are missing: put {file.name} from the repository at {file}")
-        return file
+        return find_weights("resnet50_v1.safetensors")
     from torchvision.models import get_model_weights
 
     url = get_model_weights(name).DEFAULT.url

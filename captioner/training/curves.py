@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import UserError
+from captioner.errors import UserError, install_hint
 from captioner.files import atomic_write, read_text
 
 Curves = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
@@ -115,7 +115,7 @@ def import_pyplot(what: str) -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise UserError(f"{what} needs matplotlib: pip install 'captioner[plot]'") from None
+        raise UserError(f"{what} needs matplotlib: {install_hint('plot')}") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, is_one_line, make_captioner
+from helpers import ROOT, SHIPPED, is_one_line, make_captioner
 from pycocotools.coco import COCO
 
 from captioner import __version__
@@ -17,7 +17,6 @@ from captioner.__main__ import COMMANDS
 from captioner.data import clips
 from captioner.data.vocabulary import Vocabulary
 from captioner.models.captioner import Captioner
-from captioner.models.checkpoint import SHIPPED
 
 
 @pytest.fixture

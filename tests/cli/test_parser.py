@@ -120,7 +120,7 @@ def test_a_boolean_in_a_config_file_is_true_or_false(cli, tmp_path):
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
     """What bash offers for the last of the words."""
-    pytest.importorskip("shtab", reason="pip install 'captioner[completion]'")
+    pytest.importorskip("shtab", reason="pip install -e '.[completion]'")
     script = tmp_path_factory.mktemp("completion") / "captioner"
     with script.open("w") as file:
         subprocess.run([sys.executable, "-m", "captioner", "completion", "bash"], stdout=file, check=True)
@@ -158,7 +158,7 @@ def test_bash_completes(complete, words, offered):
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_have_a_script(cli, shell):
     """They are not run: neither shell is among what the tests may ask for."""
-    pytest.importorskip("shtab", reason="pip install 'captioner[completion]'")
+    pytest.importorskip("shtab", reason="pip install -e '.[completion]'")
     code, out, err = cli("completion", shell)
     assert (code, err) == (0, "")
     assert "length_norm" in out

@@ -164,7 +164,7 @@ def test_sound_alone_is_one_line(tmp_path):
 
 def test_without_pyav_the_line_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImageError, match=r"^[^\n]*clip\.mp4: [^\n]*pip install 'captioner\[video\]'$"):
+    with pytest.raises(ImageError, match=r"^[^\n]*clip\.mp4: [^\n]*pip install -e '\.\[video\]'$"):
         load_pixels(tmp_path / "clip.mp4", 16, 4)
 
 

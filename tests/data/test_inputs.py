@@ -69,7 +69,7 @@ def test_a_missing_remote_image_is_an_error_when_it_is_opened():
 
 def test_s3_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"pip install 'captioner\[s3\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[s3\]'"):
         find_inputs(["s3://bucket/folder/"])
 
 

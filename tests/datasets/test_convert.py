@@ -127,4 +127,4 @@ def test_errors_are_one_line(cli, coco, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     code, _, err = cli(*call, "webdataset")
     assert code == 2
-    assert is_one_line(err, "pip install 'captioner[shards]'")
+    assert is_one_line(err, "pip install -e '.[shards]'")

@@ -156,4 +156,4 @@ def test_without_imagehash_the_line_says_what_to_install(cli, clean, monkeypatch
     monkeypatch.setitem(sys.modules, "imagehash", None)
     code, out, err = cli("data", "inspect", clean.train[0], "--images", clean.train[1])
     assert (code, out) == (2, "")
-    assert is_one_line(err, "pip install 'captioner[inspect]'")
+    assert is_one_line(err, "pip install -e '.[inspect]'")

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from html import unescape
 
 import pytest
-from helpers import ROOT, draw, is_one_line, make_captioner
+from helpers import ROOT, SHIPPED, draw, is_one_line, make_captioner
 from html_page import Page
 
 from captioner.config import SearchConfig
@@ -20,7 +20,6 @@ from captioner.data.images import MAX_PIXELS
 from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, results_html, search_config
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
-from captioner.models.checkpoint import SHIPPED
 from captioner.reports.page import render
 
 BROWSER = "/usr/bin/chromium"
@@ -159,7 +158,7 @@ def test_errors_of_the_command(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, _, err = cli("demo")
     assert code == 2
-    assert is_one_line(err, "pip install 'captioner[demo]'")
+    assert is_one_line(err, "pip install -e '.[demo]'")
 
 
 # ---- the page

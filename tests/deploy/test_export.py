@@ -18,8 +18,8 @@ from captioner.deploy import export
 from captioner.deploy.export import EncoderGraph, StepGraph, export_graphs, export_hub
 from captioner.models.captioner import Captioner
 
-pytest.importorskip("onnxruntime", reason="pip install 'captioner[export]'")
-pytest.importorskip("onnxscript", reason="pip install 'captioner[export]'")
+pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 from captioner.deploy.onnx_runner import Runner
 from captioner.deploy.onnx_runner import main as run
 
@@ -317,4 +317,4 @@ def test_calls_to_the_hub(cli, weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _, err = cli("predict", "--checkpoint", "hf://a/b", checkpoint)
     assert code == 2
-    assert is_one_line(err, "pip install 'captioner[hub]'")
+    assert is_one_line(err, "pip install -e '.[hub]'")

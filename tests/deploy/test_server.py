@@ -20,8 +20,8 @@ import pytest
 from helpers import ROOT, is_one_line, make_captioner, refused
 from PIL import Image
 
-pytest.importorskip("fastapi", reason="pip install 'captioner[serve]'")
-pytest.importorskip("fastapi_offline", reason="pip install 'captioner[serve]'")
+pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
+pytest.importorskip("fastapi_offline", reason="pip install -e '.[serve]'")
 from starlette.testclient import TestClient
 
 from captioner.config import SearchConfig, ServeConfig

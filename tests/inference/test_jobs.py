@@ -18,7 +18,7 @@ from captioner.cli.predict import check_engine_device
 from captioner.models.captioner import Captioner
 
 SMALL = ("--device", "cpu", "--batch_size", "2", "--beam", "2", "--max_length", "6")
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'captioner[ray]'")
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install -e '.[ray]'")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_ray_is_missing(predict, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     code, _, err = predict("--engine", "ray", "--output", f"{tmp_path}/parts/")
     assert code == 2
-    assert is_one_line(err, "pip install 'captioner[ray]'"), err
+    assert is_one_line(err, "pip install -e '.[ray]'"), err
 
 
 # ---- real processes, some of them killed

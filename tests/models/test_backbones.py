@@ -148,7 +148,7 @@ def test_a_run_with_another_network(tiny, tmp_path, cli, downloaded, trained):
 @pytest.fixture
 def timm(monkeypatch):
     """timm whose pretrained weights are random ones that are always the same; `seed` chooses others."""
-    module = pytest.importorskip("timm", reason="timm is not installed: pip install 'captioner[timm]'")
+    module = pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
     create, module.seed = module.create_model, 0
 
     def create_model(name, pretrained=False, **options):
@@ -260,7 +260,7 @@ def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError) as caught:
         preprocessing("timm:test_resnet")
-    assert is_one_line(str(caught.value), "pip install 'captioner[timm]'")
+    assert is_one_line(str(caught.value), "pip install -e '.[timm]'")
 
 
 def test_channels_are_counted_without_the_weights_of_timm(timm):

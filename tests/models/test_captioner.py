@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import ROOT, is_one_line, make_captioner, refused
+from helpers import ROOT, SHIPPED, is_one_line, make_captioner, refused
 from safetensors import safe_open
 
 from captioner import load
@@ -15,7 +15,7 @@ from captioner.data.vocabulary import START, Vocabulary
 from captioner.errors import UserError
 from captioner.models import checkpoint
 from captioner.models.captioner import Captioner, Ensemble
-from captioner.models.checkpoint import SHIPPED, read_checkpoint, save_slim
+from captioner.models.checkpoint import read_checkpoint, save_slim
 from captioner.models.encoder import Encoder, weights_digest
 
 PHOTOS = sorted((ROOT / "data" / "photos").glob("*.jpg"))

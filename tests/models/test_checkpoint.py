@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import is_one_line, refused, train
+from helpers import SHIPPED, is_one_line, refused, train
 
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import Vocabulary
@@ -13,7 +13,7 @@ from captioner.deploy.demo import ModelCache
 from captioner.errors import UserError
 from captioner.models import checkpoint
 from captioner.models.captioner import Captioner
-from captioner.models.checkpoint import SHIPPED, parse_header, read_checkpoint, resolve_checkpoint, save_slim
+from captioner.models.checkpoint import parse_header, read_checkpoint, resolve_checkpoint, save_slim
 from captioner.models.language_model import LanguageModel
 
 # ---- which file

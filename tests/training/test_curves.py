@@ -82,4 +82,4 @@ def test_what_cannot_be_drawn_is_one_line(run, cli, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = cli("plot", run, "--output", tmp_path / "curves.png")
     assert code == 2
-    assert is_one_line(err, "matplotlib", "pip install 'captioner[plot]'")
+    assert is_one_line(err, "matplotlib", "pip install -e '.[plot]'")

@@ -212,7 +212,7 @@ def test_what_is_missing_is_one_line(cli, gradients, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = gradients("--output", tmp_path / "image.png")
     assert code == 2
-    assert is_one_line(err, "matplotlib", "pip install 'captioner[plot]'")
+    assert is_one_line(err, "matplotlib", "pip install -e '.[plot]'")
 
 
 def test_a_trained_encoder_is_refused(gradients, tmp_path, weights):
