@@ -1,7 +1,7 @@
 """BLEU, ROUGE-L and CIDEr-D against pycocoevalcap's, and everything `captioner score` computes on a set like COCO's.
 
 The ratio is of 5,000 images with 5 references each, in words, so that neither side tokenises. Then, in a separate
-process, 40,504 images (COCO val2014) with 5 references each are scored with all scores of captioner.metrics.score and
+process, 40,504 images (COCO val2014) with 5 references each are scored with all of captioner.metrics.score_tokens and
 with bootstrap intervals: seconds, and peak memory before and after.
 
 The captions of an image are one random sentence in which every other word or so was replaced; words follow Zipf's law.
@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from ratios import caption_lengths, rounds_argument, seconds, take_turns, verdict
 
-from captioner.metrics.scores import NAMES, per_image, score
+from captioner.metrics.scores import NAMES, per_image, score_tokens
 from captioner.metrics.significance import intervals
 
 VOCABULARY, FEW, MANY, REFERENCES = 9_487, 5_000, 40_504, 5
@@ -53,7 +53,7 @@ def whole() -> None:
 
     def everything() -> None:
         images = per_image(references, hypotheses)
-        score(references, hypotheses, "generated", images=images)
+        score_tokens(references, hypotheses, "generated", images=images)
         intervals(images)
 
     took = seconds(everything)

@@ -103,7 +103,7 @@ def main() -> None:
     print("| options | BLEU-4 | ROUGE-L | CIDEr | distinct | words | time |\n|---|---|---|---|---|---|---|")
     for name, *_ in models:
         words = [metrics.ptb_tokenize(found[0].text) for found in said[name]]
-        scores = metrics.score(references, words, "ptb")
+        scores = metrics.score_tokens(references, words, "ptb")
         time = np.median(np.array(times[name])[:, 1] / greedy)
         print(
             f"| {name} | {scores['BLEU-4']:.2f} | {scores['ROUGE-L']:.2f} | {scores['CIDEr']:.2f} | "

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from captioner.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
 MAX_LENGTH = 20  # words of a caption in a search, at least, where nothing else is said
@@ -24,6 +28,15 @@ ABOVE_0_TO_1: Limits = (lambda x: 0 < x <= 1, "more than 0, up to 1")
 SEED: Limits = (lambda x: 0 <= x < 2**32, "0 to 4294967295")  # what numpy, torch and Lightning all take
 
 
+# The types of values that options of a type may have, such as numpy's numbers, and their description in messages.
+TYPES: dict[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a string"),
+}
+
+
 def _from_to(least: float, most: float) -> Limits:
     return (lambda x: least <= x <= most, f"{least} to {most}")
 
@@ -37,10 +50,25 @@ class _Config:
     def __init_subclass__(cls, group: str = "") -> None:
         cls._group = group
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any], also: Sequence[str] = ()) -> Self:
+        """These options, the others by default; UserError for an unknown name, with the nearest of these and `also`."""
+        names = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in names:
+                close = get_close_matches(name, [*names, *also], 1)
+                hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join([*names, *also])}"
+                raise UserError(f"there is no option {name}: {hint}")
+        return cls(**options)
+
     def __post_init__(self) -> None:
-        """Check Literals and reject None: values also come from Python and from the headers of checkpoints."""
+        """Check types and reject None: values also come from Python and from the headers of checkpoints."""
         for name, kind in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(kind)
+            if kind in TYPES:
+                possible, expected = TYPES[kind]
+                good = isinstance(value, possible) and isinstance(value, bool) == (kind is bool)
+                self._require(good, name, expected)
             if get_origin(kind) is Literal:
                 self._require(value in choices, name, f"one of {', '.join(choices)}")
             self._require(value is not None or type(None) in choices, name, "a value")

@@ -26,6 +26,20 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def resolve_device(name: str | torch.device, option: str = "device") -> str:
+    """The name of a device, `auto` resolved; UserError, which names the `option`, if it cannot be used here."""
+    import torch
+
+    device = best_device() if name == "auto" else str(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch then lists its backends
+        raise UserError(f"{option} {device} cannot be used ({reason}): choose auto or cpu") from None
+    warn_untested(device.partition(":")[0])
+    return device
+
+
 def resolve_accelerator(accelerator: str, devices: int = 1) -> str:
     """cuda, mps or cpu for ``--trainer.accelerator``; UserError if this machine has fewer than `devices` of them.
 

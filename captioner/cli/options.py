@@ -123,18 +123,9 @@ def read_split(options: Any, path: str, albums: bool = False) -> tuple[list[Any]
 
 def resolve_device(name: str) -> str:
     """The device of ``--device``; for auto, cuda or cpu. UserError if it cannot be used."""
-    import torch
+    from captioner import devices
 
-    from captioner.devices import best_device, warn_untested
-
-    device = best_device() if name == "auto" else name
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]  # torch then lists its backends
-        raise UserError(f"--device {device} cannot be used ({reason}): choose auto or cpu") from None
-    warn_untested(device.partition(":")[0])
-    return device
+    return devices.resolve_device(name, "--device")
 
 
 def load_model(options: Any) -> tuple[Any, int]:

@@ -61,6 +61,8 @@ def load_pixels(
     if not frames:
         if _is_video(source):
             raise ImageError(f"{source}: is a video, and this model captions images: train one with --model.frames 8")
+        if _is_album(source):
+            raise ImageError(f"{source}: is a folder, and this model captions images: name the images in it")
         return transform(open_image(source, size_hint=size), size)
     import torch
 

@@ -2,7 +2,7 @@
 
 The public functions can be imported from here, without torch, Lightning or nltk. Example::
 
-    captioner.metrics.score(references, hypotheses, tokenizer="ptb")
+    captioner.metrics.score(["a dog runs"], [["A dog runs.", "the dog is running"]])["CIDEr"]
 """
 
 # ruff: noqa: F401
@@ -23,8 +23,9 @@ from captioner.metrics.scores import (
     nltk_bleu,
     per_image,
     rouge_l,
-    score,
+    score_tokens,
     seen_share,
     self_bleu,
 )
 from captioner.metrics.significance import compare, intervals
+from captioner.metrics.strings import score

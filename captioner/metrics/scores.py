@@ -3,8 +3,9 @@
 Everything here is a pure function of tokenised captions. ``references`` has one or more captions for each of N images,
 ``hypotheses`` one caption for each, in the same order. A caption is a sequence of words and may be empty; a word is
 anything that can be hashed. ``ValueError`` is raised for no image, different N, an image without references, and a
-string where words are expected. Single functions return coco-caption's own scale (0 to 1, CIDEr 0 to 10), :func:`score`
-returns them times 100, as in papers. docs/metrics.md compares the definitions with those of other libraries.
+string where words are expected. Single functions return coco-caption's own scale (0 to 1, CIDEr 0 to 10),
+:func:`score_tokens` returns them times 100, as in papers. docs/metrics.md compares the definitions with those of
+other libraries.
 """
 
 import warnings
@@ -231,7 +232,7 @@ def seen_share(hypotheses: Sequence[Caption], training: Iterable[Caption]) -> fl
     return sum(caption not in unseen for caption in captions) / len(captions)
 
 
-def score(
+def score_tokens(
     references: References,
     hypotheses: Sequence[Caption],
     tokenizer: str,

@@ -124,10 +124,10 @@ def score_images(
 ) -> ScoringResult:
     """Score captions of images, and write the options' `per_image` file.
 
-    The scores are those of :func:`captioner.metrics.score`; ``CIDEr-shuffled``, the CIDEr-D of the same captions moved
-    to other images, which is low if captions depend on their images; ``intervals``; and, where they apply, ``missing``
-    and ``extra`` (numbers of images and captions left out), ``seen_in_training`` (per cent), ``compare``, ``METEOR``,
-    ``SPICE`` and ``CLIPScore``. If one of the last three is unavailable, a line on stderr says why.
+    The scores are those of :func:`captioner.metrics.score_tokens`; ``CIDEr-shuffled``, the CIDEr-D of the same captions
+    moved to other images, which is low if captions depend on their images; ``intervals``; and, where they apply,
+    ``missing`` and ``extra`` (numbers of images and captions left out), ``seen_in_training`` (per cent), ``compare``,
+    ``METEOR``, ``SPICE`` and ``CLIPScore``. If one of the last three is unavailable, a line on stderr says why.
 
     Args:
         captions: a caption by image id or file name; see :func:`captioner.metrics.result_files.match_results`.
@@ -153,7 +153,7 @@ def score_images(
     if comparison.corpus is not None:
         frequencies = metrics.DocumentFrequencies(tokenize_references(comparison.corpus, tokenizer))
     per_image = [metrics.per_image(refs, captions, frequencies) for captions in words]
-    scores = metrics.score(refs, words[0], tokenizer, options.nltk, per_image[0])
+    scores = metrics.score_tokens(refs, words[0], tokenizer, options.nltk, per_image[0])
     if frequencies is not None:
         scores["signature"] += f" | df:{Path(options.document_frequency or '').name} ({frequencies.images:,} images)"
     scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0]), frequencies).mean())

@@ -2,7 +2,7 @@
 
 Only the sample of images is random, so an interval does not cover other seeds or annotators. Images
 are resampled with their CIDEr-D, whose idf remains that of the whole set. Everything is on the scale of
-:func:`captioner.metrics.score`, 0..100 and CIDEr 0..1000; the same seed gives the same numbers.
+:func:`captioner.metrics.score_tokens`, 0..100 and CIDEr 0..1000; the same seed gives the same numbers.
 """
 
 from collections.abc import Iterator

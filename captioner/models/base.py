@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, Literal, overload
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from captioner.config import IMAGE_BATCH_SIZE, MAX_LENGTH, SearchConfig
-from captioner.data.clips import load_pixels
-from captioner.data.dataset import read_images
+from captioner.data.dataset import clips_per_batch, read_images
+from captioner.data.sources import ImageSource, is_single, load_source
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import Ids, State, Step, search
 from captioner.errors import UserError
 
 Concept = tuple[str, float]  # its name and its probability
-ImageSource = str | os.PathLike | Image.Image
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,15 @@ class Caption:
         """``exp(−log_prob / terms)``, 1 or more: the mean number of equally likely words to choose from."""
         return math.exp(min(700.0, -self.log_prob / len(self.word_log_probs)))  # more than 700 overflows
 
+    @property
+    def probabilities(self) -> list[float]:
+        """The probability of each word and, if ended, of END, each given those before it."""
+        return [math.exp(term) for term in self.word_log_probs]
+
     def as_dict(self) -> dict[str, Any]:
-        """The caption as plain values for JSON, with the probability of each word (and of END)."""
+        """The caption as plain values for JSON, with its :attr:`probabilities`."""
         numbers = {"log_prob": self.log_prob, "score": self.score, "perplexity": self.perplexity, "ended": self.ended}
-        return {"caption": self.text, **numbers, "probabilities": [math.exp(term) for term in self.word_log_probs]}
+        return {"caption": self.text, **numbers, "probabilities": self.probabilities}
 
 
 class CaptionModel(nn.Module):
@@ -163,29 +166,93 @@ class CaptionModel(nn.Module):
             for error, name in zip(errors, names, strict=False):  # the names of this batch
                 yield error or next(found) or UserError(f"{name}: {NO_CAPTION}")
 
-    def caption(self, images: ImageSource | Sequence[ImageSource], attention: bool = False, **search: Any) -> Any:
-        """Caption one image (returns a string) or a list of them (returns a list of strings).
+    @overload
+    def caption(
+        self,
+        images: ImageSource,
+        attention: Literal[False] = False,
+        *,
+        scores: Literal[False] = False,
+        n_best: None = None,
+        **options: Any,
+    ) -> str: ...
+    @overload
+    def caption(
+        self,
+        images: Iterable[ImageSource],
+        attention: Literal[False] = False,
+        *,
+        scores: Literal[False] = False,
+        n_best: None = None,
+        **options: Any,
+    ) -> list[str]: ...
+    @overload
+    def caption(
+        self, images: ImageSource, attention: bool = ..., *, scores: bool = ..., n_best: None = None, **options: Any
+    ) -> Caption: ...
+    @overload
+    def caption(
+        self,
+        images: Iterable[ImageSource],
+        attention: bool = ...,
+        *,
+        scores: bool = ...,
+        n_best: None = None,
+        **options: Any,
+    ) -> list[Caption]: ...
+    @overload
+    def caption(
+        self, images: ImageSource, attention: bool = ..., *, scores: bool = ..., n_best: int, **options: Any
+    ) -> list[Caption]: ...
+    @overload
+    def caption(
+        self, images: Iterable[ImageSource], attention: bool = ..., *, scores: bool = ..., n_best: int, **options: Any
+    ) -> list[list[Caption]]: ...
+    def caption(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        attention: bool = False,
+        *,
+        scores: bool = False,
+        n_best: int | None = None,
+        batch_size: int = IMAGE_BATCH_SIZE,
+        allow_urls: bool = False,
+        **search: Any,
+    ) -> Any:
+        """Caption one image, or several: a list of captions in their order.
+
+        A caption is a string; with `scores` or `attention` it is a :class:`Caption`, and with `n_best` each image has a
+        list of these, best first.
 
         Args:
-            images: path or PIL image, or a list of these. For a model of `frames` each is a clip, the folder of an
-                album, or an album of one image.
-            attention: return a :class:`Caption` with its `attention` instead of each string.
-            search: fields of :class:`captioner.config.SearchConfig`. With n_best each image gets a list of
-                :class:`Caption` instead of a string.
+            images: a path, a PIL image, an array (H, W, 3) or (H, W), a tensor (3, H, W), the bytes of a file, or a
+                file opened for reading bytes. Numbers are uint8, or floats from 0 to 1. Several are a list or any
+                iterable of these, read as they are needed, or an array or tensor of four dimensions. For a model of
+                `frames` each is a video, the folder of an album, or an album of one image.
+            attention: fill in :attr:`Caption.attention`.
+            scores: give each caption with its log-probability, those of its words, and what is seen in the image.
+            n_best: give so many captions of each image.
+            batch_size: images, or frames of clips, that are read and captioned together.
+            allow_urls: fetch images at addresses such as https://… and s3://…, also within the local network.
+            search: the other fields of :class:`captioner.config.SearchConfig`.
 
         Raises:
-            UserError: an unreadable image, an invalid option, or no caption satisfies the constraints.
+            UserError: an unreadable image, an unknown or invalid option, or no caption satisfies the constraints.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image))
-        many: Sequence[Any] = [images] if single else images  # type: ignore[assignment, list-item]
-        config, batch_size = replace(SearchConfig(), **search), max(1, IMAGE_BATCH_SIZE // max(1, self.frames))
+        if n_best is not None:
+            search["n_best"] = n_best
+        config = SearchConfig.of(search, ("attention", "scores", "batch_size", "allow_urls"))
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: expected 1 or more")
+        single = is_single(images)
+        named = [("the image", images)] if single else ((f"image {i}", each) for i, each in enumerate(images))  # type: ignore[arg-type]
+        pixels = (load_source(each, name, self.image_size, self.frames, allow_urls) for name, each in named)
         found: list[list[Caption]] = []
-        for first in range(0, len(many), batch_size):
-            batch = [load_pixels(one, self.image_size, self.frames) for one in many[first : first + batch_size]]
+        while batch := [*islice(pixels, clips_per_batch(batch_size, self.frames))]:
             found += self.search(torch.stack(batch).to(self.device), config, attention)
         if not all(found):
             raise UserError(f"image {found.index([])}: {NO_CAPTION}")
-        captions = found if "n_best" in search else [best if attention else best.text for best, *_ in found]
+        captions = found if n_best else [best if attention or scores else best.text for best, *_ in found]
         return captions[0] if single else captions
 
 

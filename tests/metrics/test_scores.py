@@ -29,7 +29,7 @@ from captioner.metrics.scores import (
     nltk_bleu,
     per_image,
     rouge_l,
-    score,
+    score_tokens,
     seen_share,
     self_bleu,
 )
@@ -406,7 +406,7 @@ def test_nothing_but_empty_captions():
     corpus = [[[], []], [[]]], [[], []]
     assert bleu(*corpus) == cider_d(*corpus).tolist() + cider(*corpus).tolist() == [0.0] * 4
     assert rouge_l(*corpus).tolist() == [1.0, 1.0]  # as coco-caption has it
-    result = score(*corpus, tokenizer="x")
+    result = score_tokens(*corpus, tokenizer="x")
     assert result["self-BLEU-4"] == result["distinct-1"] == result["vocabulary"] == 0
 
 
@@ -440,7 +440,7 @@ def test_one_caption_for_all_is_all_self_bleu():
 
 def test_score_reports_a_hundred_times_coco_caption():
     references, hypotheses = (side[:50] for side in generated(short=True))
-    result = score(references, hypotheses, tokenizer="captioner-words", nltk=True)
+    result = score_tokens(references, hypotheses, tokenizer="captioner-words", nltk=True)
     assert [*result] == [
         *("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"),
         *("distinct", "distinct-1", "distinct-2", "vocabulary", "self-BLEU-4"),
@@ -463,22 +463,23 @@ def test_score_reports_a_hundred_times_coco_caption():
         " | BLEU, ROUGE-L, CIDEr-D as coco-caption"
     )
     assert json.loads(json.dumps(result)) == result
-    even = score([[["a"], ["b"]]] * 2, [["a"], ["a"]], tokenizer="ptb")["signature"]
+    even = score_tokens([[["a"], ["b"]]] * 2, [["a"], ["a"]], tokenizer="ptb")["signature"]
     assert "| tokenizer:ptb | refs:2 | images:2 |" in even
 
 
 def test_score_reuses_per_image_and_runs_nltk_only_on_request():
     references, hypotheses = (side[:20] for side in generated(short=False))
     known = per_image(references, hypotheses)
-    plain = score(references, hypotheses, "x")
-    assert score(references, hypotheses, "x", images=known) == plain
+    plain = score_tokens(references, hypotheses, "x")
+    assert score_tokens(references, hypotheses, "x", images=known) == plain
     assert "nltk" not in plain
-    other = score(references, hypotheses, "x", images=PerImage(known.counts, known.rouge, known.cider * 2))
+    other = score_tokens(references, hypotheses, "x", images=PerImage(known.counts, known.rouge, known.cider * 2))
     assert other["CIDEr"] == pytest.approx(2 * plain["CIDEr"])
 
 
 @pytest.mark.parametrize(
-    "metric", [bleu, bleu_counts, nltk_bleu, rouge_l, cider_d, cider, per_image, lambda *corpus: score(*corpus, "x")]
+    "metric",
+    [bleu, bleu_counts, nltk_bleu, rouge_l, cider_d, cider, per_image, lambda *corpus: score_tokens(*corpus, "x")],
 )
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),

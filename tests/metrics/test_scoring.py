@@ -32,7 +32,7 @@ def test_scores_are_those_of_metrics_in_the_order_of_the_ids(tokenizer):
     words, ids = TOKENIZERS[tokenizer or "ptb"], [7, 3, 5]
     references, captions = [[words(text) for text in REFERENCES[i]] for i in ids], [words(CAPTIONS[i]) for i in ids]
     scores = score_captions(REFERENCES, CAPTIONS, ScoreOptions(tokenizer=tokenizer) if tokenizer else ScoreOptions())
-    expected = metrics.score(references, captions, tokenizer or "ptb")
+    expected = metrics.score_tokens(references, captions, tokenizer or "ptb")
     assert {name: scores.pop(name) for name in expected} == expected
     assert f"tokenizer:{tokenizer or 'ptb'} " in expected["signature"]
     assert scores.pop("intervals") == metrics.intervals(metrics.per_image(references, captions))

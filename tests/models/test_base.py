@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from helpers import WORDS, is_one_line, make_captioner
+from helpers import WORDS, is_one_line, make_captioner, refused
 from PIL import Image
 
 from captioner.config import SearchConfig
@@ -35,6 +36,63 @@ def test_n_best(captioner, images):
         assert len({caption.text for caption in found}) == len(found) == 3
         assert all(isinstance(caption, Caption) and caption.log_prob <= 0 for caption in found)
     assert captioner.caption(images[0], n_best=1)[0].text == captioner.caption(images[0])
+
+
+def test_scores_are_those_of_the_best_caption(captioner, images):
+    for found, (best, *_) in zip(
+        captioner.caption(images, scores=True), captioner.caption(images, n_best=3), strict=True
+    ):
+        assert found == best
+    one = captioner.caption(images[0], scores=True)
+    assert isinstance(one, Caption)
+    assert math.prod(one.probabilities) == pytest.approx(math.exp(one.log_prob))
+    assert len(one.probabilities) == len(one.text.split()) + one.ended
+
+
+def test_arrays_tensors_and_iterables(captioner, images):
+    expected = captioner.caption(images)
+    arrays = [np.asarray(Image.open(path)) for path in images]
+    assert captioner.caption(arrays[0]) == expected[0]
+    for several in (arrays, np.stack(arrays), torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)):
+        assert captioner.caption(several) == expected
+    assert captioner.caption(path.read_bytes() for path in images) == expected
+
+
+def test_an_iterable_is_read_a_batch_at_a_time(captioner, images, monkeypatch):
+    read, known = [], []
+    monkeypatch.setattr(type(captioner), "search", lambda self, x, *_: known.append(len(read)) or [[one]] * len(x))
+    one = Caption("a", -1.0, -1.0, True, (-1.0,))
+    assert captioner.caption((read.append(path) or path for path in images), batch_size=2) == ["a"] * 5
+    assert known == [2, 4, 5]
+
+
+UNKNOWN = {
+    "beams": "did you mean beam?",
+    "max_len": "did you mean max_length?",
+    "score": "did you mean scores?",
+    "allow_url": "did you mean allow_urls?",
+    "zebra": "the options are beam, n_best, max_length",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_option_names_the_nearest(captioner, images, name):
+    refused(lambda: captioner.caption(images[0], **{name: 3}), says=[f"there is no option {name}", UNKNOWN[name]])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("beam", "5"), ("beam", 2.5), ("beam", True), ("sample", 1), ("length_penalty", "1"), ("must", 3)],
+)
+def test_an_option_of_another_type(captioner, images, option, value):
+    refused(lambda: captioner.caption(images[0], **{option: value}), says=[f"{option} is {value!r}: expected"])
+
+
+def test_what_is_no_image(captioner, images):
+    refused(lambda: captioner.caption(7), says=["images are a int", "a path, a PIL image"])
+    refused(lambda: captioner.caption([images[0], {"path": images[1]}]), says=["image 1 is a dict", "a path"])
+    refused(lambda: captioner.caption(images[0], batch_size=0), says=["batch_size is 0"])
+    assert captioner.caption(images[0], beam=np.int64(2)) == captioner.caption(images[0], beam=2)
 
 
 def test_captions_have_words_only(captioner, images):
