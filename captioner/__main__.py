@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from captioner import __version__
 from captioner.cli.options import check_names
-from captioner.cli.parser import COMMANDS, Parser
+from captioner.cli.parser import COMMANDS, Parser, no_command
 from captioner.errors import REFUSALS, UserError, printable
 from captioner.files import text_encoding
 
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         return _fail(name, str(error))
-    except KeyboardInterrupt:
-        print(f"captioner {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        _print_error(f"captioner {name}: interrupted{str(stop) and f'; {stop}'}")
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         _flush_or_discard()
@@ -78,10 +78,10 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"captioner {__version__}")
         return 0
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}")
+        raise UserError(no_command(name))
     parser = Parser(name)
-    if "--help" in arguments or "-h" in arguments:
-        print(parser.help_page(everything=arguments[-1] == "all"), end="")
+    if any(argument.partition("=")[0] in ("--help", "-h") for argument in arguments):
+        print(parser.help_page(everything=arguments[-1] in ("all", "--help=all")), end="")
         return 0
     options = parser.parse([_with_underscores(argument) for argument in arguments])
     check_names(parser.command, options)
@@ -91,8 +91,15 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _fail(name: str, message: str) -> int:
     command = f"captioner {name}" if name in COMMANDS else "captioner"
-    print(f"{command}: error: {message}", file=sys.stderr)
+    _print_error(f"{command}: error: {message}")
     return 2
+
+
+def _print_error(message: str) -> None:
+    from captioner.progress import close_bars
+
+    close_bars()
+    print(message, file=sys.stderr)
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 import psutil
 
-from captioner.errors import UserError
+from captioner import progress
+from captioner.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
 
+NAMED = ("cpu", "cuda", "mps")  # in messages
 TESTED = ("cpu", "cuda")  # kinds of devices that tests are written for
 
 
@@ -31,6 +32,11 @@ def resolve_device(name: str | torch.device, option: str = "device") -> str:
     import torch
 
     device = best_device() if name == "auto" else str(name)
+    try:
+        torch.device(device)
+    except RuntimeError:
+        near = did_you_mean("cuda" if device == "gpu" else device, ("auto", *NAMED))
+        raise UserError(f"{option} is {device}: expected auto, cpu, cuda, cuda:1 … or mps{near}") from None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -49,6 +55,7 @@ def resolve_accelerator(accelerator: str, devices: int = 1) -> str:
 
     device = {"auto": best_device(), "gpu": "cuda"}.get(accelerator, accelerator)
     if device == "cpu":
+        check_processes(devices, "trainer.devices")
         if accelerator == "auto" and devices > 1:
             advice = f"--trainer.accelerator cpu trains in {devices} processes on the CPU"
             raise UserError(f"trainer.devices is {devices}: no CUDA device is found here; {advice}")
@@ -63,11 +70,19 @@ def resolve_accelerator(accelerator: str, devices: int = 1) -> str:
     return device
 
 
+def check_processes(count: int, option: str) -> None:
+    """Raise UserError if `count` processes are more than this machine has CPU cores; two can be tried on any."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count > max(2, cores):
+        here = "1 CPU core is" if cores == 1 else f"{cores} CPU cores are"
+        raise UserError(f"{option} is {count}: expected 1 to {max(2, cores)}, for {here} here")
+
+
 @cache
 def warn_untested(kind: str) -> None:
     """Say on standard error, once, that captioner has not been tested on this kind of device."""
     if kind not in TESTED:
-        print(f"captioner: warning: {kind} is untested: compare its results with cpu's", file=sys.stderr, flush=True)
+        progress.warn(f"captioner: warning: {kind} is untested: compare its results with cpu's")
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,6 +1,8 @@
 """Errors that the user can fix: one clear line instead of a traceback."""
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 # Errors of a full disk or of missing permissions, for any file.
@@ -27,6 +29,18 @@ def install_hint(extra: str) -> str:
         return f"pip install 'captioner[{extra}]'"
     where = "." if Path.cwd() == REPOSITORY else REPOSITORY
     return f"pip install -e '{where}[{extra}]'"
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """``: did you mean soft?`` with the nearest of the known names, or nothing.
+
+    >>> did_you_mean("sft", ["none", "soft"]), did_you_mean("x", ["none", "soft"])
+    (': did you mean soft?', '')
+    """
+    spelled = {name.lower(): name for name in known}
+    begun = [name for name in spelled if len(typed) > 1 and name.startswith(typed.lower())]
+    close = [*begun, *get_close_matches(typed.lower(), spelled, 1)]
+    return f": did you mean {spelled[close[0]]}?" if close else ""
 
 
 def printable(text: str) -> str:

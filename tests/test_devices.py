@@ -1,14 +1,23 @@
 """The device that `auto` means, and accelerators that a machine lacks, without one of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import refused
 
 from captioner import devices
 from captioner.cli.options import resolve_device
+from captioner.cli.predict import check_engine_device
 from captioner.config import TrainerConfig
 from captioner.devices import best_device, resolve_accelerator
 from captioner.training.run import choose_precision, describe_trainer, resolve_trainer
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """``cores(count)``: this process may use so many CPU cores."""
+    return lambda count=4: monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(count), raising=False)
 
 
 @pytest.fixture
@@ -51,11 +60,28 @@ def test_gpu_is_cuda_and_never_mps(machine):
         (2, "gpu", 3, ["trainer.devices is 3", "expected 1 to 2"]),
         (0, "auto", 2, ["trainer.devices is 2", "no CUDA device", "--trainer.accelerator cpu"]),
         (0, "mps", 1, ["trainer.accelerator is mps", "no MPS device"]),
+        (0, "cpu", 5, ["trainer.devices is 5: expected 1 to 4, for 4 CPU cores are here"]),
+        (0, "auto", 64, ["trainer.devices is 64: expected 1 to 4"]),
     ],
 )
-def test_devices_that_are_missing(machine, gpus, accelerator, count, says):
+def test_devices_that_are_missing(machine, cores, gpus, accelerator, count, says):
     machine(gpus)
+    cores()
     refused(resolve_trainer, TrainerConfig(accelerator=accelerator, devices=count), says=says)
+
+
+def test_processes_on_a_cpu(cores, machine, monkeypatch):
+    """As many as there are cores; two can be tried everywhere."""
+    machine(0)
+    cores()
+    assert resolve_accelerator("cpu", 4) == "cpu"
+    cores(1)
+    assert resolve_accelerator("cpu", 2) == "cpu"
+    refused(resolve_accelerator, "cpu", 3, says=["expected 1 to 2, for 1 CPU core is here"])
+    ddp = SimpleNamespace(engine="ddp", devices=64)
+    refused(check_engine_device, ddp, "cpu", says=["--devices is 64: expected 1 to 2"])
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    check_engine_device(SimpleNamespace(engine="ray", devices=64), "cpu")
 
 
 def test_what_the_trainer_lacks_is_told_before_anything_is_read(cli, machine, tmp_path):
@@ -118,7 +144,8 @@ def test_one_device_unless_asked(machine):
 @pytest.mark.parametrize(
     "environment", [{"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8"}, {"SLURM_STEP_NUM_TASKS": "8"}]
 )
-def test_as_many_processes_as_were_started(monkeypatch, environment):
+def test_as_many_processes_as_were_started(monkeypatch, cores, environment):
+    cores()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     cpu = {"accelerator": "cpu", "precision": "32-true"}

@@ -22,6 +22,7 @@ from captioner.cli.options import (
     model_name,
     read_split,
     report_heading,
+    say_written,
 )
 from captioner.config import SearchConfig
 from captioner.errors import UserError
@@ -95,14 +96,15 @@ def run(options: Any) -> None:
             page.failures += skipped
             page.finish(scored)
     show_scores(scored.scores, wanted.json)
+    say_written(len(captions), options.output, options.report)
 
 
 def _caption(
     options: Any, models: Sequence[Any], workers: int, examples: Sequence[Any], skipped: list[str]
 ) -> Iterator[tuple[Any, list[Any]]]:
     """Each example with the captions of every model; with --skip_bad_images unreadable ones go to `skipped` instead."""
-    from tqdm import tqdm
-
+    from captioner.data.dataset import clips_per_batch
+    from captioner.progress import Bar
     from captioner.reports.evaluation import N_BEST
 
     search = config_of(SearchConfig, options)
@@ -113,8 +115,8 @@ def _caption(
         model.caption_files(paths, search, options.batch_size, workers, bool(options.report) and model.has_attention)
         for model in models
     ]
-    bar = tqdm(zip(examples, *results, strict=True), total=len(examples), unit="image", desc="captions", disable=None)
-    for example, *captions in bar:
+    batch = clips_per_batch(options.batch_size, models[0].frames)
+    for example, *captions in Bar(zip(examples, *results, strict=True), "captions", len(examples), batch=batch):
         error = next((each for each in captions if isinstance(each, UserError)), None)
         if error is None:
             yield example, captions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from operator import attrgetter
@@ -143,6 +144,12 @@ def load_model(options: Any) -> tuple[Any, int]:
 def model_name(checkpoints: list[str] | None) -> str:
     """The files of ``--checkpoint``, joined by +: the name of the model in reports and responses."""
     return " + ".join(checkpoints or ["the shipped model"])
+
+
+def say_written(images: int, *files: str | None) -> None:
+    """The last line of a command on a terminal: which of these files it wrote, and the captions of how many images."""
+    if sys.stderr.isatty() and (names := [name for name in files if name]):
+        print(f"{' and '.join(names)}: captions of {images:,} images", file=sys.stderr)
 
 
 def report_heading(options: Any, images: int) -> str:

@@ -26,7 +26,7 @@ from jsonargparse import (
     set_loader,
 )
 
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, did_you_mean, printable
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
@@ -48,6 +48,31 @@ COMMANDS = {
     "completion": "write a script that completes commands and options in a shell",
 }
 
+# Names that other tools have for commands, options and values, with those of captioner.
+ELSEWHERE = {
+    "accumulate_grad": "accumulate_grad_batches",
+    "arch": "encoder",
+    "backbone": "encoder",
+    "bs": "batch_size",
+    "caption": "predict",
+    "ckpt": "checkpoint",
+    "cuda": "gpu device devices",
+    "download": "data fetch",
+    "fit": "train",
+    "gpu": "cuda device devices",
+    "gpus": "devices device",
+    "infer": "predict",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "model": "checkpoint",
+    "num_beams": "beam",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "out": "output",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "verbose": "help",
+}
 SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"  # installed with the package
 MAX_DEPTH = 20  # of nested YAML lists and mappings
 MAX_MESSAGE = 600  # characters of an error message, which may quote a whole file
@@ -177,7 +202,7 @@ class Parser(ArgumentParser):
         for typed, following in pairwise([*arguments, ""]):
             option, equals, _ = typed.partition("=")
             flag = self._option_string_actions.get(option)
-            if isinstance(flag, Flag) and (equals or following.lower() in ("true", "false")):
+            if isinstance(flag, Flag) and (equals or following.lower() in ("true", "false", "yes", "no", "on", "off")):
                 self.error(f"{option} takes no value: type {' or '.join(flag.option_strings)}")
         try:
             options = self.parse_args(arguments)
@@ -190,8 +215,11 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on stderr and exit with code 2; messages of jsonargparse are reworded for the command line."""
-        text = " ".join(message.split())
-        if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
+        text = " ".join(message.split()).replace("Problems parsing config:", "--config:")
+        text = text.replace(' in "<unicode string>",', " in")
+        if found := re.match(r'Parser key "(.+?)": Unable to load config .(.*?). - Parser', text):
+            text = f"--{found[1]} is {found[2]}: expected its options one by one, such as --{found[1]}.NAME VALUE"
+        elif found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
             text = f"{self._shown(found[1])}{_reason(found[2])}"
         elif found := re.match(r"the following arguments are required: (.+)", text):
             text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
@@ -199,8 +227,13 @@ class Parser(ArgumentParser):
             text = self._unknown(found[1])
         elif found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", text):
             text = f"--config: {self._unknown(f'--{found[1]}.{found[2]}' if found[1] else f'--{found[2]}')}"
+        elif found := re.match(r"argument (?:\S+/)?(--[\w.]+?)\+?: expected (?:one|at least one) argument", text):
+            text = f"{found[1]} needs a value"
+        elif found := re.match(r"ambiguous option: (\S+) could match (.+)", text):
+            text = f"there is no option {found[1]}: did you mean {found[2].replace(', ', ' or ')}?"
+        else:
+            text = _config_error(text)
         text = printable(text if len(text) < MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …")
-        text = text.replace("Problems parsing config:", "--config:").replace(' in "<unicode string>",', " in")
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -229,26 +262,72 @@ class Parser(ArgumentParser):
 
     def _unknown(self, typed: str) -> str:
         """The message for an argument that the command does not have."""
-        if not typed.startswith("--"):
+        if not typed.startswith("-"):
             return f"{typed} is one argument too many"
-        close = get_close_matches(typed, self._option_string_actions, 1)
-        return f"there is no option {typed}" + (f": did you mean {close[0]}?" if close else "")
+        options: dict[str, list[str]] = {}  # by name, with and without its group
+        for option in self._option_string_actions:
+            if option.startswith("--") and not option.endswith("+"):
+                for key in {option[2:], option[2:].rpartition(".")[2]}:
+                    options.setdefault(key, []).append(option)
+        name = typed.lstrip("-")
+        last = name.rpartition(".")[2]
+        begun = [key for key in options if len(last) > 2 and key.startswith(last)]
+        close = [*get_close_matches(name, options, 1), *get_close_matches(last, options, 1)]
+        close = [*ELSEWHERE.get(last, "").split(), *begun, *close]
+        found = next((options[key] for key in (name, last, *close) if key in options), [])
+        return f"there is no option {typed}" + (f": did you mean {' or '.join(found[:2])}?" if found else "")
+
+
+def no_command(name: str) -> str:
+    """The message for a command that there is not, with the nearest one."""
+    if name.startswith("-"):
+        return f"there is no option {name}{did_you_mean(name, ['--help', '--version'])}"
+    last = {command.rpartition(" ")[2]: command for command in COMMANDS}  # fetch for data fetch
+    word = name.rpartition(" ")[2]
+    begun = [key for key in last if len(word) > 2 and key.startswith(word)]
+    close = [ELSEWHERE.get(name), *(last.get(key) for key in (*begun, *get_close_matches(word, last, 1)))]
+    if found := next((command for command in close if command in COMMANDS), None):
+        return f"there is no command {name!r}: did you mean {found}?"
+    mine = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    return f"there is no command {name!r}: expected one of {', '.join(mine or COMMANDS)}"
+
+
+def _config_error(text: str) -> str:
+    """What jsonargparse says of a whole config, in words of the command line."""
+    if found := re.match(r"Unexpected config: ?(.*)", text):
+        return f"--config: expected NAME: VALUE on its lines, and found {found[1] or 'nothing'}"
+    if found := re.match(r"Key must be a string, got: (.*)\.", text):
+        return f"--config: {found[1]} is not the name of an option"
+    if found := re.match(r'Spaces not allowed in keys: "(.*)"\.', text):
+        return f"--config: {found[1]!r} is not the name of an option: write NAME: VALUE"
+    return text.replace("found character that cannot start any token", "found a tab: indent by spaces,")
 
 
 def _reason(text: str) -> str:
     """`` is three: expected a whole number`` for ``Expected a <class 'int'>. Got value: three``."""
-    if found := re.match(r"Expected an? (.+?)\. Got value: (.*)", text):
-        return f" is {found[2]}: expected {_kind(found[1])}"
-    if found := re.match(r"Does not validate.* Subtypes: \[(.+?)\] .*Given value: (.*)", text):
-        kinds = sorted(map(_kind, found[1].split(", ")))  # in no fixed order
-        return f" is {found[2]}: expected {' or '.join(kinds)}"
-    return f": {text}"
+    if found := re.match(r"Expected an? (.+?)\. Got value:(.*)", text):
+        kinds, value = [found[1]], found[2].strip()
+    elif found := re.match(r"Does not validate.* Subtypes: \[(.+?)\] .*Given value:(.*)", text):
+        kinds, value = found[1].replace("list[str]", "list").split(", "), found[2].strip()
+    else:
+        return f": {text}"
+    choices = [choice for kind in kinds for choice in _choices(kind)]
+    mine = next((each for each in ELSEWHERE.get(value, "").split() if each in choices), value)
+    near = did_you_mean(mine, choices)
+    return f" is {value or 'empty'}: expected {' or '.join(sorted(map(_kind, kinds)))}{near}"  # kinds in no fixed order
+
+
+def _choices(annotation: str) -> list[str]:
+    """The values of a Literal; none of another type."""
+    found = re.fullmatch(r"typing\.Literal\[(.+)\]", annotation)
+    return found[1].replace("'", "").split(", ") if found else []
 
 
 def _kind(annotation: str) -> str:
     """``a whole number`` for ``<class 'int'>``."""
+    if choices := _choices(annotation):
+        return f"one of {', '.join(choices)}"
     names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
-    if found := re.fullmatch(r"typing\.Literal\[(.+)\]", annotation):
-        return "one of " + found[1].replace("'", "")
+    names["list"] = "a list"
     name = annotation.removeprefix("<class '").removesuffix("'>")
     return names.get(name, name)

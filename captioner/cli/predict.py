@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from captioner.cli.options import add_model_arguments, config_of, load_model, report_heading
+from captioner.cli.options import add_model_arguments, config_of, load_model, report_heading, say_written
 from captioner.config import SearchConfig
 from captioner.errors import UserError, printable
 from captioner.files import atomic_write, check_writable
@@ -39,7 +39,7 @@ def configure(parser: Any) -> None:
         "--format",
         type=Literal["text", "jsonl", "csv", "coco"],
         default="text",
-        help="text: path, tab, caption (with --n_best also its log-probability); coco: with the ids of --annotations",
+        help="text: path, tab, caption (with --n_best also its score); coco: with the ids of --annotations",
     )
     about = "COCO JSON with the ids and names of the images, such as image_info_test2014.json, for --format coco"
     parser.add_argument("--annotations", type=str, help=about)
@@ -76,6 +76,7 @@ def run(options: Any) -> int:
     failed = (_caption_stream if in_one_go else _caption_parts)(options, search, model, workers, items, ids)
     if failed:
         print(f"captioner predict: {failed} of {len(items)} images could not be read", file=sys.stderr)
+    say_written(len(items) - failed, options.output, options.report)
     return 1 if failed else 0
 
 
@@ -97,10 +98,14 @@ def check_engine_device(options: Any, device: str) -> None:
     """Raise UserError unless the engine runs on devices of this kind, and has as many as its processes need."""
     import torch
 
+    from captioner.devices import check_processes
+
     if options.engine != "local" and device not in ("cpu", "cuda"):
         raise UserError(f"--device is {device}: expected cpu or cuda with --engine {options.engine}")
     if options.engine == "ddp" and device == "cuda" and options.devices > torch.cuda.device_count():
         raise UserError(f"--devices is {options.devices}: expected 1 to {torch.cuda.device_count()}, the GPUs here")
+    if device == "cpu" and not os.environ.get("RAY_ADDRESS"):  # of a cluster
+        check_processes(options.devices, "--devices")
 
 
 def _is_folder(output: str | None) -> bool:
@@ -128,7 +133,9 @@ def _caption_stream(
     options: Any, search: SearchConfig, model: Any, workers: int, items: list[Any], ids: dict[str, Any] | None
 ) -> int:
     """Caption directly to the output and the page of --report; return how many images could not be read."""
+    from captioner.data.dataset import clips_per_batch
     from captioner.inference.jobs import caption_record
+    from captioner.progress import Bar
     from captioner.reports.gallery import GalleryPage
 
     attention = options.report is not None and model.has_attention
@@ -137,13 +144,17 @@ def _caption_stream(
     page = GalleryPage(Path(options.report), heading, attention) if options.report else nullcontext()
 
     def records(gallery: GalleryPage | None) -> Iterator[dict[str, Any]]:
-        for item, result in zip(items, results, strict=True):
+        for item, result in bar:
             if gallery is not None:
                 gallery.add(item, result)
             yield caption_record(item, result, search.n_best)
 
-    with _open_output(options.output) as out, page as gallery:
-        return _print_records(records(gallery), options.format, out, ids)
+    batch, files = clips_per_batch(options.batch_size, model.frames), bool(options.output or options.report)
+    off = None if files or len(items) > batch else True  # the captions of few images are shown as soon as a bar
+    both = zip(items, results, strict=True)
+    bar = Bar(both, "captions", len(items), batch=batch, leave=files, disable=off)
+    with bar, _open_output(options.output) as out, page as gallery:
+        return _print_records(records(gallery), options.format, out, ids, search.n_best)
 
 
 def _caption_parts(
@@ -161,22 +172,24 @@ def _caption_parts(
         model = model.cpu()  # the other processes load their own
     if _is_folder(options.output):
         parts = caption_parts(options.engine, job, Path(options.output), items, model, options.part_size)
-        return _print_records(parts.records(), options.format, None, ids)
+        return _print_records(parts.records(), options.format, None, ids, search.n_best)
     check_writable(Path(options.output))
     folder = Path(options.output + ".parts")
     parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
     with _open_output(options.output) as out:
-        failed = _print_records(parts.records(), options.format, out, ids)
+        failed = _print_records(parts.records(), options.format, out, ids, search.n_best)
     shutil.rmtree(folder)
     return failed
 
 
-def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | None, ids: dict[str, Any] | None) -> int:
+def _print_records(
+    records: Iterable[dict[str, Any]], form: str, out: TextIO | None, ids: dict[str, Any] | None, n_best: int
+) -> int:
     """Print captions to `out`, if any, and errors to standard error; return the number of errors."""
     failed = 0
-    table = csv.writer(out, lineterminator="\n") if out is not None else None
-    if table is not None and form == "csv":
-        table.writerow(["image", "caption"])
+    table = csv.writer(out, lineterminator="\n") if out is not None and form == "csv" else None
+    if table is not None:
+        table.writerow(["image", "caption", *(["score"] if n_best > 1 else [])])
     results = []
     for record in records:
         if "error" in record:
@@ -185,14 +198,15 @@ def _print_records(records: Iterable[dict[str, Any]], form: str, out: TextIO | N
         elif out is not None:
             if ids is not None:
                 results.append({"image_id": ids[record["image"]], "caption": record["caption"]})
-            elif form == "csv" and table is not None:
+            elif table is not None:
                 for caption in record.get("n_best", [record]):
-                    table.writerow([record["image"], caption["caption"]])
+                    score = [f"{caption['score']:.3f}"] if n_best > 1 else []
+                    table.writerow([record["image"], caption["caption"], *score])
             elif form == "jsonl":
                 print(json.dumps(record, ensure_ascii=False), file=out)
             elif "n_best" in record:
                 for caption in record["n_best"]:
-                    print(f"{record['image']}\t{caption['caption']}\t{caption['log_prob']:.3f}", file=out)
+                    print(f"{record['image']}\t{caption['caption']}\t{caption['score']:.3f}", file=out)
             else:
                 print(f"{record['image']}\t{record['caption']}", file=out)
             out.flush()

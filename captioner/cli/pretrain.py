@@ -45,7 +45,7 @@ def run(options: Any) -> None:
     from captioner.training.run import lock_folder, resolve_trainer
 
     trainer_options = resolve_trainer(options.trainer)
-    with lock_folder(Path(options.output)) as folder:
+    with lock_folder(Path(options.output), "pretrain") as folder:
         _pretrain(options, folder, trainer_options)
 
 
@@ -73,16 +73,18 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     unknown = 100 * float((train_ids == UNK).float().mean())
     print(
         f"{len(train_ids):,} tokens in {len(train.inputs):,} streams, {unknown:.2g} % of them unknown, "
-        f"{len(val_ids):,} for validation, {len(vocabulary):,} {'words' if data.level == 'word' else 'characters'}, "
-        f"{len(train):,} chunks an epoch on {trainer_options['accelerator']} in {trainer_options['precision']}"
+        f"{len(val_ids):,} for validation"
+    )
+    print(
+        f"{len(vocabulary):,} {'words' if data.level == 'word' else 'characters'}, {len(train):,} chunks an epoch "
+        f"on {trainer_options['accelerator']} in {trainer_options['precision']}"
     )
     loaders = [DataLoader(streams, batch_size=None) for streams in (train, val)]
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)
     slim = export_best(folder, "lm.safetensors", language_model_weights)
-    print(
-        f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model; "
-        f"try: captioner train --init-from {slim} with the same --model options"
-    )
+    print(f"Done: {slim} is the best model")
+    print(f"try: captioner train --init-from {slim} (and the same --model)")
+    print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 
 def _encode_text(data: TextConfig) -> tuple[Any, Any, Any]:

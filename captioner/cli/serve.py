@@ -60,5 +60,6 @@ def _serve(options: Any, search: SearchConfig, config: ServeConfig, listener: so
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=seconds))
     place = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{place}:{listener.getsockname()[1]}/ is ready (stop with Ctrl-C)", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after its shutdown
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises them again after its shutdown
     server.run([listener])

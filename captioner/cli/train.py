@@ -6,11 +6,11 @@ Example: captioner train --config flickr8k --data.train train.json --data.train_
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from captioner import progress
 from captioner.cli.options import add_run_arguments
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
@@ -55,7 +55,9 @@ def run(options: Any) -> None:
     from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
-    with scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out) as folder:  # on the same disk
+    with (
+        scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out, "train") as folder
+    ):  # on the same disk
         _train(options, folder, trainer_options)
 
 
@@ -77,7 +79,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     if reason := data.fixed_cider(references):
         monitor = Monitor("val_loss", "min")
         warn = f"val_cider stays 0: {reason}; best.ckpt is the epoch with the lowest val_loss"
-        rank_zero_only(print)(f"captioner train: warning: {warn}", file=sys.stderr)
+        rank_zero_only(progress.warn)(f"captioner train: warning: {warn}")
     callbacks = [*make_callbacks(folder, config, data.val.examples, monitor), SanityChecks(data)]
     dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
@@ -87,11 +89,10 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * config.epochs
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    say(
-        f"{len(data.train_set.lengths):,} captions of {len(data.train.examples):,} images, "
-        f"{len(data.val.examples):,} images for validation, {len(data.vocabulary):,} words, "
-        f"{parameters:,} trained parameters, {batches:,} batches an epoch"
-    )
+    images, val_images = len(data.train.examples), len(data.val.examples)
+    captions, words = len(data.train_set.lengths), len(data.vocabulary)
+    say(f"{captions:,} captions of {images:,} images, {words:,} words; {val_images:,} images for validation")
+    say(f"{parameters:,} trained parameters, {batches:,} batches an epoch")
     for line in data.notes():
         say(line)
     if options.init_from and not resumed:
@@ -108,10 +109,9 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         print(dry_run.report(trainer, data, batches, options.trainer.check_val_every_n_epoch, folder))
         print(f"checked: training, validation and checkpoints work; {options.output} is unchanged")
     else:
-        print(
-            f"Done: {folder} has best.ckpt, last.ckpt, samples.md, logs/ and {slim.name}, the best model, for use; "
-            f"try: captioner predict PHOTO.jpg --checkpoint {slim}"
-        )
+        print(f"Done: {slim} is the best model, for use")
+        print(f"try: captioner predict PHOTO.jpg --checkpoint {slim}")
+        print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 
 def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, Any]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from captioner.errors import UserError, one_line
 from captioner.files import publish, write_json
+from captioner.progress import Bar
 
 # Raised by the file system, json and numpy (whose header parser uses tokenize) when a file is missing or damaged.
 READ_ERRORS = (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError, OverflowError, TokenError)
@@ -193,8 +193,8 @@ def _allocate(part: Path, index: dict, shape: tuple[int, ...]) -> None:
 
 def _fill(rows: np.memmap, done: int, part: Path, rows_from: Callable[[int], Iterable[np.ndarray]]) -> None:
     """Write the rows after the first `done`, and after each block their number to ``progress``."""
-    progress = part / "progress"
-    with tqdm(total=len(rows), initial=done, unit="image", desc=f"features {part.stem}", disable=None) as bar:
+    progress, label = part / "progress", part.stem.partition("-")[0][:24]
+    with Bar(desc=f"features of {label}", total=len(rows), initial=done) as bar:
         for block in rows_from(done) if done < len(rows) else ():
             rows[done : done + len(block)] = block
             done += len(block)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from captioner.config import SearchConfig
 from captioner.data.dataset import clips_per_batch
@@ -17,12 +15,16 @@ from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import Caption, CaptionModel, search_ids
 from captioner.models.captioner import load
 from captioner.models.checkpoint import file_digest, resolve_checkpoint
+from captioner.progress import Bar
 
 ENGINES = {
     "local": "captioner.inference.jobs",
     "ddp": "captioner.inference.lightning_engine",
     "ray": "captioner.inference.ray_engine",
 }
+
+
+Done = Callable[[int], Any]  # is told how many more images are captioned
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,23 @@ def caption_parts(
     run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray are imported only for their own engine
     with parts.open():
         if missing := parts.missing():
-            with tqdm(total=len(parts), initial=len(parts) - len(missing), unit="part", disable=None) as bar:
-                for _ in run(job, parts, missing, model):
-                    bar.update()
+            done = len(items) - sum(len(parts.chunk(number)) for number in missing)
+            with Bar(desc="captions", total=len(items), initial=done, batch=batch) as bar:
+                run(job, parts, missing, model, bar.update)
         if missing := parts.missing():
             raise UserError(f"{len(missing)} of {len(parts)} parts are missing: run the same command to continue")
     return parts
 
 
-def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """Caption these chunks in this process; yield each number when its part is written."""
-    return parts.write_each(numbers, lambda items: job.caption(model, items))
+def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel, done: Done) -> None:
+    """Caption these chunks in this process."""
+
+    def caption(items: list[Any]) -> Iterator[Record]:
+        for record in job.caption(model, items):
+            done(1)
+            yield record
+
+    parts.write_each(numbers, caption)
 
 
 def engine_error(engine: str, reason: BaseException) -> UserError:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from captioner.inference.jobs import CaptionJob, engine_error
+from captioner.inference.jobs import CaptionJob, Done, engine_error
 from captioner.inference.parts import PartFolder
 from captioner.models.base import CaptionModel
 
+WATCH_SECONDS = 0.5
+
 # Here, because the processes that Lightning starts import this module, too
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
@@ -51,16 +56,16 @@ class Predictor(pl.LightningModule):
     def predict_step(self, *_: Any) -> None:
         """Caption and write the chunks of this process."""
         mine = self.numbers[self.trainer.global_rank :: self.trainer.world_size]
-        list(self.parts.write_each(mine, lambda items: self.job.caption(self.model, items)))
+        self.parts.write_each(mine, lambda items: self.job.caption(self.model, items))
 
 
-def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """Caption these chunks in ``job.devices`` processes; yield the numbers when all parts are written."""
+def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel, done: Done) -> None:
+    """Caption these chunks in ``job.devices`` processes, or as many as there are chunks."""
     from torch.multiprocessing.spawn import ProcessException
 
     trainer = pl.Trainer(
         accelerator="gpu" if job.device.startswith("cuda") else "cpu",
-        devices=job.devices,
+        devices=min(job.devices, len(numbers)),
         strategy="ddp_spawn",  # starts from this process, not from the command line, which may read standard input
         use_distributed_sampler=False,
         logger=False,
@@ -70,7 +75,29 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
     )
     try:
         # On the CPU, from where Lightning moves the model
-        trainer.predict(Predictor(replace(job, device="cpu"), parts, numbers), return_predictions=False)
+        with _watched(parts, numbers, done):
+            trainer.predict(Predictor(replace(job, device="cpu"), parts, numbers), return_predictions=False)
     except ProcessException as error:
         raise engine_error("ddp", error) from None
-    yield from numbers
+
+
+@contextmanager
+def _watched(parts: PartFolder, numbers: Sequence[int], done: Done) -> Iterator[None]:
+    """Count in a thread the images of those chunks whose parts the other processes have written."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        left, last = set(numbers), False
+        while left and not last:
+            last = ended.wait(WATCH_SECONDS)
+            written = left - set(parts.missing())
+            done(sum(len(parts.chunk(number)) for number in written))
+            left -= written
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -79,8 +79,8 @@ class PartFolder:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self._file(number), lines, SURROGATES)
 
-    def write_each(self, numbers: Sequence[int], caption: Callable[[list[Any]], Iterable[Record]]) -> Iterator[int]:
-        """Write the parts of these chunks; yield each number when its part is written.
+    def write_each(self, numbers: Sequence[int], caption: Callable[[list[Any]], Iterable[Record]]) -> None:
+        """Write the parts of these chunks, each when it is complete.
 
         `caption` is called once, with the items of all these chunks, so that images are read ahead; it yields their
         records in order, one at a time.
@@ -88,7 +88,6 @@ class PartFolder:
         records = iter(caption([item for number in numbers for item in self.chunk(number)]))
         for number in numbers:
             self.write(number, [next(records) for _ in self.chunk(number)])
-            yield number
 
     def records(self) -> Iterator[Record]:
         """The records of all items, in their order; one part is in memory at a time. UserError if it is damaged."""

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from captioner.errors import UserError, install_hint
-from captioner.inference.jobs import CaptionJob, engine_error
+from captioner.inference.jobs import CaptionJob, Done, engine_error
 from captioner.inference.parts import PartFolder
 from captioner.models.base import CaptionModel
 
@@ -30,8 +30,8 @@ class CaptionActor:
         return {"number": row["number"], "records": json.dumps(records)}
 
 
-def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel) -> Iterator[int]:
-    """Caption these chunks with ``job.devices`` actors; yield each number when its part is written, in any order.
+def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel, done: Done) -> None:
+    """Caption these chunks with ``job.devices`` actors, or as many as there are chunks, in any order.
 
     This process writes the parts, so a cluster needs no shared folder for them. Ray replaces an actor that dies and
     reassigns its chunks to the new one, without limit.
@@ -56,13 +56,13 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             CaptionActor,  # type: ignore[arg-type]
             fn_constructor_args=(replace(job, device="cuda" if gpu else job.device),),
-            compute=ray.data.ActorPoolStrategy(size=job.devices),
+            compute=ray.data.ActorPoolStrategy(size=min(job.devices, len(numbers))),
             num_cpus=1 + job.workers,
             num_gpus=int(gpu),
         )
         for row in results.iter_rows():
             parts.write(row["number"], json.loads(row["records"]))
-            yield row["number"]
+            done(len(parts.chunk(row["number"])))
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise engine_error("ray", error) from None
     finally:

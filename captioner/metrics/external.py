@@ -93,10 +93,10 @@ def clip_score(
     if importlib.util.find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
     import torch
-    from tqdm import tqdm
 
     from captioner.data.images import open_image
     from captioner.devices import best_device
+    from captioner.progress import Bar
 
     device, total = device or best_device(), 0.0
     try:
@@ -104,7 +104,7 @@ def clip_score(
         clip = clip.to(device)
         cut = {"truncation": True, "max_length": clip.config.text_config.max_position_embeddings, "padding": True}
         parts = range(0, len(paths), BATCH)
-        for start in tqdm(parts, desc="CLIPScore", disable=None, unit_scale=BATCH, unit="image"):
+        for start in Bar(parts, "CLIPScore", unit="batches"):
             images = [open_image(path) for path in paths[start : start + BATCH]]
             texts = [PROMPT + caption for caption in captions[start : start + BATCH]]
             with torch.inference_mode():

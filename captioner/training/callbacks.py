@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -28,9 +29,20 @@ from captioner.data.dataset import Batch
 from captioner.data.images import ImageError
 from captioner.errors import UserError
 from captioner.files import atomic_write
+from captioner.progress import Bar
 
 SAMPLE_SIZE = 256  # pixels of the images in TensorBoard
-SCORES = ("train_loss", "val_loss", "val_cider", "val_bleu4", "val_rouge", "val_distinct", "val_bad_endings")
+SCORES = {  # of an epoch, with the heads of their columns
+    "train_loss": "loss",
+    "reward": "reward",
+    "val_loss": "val loss",
+    "val_cider": "CIDEr",
+    "val_bleu4": "BLEU-4",
+    "val_rouge": "ROUGE",
+    "val_distinct": "distinct",
+    "val_bad_endings": "bad ends",
+    "captions_per_s": "captions/s",
+}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -149,19 +161,129 @@ class Throughput(Callback):
         self.last_end = now
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar without the version of the logger."""
+class ProgressBar(pl.callbacks.ProgressBar):
+    """One bar, of the training or the validation of an epoch, with the time left of the whole run.
 
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+    The time left is that of the stages of the last epoch; in the first epoch that of the batches so far, and "over"
+    before a validation has been timed.
+    """
+
+    INTERVAL = 0.25  # seconds between two readings of the scores, which wait for a GPU
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.bar: Bar | None = None
+        self.stage, self.epoch, self.begun, self.read, self.scores = "", 0, 0.0, 0.0, ""
+        self.seconds: dict[str, float] = {}  # of a whole training and a whole validation
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: Any) -> None:
+        self._begin("training", int(self.total_train_batches))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._update(batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, task: Any) -> None:
+        self._begin("validation", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._update(batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, task: Any) -> None:
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
+        self._end()
+
+    def _begin(self, stage: str, batches: int) -> None:
+        self._end()
+        if self.enabled:
+            self.stage, self.epoch, self.begun = stage, self.trainer.current_epoch, time.monotonic()
+            name = f"epoch {self.epoch + 1} of {self.trainer.max_epochs}"
+            name += ", validation" if stage == "validation" else ""
+            self.bar = Bar(desc=name, total=batches, unit="", note=self._note, leave=False)
+
+    def _update(self, batch_idx: int) -> None:
+        if self.bar is not None:
+            self.bar.update(batch_idx + 1 - self.bar.n)
+
+    def _end(self) -> None:
+        """Close the bar, after the checkpoints of its stage, and keep the time of a stage that was not resumed."""
+        if self.bar is not None:
+            if self.bar.first and self.bar.first[0] == 1:
+                self.seconds[self.stage] = time.monotonic() - self.begun
+            self.bar.close()
+            self.bar = None
+
+    def _note(self, bar: Bar) -> str:
+        """``loss 2.81, CIDEr 54.21, 12:40 left``; in a validation the time alone."""
+        if self.stage == "validation":
+            return self._time_left(bar)
+        if not self.scores or time.monotonic() - self.read > self.INTERVAL:
+            logged: dict[str, Any] = {**self.trainer.callback_metrics, **self.trainer.progress_bar_metrics}
+            shown = {"train_loss": "loss", "reward": "reward", "val_cider": "CIDEr"}
+            self.scores = ", ".join(f"{shown[name]} {float(logged[name]):.2f}" for name in shown if name in logged)
+            self.read = time.monotonic()
+        return ", ".join(part for part in (self.scores, self._time_left(bar)) if part)
+
+    def _time_left(self, bar: Bar) -> str:
+        assert bar.total is not None
+        measured = {self.stage: bar.total / bar.rate} if bar.rate else {}
+        seconds = {**measured, **self.seconds}
+        if self.stage not in seconds:
+            return ""
+        epoch, epochs = self.epoch, int(self.trainer.max_epochs or 0)
+        every = self.trainer.check_val_every_n_epoch or 1
+        validations = epochs // every - epoch // every - (self.stage == "validation")
+        left = seconds[self.stage] * (1 - bar.n / bar.total) + seconds.get("training", 0) * (epochs - epoch - 1)
+        over = "over " if validations and "validation" not in seconds else ""
+        return f"{over}{bar.format_interval(left + seconds.get('validation', 0) * validations)} left"
 
 
-def print_scores(trainer: pl.Trainer, names: Iterable[str]) -> str:
-    """Print the epoch and those scores that are logged, and return the scores: ``val_loss 2.8  val_cider 54``."""
-    logged = trainer.callback_metrics
-    scores = "  ".join(f"{name} {float(logged[name]):.4g}" for name in names if name in logged)
-    print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {scores}", flush=True)
-    return scores
+class EpochScores:
+    """Prints those scores of an epoch that are logged: on a terminal a row of a table, elsewhere a line by itself.
+
+    Args:
+        columns: the names of the logged scores, each with the head of its column
+        repeat: the heads stand above every row, since other lines come between
+    """
+
+    def __init__(self, columns: Mapping[str, str], repeat: bool = False) -> None:
+        self.columns, self.repeat, self.heads = columns, repeat, ""
+
+    def print(self, trainer: pl.Trainer) -> str:
+        """Print them, and return the scores as the line has them: ``val_loss 2.80  val_cider 54.21``."""
+        logged = trainer.callback_metrics
+        texts = {name: two_decimals(float(logged[name])) for name in self.columns if name in logged}
+        line = "  ".join(f"{name} {text}" for name, text in texts.items())
+        epoch, last = f"{trainer.current_epoch + 1}/{trainer.max_epochs}", f"{trainer.max_epochs}/{trainer.max_epochs}"
+        if not sys.stdout.isatty():
+            print(f"epoch {epoch}: {line}", flush=True)
+            return line
+        if "reward" in texts:
+            texts.pop("train_loss", None)  # of self-critical training, which says nothing
+        heads = {name: self.columns[name].rjust(6) for name in texts}
+        width = max(5, len(last))
+        above = "  ".join(["epoch".rjust(width), *heads.values()])
+        row = "  ".join([epoch.rjust(width), *(text.rjust(len(heads[name])) for name, text in texts.items())])
+        if above != self.heads or self.repeat:
+            self.heads = above
+            row = f"{above}\n{row}"
+        print(row, flush=True)
+        return line
+
+
+def two_decimals(value: float) -> str:
+    """``54.21``, but from 10,000 on without them."""
+    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 class SampleCaptions(Callback):
@@ -170,11 +292,12 @@ class SampleCaptions(Callback):
     def __init__(self, folder: Path, examples: list[Example], number: int) -> None:
         step = max(1, len(examples) // max(1, number))
         self.folder, self.chosen = folder, dict([*enumerate(examples)][::step][:number])
+        self.scores = EpochScores(SCORES)
 
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
         if not trainer.is_global_zero:
             return
-        scores = print_scores(trainer, (*SCORES, "reward", "captions_per_s"))
+        scores = self.scores.print(trainer)
         captions = task.val_captions
         chosen = {i: example for i, example in self.chosen.items() if i in captions}  # --check validates only a part
         rows = [f"| {e.path.name} | {captions[i]} | {' '.join(e.captions[0].split())} |" for i, e in chosen.items()]

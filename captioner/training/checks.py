@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from captioner import progress
 from captioner.data.addresses import StoredImage, is_address
 from captioner.data.annotations import Example
 from captioner.data.images import open_file
@@ -146,7 +147,7 @@ class SanityChecks(Callback):
 def warn(lines: Iterable[str]) -> None:
     """Print warnings on standard error."""
     for line in lines:
-        print(f"captioner train: warning: {line}", file=sys.stderr, flush=True)
+        progress.warn(f"captioner train: warning: {line}")
 
 
 def same_caption(captions: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from captioner.data.vocabulary import PAD
 from captioner.decoding.search import State
 from captioner.models.language_model import LanguageModel
 from captioner.training.base_task import BaseTask
-from captioner.training.callbacks import print_scores
+from captioner.training.callbacks import EpochScores
 
 
 class LanguageTask(BaseTask):
@@ -74,10 +74,11 @@ class TextSamples(Callback):
 
     def __init__(self, folder: Path, number: int, text: TextConfig) -> None:
         self.folder, self.number, self.text = folder, number, text
+        names = [f"{split}_{name}" for split in ("train", "val") for name in ("loss", "perplexity", "bits")]
+        self.scores = EpochScores({name: name.replace("train_", "").replace("_", " ") for name in names}, number > 0)
 
     def on_validation_end(self, trainer: pl.Trainer, task: Any) -> None:
-        names = [f"{split}_{name}" for split in ("train", "val") for name in ("loss", "perplexity", "bits")]
-        scores = print_scores(trainer, names)
+        scores = self.scores.print(trainer)
         text = self.text
         options = (text.sample_tokens, text.temperature, 0, text.prompt)
         samples = task.model.generate(self.number, *options) if self.number else []

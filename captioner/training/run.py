@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -51,8 +52,11 @@ IRRELEVANT_WARNINGS = (
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[Path]:
-    """Create the folder, and lock it against other runs; a new folder is removed again if the run is refused."""
+def lock_folder(folder: Path, command: str) -> Iterator[Path]:
+    """Create the folder, and lock it against other runs; a new folder is removed again if the run is refused.
+
+    After Ctrl-C the message of KeyboardInterrupt says how `command`, train or pretrain, continues.
+    """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # the first process has the lock
         yield folder
         return
@@ -75,6 +79,8 @@ def lock_folder(folder: Path) -> Iterator[Path]:
                 for path in new:
                     path.rmdir()
         raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_resume(folder, command)) from None
     finally:
         with suppress(OSError):
             (folder / ".lock").unlink()
@@ -183,12 +189,28 @@ def read_last_checkpoint(folder: Path) -> dict[str, Any]:
         ) from None
 
 
+def how_to_resume(folder: Path, command: str) -> str:
+    """The command that continues an interrupted run, and from where."""
+    if not (folder / "config.yaml").exists():
+        return "nothing is saved"
+    where = "from the beginning"
+    with suppress(UserError):  # there is no last.ckpt
+        last = read_last_checkpoint(folder)
+        batches = last["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done, epoch = batches["current"]["completed"], last["epoch"] + 1
+        where = f"after epoch {epoch}" if batches["is_last_batch"] else f"after batch {done} of epoch {epoch}"
+    return (
+        f"continue {where}: {shlex.join(['captioner', command, '--config', str(folder / 'config.yaml'), '--resume'])}"
+    )
+
+
 def configure_process() -> None:
     """Set the precision of matrix products, and silence warnings that do not help the user."""
     torch.set_float32_matmul_precision("high")
     # A full disk in the writer thread of TensorBoard: the checkpoints report it.
     threading.excepthook = lambda error: None if error.exc_type is OSError else threading.__excepthook__(error)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from tqdm import tqdm
 
 from captioner.config import IMAGE_BATCH_SIZE, DataConfig, ModelConfig
 from captioner.data.addresses import StoredImage
@@ -30,6 +29,7 @@ from captioner.data.samplers import unreadable_image
 from captioner.devices import choose_workers
 from captioner.errors import UserError
 from captioner.models.encoder import Encoder, cached_shape, weights_digest
+from captioner.progress import Bar
 
 HELD_AT_ONCE = 256  # rows
 CHECKED_NEWER = 8  # images
@@ -279,5 +279,5 @@ class DataSplit:
         workers = choose_workers(self.data.workers, self.device)
         batches = read_images(paths, self.model.image_size, IMAGE_BATCH_SIZE, workers, self.model.frames)
         errors = chain.from_iterable(errors for _, errors in batches)
-        bar = tqdm(errors, "checking images", len(paths), unit="image", disable=None)
+        bar = Bar(errors, "checking images", len(paths), batch=IMAGE_BATCH_SIZE)
         return np.array([error is not None for error in bar], dtype=bool)

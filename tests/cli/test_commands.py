@@ -1,5 +1,6 @@
 """The real command line, ``main([...])``: what it prints, writes and refuses."""
 
+import csv
 import io
 import json
 import os
@@ -111,7 +112,11 @@ def test_n_best(predict, photos, option):
     code, out, _ = predict(photos / "012.png", *option)
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[1] for line in lines] == [one["caption"] for one in row["n_best"]]
-    assert [float(line[2]) for line in lines] == pytest.approx([one["log_prob"] for one in row["n_best"]], abs=1e-3)
+    assert [float(line[2]) for line in lines] == pytest.approx(scores, abs=1e-3)  # what they are ranked by
+    code, out, _ = predict(photos / "012.png", "--format", "csv", *option)
+    head, *rows = csv.reader(io.StringIO(out))
+    assert head == ["image", "caption", "score"]
+    assert [row[1:] for row in rows] == [line[1:] for line in lines]
 
 
 def test_output(predict, photos, tmp_path):

@@ -35,7 +35,7 @@ MISTAKES = [
     ("predict IMAGES --workers -5", ["--workers is -5"]),
     ("predict IMAGES --devices 2", ["--devices is 2", "--engine local"]),
     ("predict IMAGES --engine ddp", ["--engine ddp", "--output"]),
-    ("predict IMAGES --device abacus", ["--device abacus"]),
+    ("predict IMAGES --device abacus", ["--device is abacus: expected auto, cpu, cuda"]),
     ("train --model.cell transformer", ["--model.cell is transformer: expected one of rnn, gru, lstm"]),
     ("train --model.layers 6", ["model.layers is 6"]),
     ("train --model.colour red", ["there is no option --model.colour"]),

@@ -266,6 +266,18 @@ ENGINES = [pytest.param("ddp", id="ddp"), pytest.param("ray", id="ray", marks=ne
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("images", [1, 11])
+def test_fewer_parts_than_processes(predict, checkpoint, folder, cli, tmp_path, engine, images):
+    """One part, and one image."""
+    some = [folder / f"{n:03}.png" for n in range(images)]
+    words = ("predict", *some, "--checkpoint", checkpoint, *SMALL, "--engine", engine, "--devices", 2)
+    code, _, err = cli(*words, "--output", tmp_path / "captions.txt")
+    assert code == int(images > 7), err
+    assert len((tmp_path / "captions.txt").read_text().splitlines()) == images - (images > 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_same_captions_by_two_processes(start, whole, tmp_path, engine):
     process = start(tmp_path / "parts", "--engine", engine, "--devices", "2")
     finish(process)

@@ -25,8 +25,7 @@ def contents(folder):
 def make(folder, caption=records_of, size=3, items=ITEMS, **settings):
     parts = PartFolder(folder, items, size, {**SETTINGS, **settings})
     with parts.open():
-        for _ in parts.write_each(parts.missing(), caption):
-            pass
+        parts.write_each(parts.missing(), caption)
     return parts
 
 

@@ -110,16 +110,6 @@ def test_tensorboard_has_scalars_and_images_with_captions(run, tiny):
         assert darkest < 50 < lightest  # something stands there
 
 
-def test_the_bar_of_a_terminal(tiny, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    code, out, err = cli(*arguments(tiny, tmp_path / "run"))
-    assert code == 0
-    last = (out + err).replace("\n", "\r").split("val_cider=")[0].split("\r")[-1]
-    assert re.search(r"train_loss=.*grad_norm=.*captions_per_s=", last)
-    assert "v_num" not in out + err
-    assert "val_rouge=" not in out + err
-
-
 def test_samples_show_the_same_images_each_epoch(run, tiny):
     text = (run / "samples.md").read_text()
     assert [line[:10] for line in text.splitlines() if line.startswith("## ")] == ["## Epoch 1", "## Epoch 2"]
