@@ -84,6 +84,8 @@ def _run(name: str, arguments: list[str]) -> int:
         print(parser.help_page(everything=arguments[-1] in ("all", "--help=all")), end="")
         return 0
     options = parser.parse([_with_underscores(argument) for argument in arguments])
+    if "report" in options:  # which shows how it was made
+        options["command_line"] = ["captioner", *name.split(), *arguments]
     check_names(parser.command, options)
     with text_encoding(options.get("encoding") or ""):
         return parser.command.run(options) or 0

@@ -93,8 +93,7 @@ def run(options: Any) -> None:
         name, device = model_name(options.checkpoint), str(model.device)
         scored = score_images(kept, captions, wanted, names, paths, name, comparison, device)
         if page is not None:
-            page.failures += skipped
-            page.finish(scored)
+            page.finish(scored, skipped)
     show_scores(scored.scores, wanted.json)
     say_written(len(captions), options.output, options.report)
 
@@ -138,10 +137,16 @@ def _write_results(options: Any, captions: dict[Any, str], names: dict[Any, str]
 def _open_report(options: Any, models: Sequence[Any], count: int) -> Any:
     """The page of ``--report`` as a context manager; without the option, None as one."""
     from captioner.reports.evaluation import EvaluationPage
+    from captioner.reports.page import short_path, short_paths
 
     if not options.report:
         return nullcontext()
-    heading = f"{report_heading(options, count)} · {options.annotations}"
+    heading = f"{report_heading(options, count)} · {short_path(options.annotations)}"
     second = options.compare_checkpoint or options.compare
-    names = [model_name(options.checkpoint), *([second] if second else [])]
-    return EvaluationPage(Path(options.report), heading, count, any(model.has_attention for model in models), names)
+    paths = [*(options.checkpoint or []), *([second] if second else [])]
+    shown = dict(zip(paths, short_paths(paths), strict=True))
+    first = [shown[path] for path in options.checkpoint] if options.checkpoint else None
+    names = [model_name(first), *([shown[second]] if second else [])]
+    attention = any(model.has_attention for model in models)
+    folders = [options.images or "", os.path.dirname(options.annotations)]
+    return EvaluationPage(Path(options.report), heading, count, attention, names, options.command_line, folders)

@@ -155,4 +155,7 @@ def say_written(images: int, *files: str | None) -> None:
 def report_heading(options: Any, images: int) -> str:
     """The line at the top of the page of ``--report``: number of images, model and search."""
     search = f"sampled, seed {options.seed}" if options.sample else f"beam {options.beam}"
-    return f"{images} {'image' if images == 1 else 'images'} · {model_name(options.checkpoint)} · {search}"
+    from captioner.reports.page import short_paths
+
+    model = model_name(short_paths(options.checkpoint) if options.checkpoint else None)
+    return f"{images:,} {'image' if images == 1 else 'images'} · {model} · {search}"

@@ -141,7 +141,8 @@ def _caption_stream(
     attention = options.report is not None and model.has_attention
     results = model.caption_files(items, search, options.batch_size, workers, attention)
     heading = report_heading(options, len(items))
-    page = GalleryPage(Path(options.report), heading, attention) if options.report else nullcontext()
+    about = (heading, items, attention, options.command_line)
+    page = GalleryPage(Path(options.report), *about) if options.report else nullcontext()
 
     def records(gallery: GalleryPage | None) -> Iterator[dict[str, Any]]:
         for item, result in bar:

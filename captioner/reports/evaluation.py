@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from captioner.data.clips import thumbnail
 from captioner.errors import UserError, printable
 from captioner.metrics.scoring import EXTERNAL, RESAMPLES, ScoringResult, image_scores
 from captioner.models.base import Caption
-from captioner.reports.gallery import caption_values, shrink
-from captioner.reports.page import Page, render
+from captioner.reports.gallery import DOUBT, caption_values, doubt, shrink
+from captioner.reports.page import TEMPLATES, Page, origin, render, without_folders
 
 LARGE, SMALL = (320, 80), (192, 60)  # of the images on the page: long side in pixels, JPEG quality
 MAX_LARGE = 1000  # images; where there are more, all are SMALL
@@ -33,14 +34,26 @@ class EvaluationPage(Page):
     The cards of the images are stored on the page as text, of which the browser shows 24 at a time, in any order.
 
     Args:
-        path, heading, attention: as of :class:`captioner.reports.gallery.GalleryPage`.
+        path, heading, attention, command_line: as of :class:`captioner.reports.gallery.GalleryPage`.
         count: the number of images, which decides their size.
         names: of this system and, where there is one, of the system it is compared with.
+        folders: of the images and annotations, which messages on the page do not name.
     """
 
-    def __init__(self, path: Path, heading: str, count: int, attention: bool, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        heading: str,
+        count: int,
+        attention: bool,
+        names: Sequence[str],
+        command_line: Sequence[str] = ("captioner",),
+        folders: Sequence[str] = (),
+    ) -> None:
         two = len(names) > 1
-        super().__init__(path, "reports/evaluation.html", heading=heading, attention=attention, two=two)
+        about = {"attention": attention, "two": two, "doubt_name": DOUBT, "origin": origin(command_line)}
+        super().__init__(path, "reports/evaluation.html", heading=heading, **about)
+        self.folders = folders
         self.names, self.size = names, LARGE if count <= MAX_LARGE else SMALL
         self.images: dict[Any, dict[str, Any]] = {}  # by id, for the script of the page
         self.summary: dict[str, Any] = {}  # of evaluation_summary.html
@@ -49,11 +62,12 @@ class EvaluationPage(Page):
         """Add an image with its captions, best first, and those of the other system, or its only one."""
         systems = [captions] if other is None else [captions, [other] if isinstance(other, str) else other]
         side, quality = self.size
-        card: dict[str, Any] = {"name": example.name, "quality": quality}
+        unsure = doubt(captions[0])
+        card: dict[str, Any] = {"name": example.name, "quality": quality, "doubt": unsure, "doubt_name": DOUBT}
         try:
             card["image"] = shrink(thumbnail(example.path, side), side)
         except UserError as error:  # changed since it was captioned
-            card["error"] = str(error)
+            card["error"] = without_folders(str(error), [str(example.path).removesuffix(example.name), *self.folders])
         card["systems"] = [
             {"colour": colour, "name": name, "captions": _lines(each), "concepts": getattr(each[0], "concepts", ())}
             for colour, name, each in zip(COLOURS, self.names, systems, strict=False)
@@ -64,11 +78,12 @@ class EvaluationPage(Page):
             "name": printable(example.name),
             "captions": [printable(text) for text in best],
             "references": [printable(reference) for reference in example.captions],
-            "perplexity": round(captions[0].perplexity, 3),
+            "doubt": round(unsure, 3),
         }
 
-    def finish(self, scored: ScoringResult) -> None:
-        """Set the scores of the images that were added."""
+    def finish(self, scored: ScoringResult, skipped: Sequence[str] = ()) -> None:
+        """Set the scores of the images that were added, and list those `skipped`, a message each."""
+        self.failures += [without_folders(message, self.folders) for message in skipped]
         systems = [image_scores(scores) for scores in scored.per_image]
         for image, *each in zip(scored.ids, *systems, strict=True):
             rounded = [{name: round(value, 2) for name, value in scores.items()} for scores in each]
@@ -115,6 +130,16 @@ def histogram(samples: Sequence[Any], whole: bool) -> list[tuple[str, list[float
     if max(each.max() for each in values) >= (last + 1) * width:
         labels[-1] = f"{last * width:g}+"
     return list(zip(labels, shares.tolist(), strict=True))
+
+
+def ticks(bars: Sequence[tuple[str, Sequence[float]]]) -> list[float]:
+    """Three to six numbers of a y axis from 0 to the highest bar or above, 1, 2 or 5 times a power of ten apart."""
+    highest = max(share for _, shares in bars for share in shares)
+    step = next(step for n in range(-6, 1) for step in (10.0**n, 2 * 10.0**n, 5 * 10.0**n) if highest <= 5 * step)
+    return [n * step for n in range(max(3, 1 + math.ceil(highest / step - 1e-9)))]
+
+
+TEMPLATES.filters["ticks"] = ticks
 
 
 def _words(

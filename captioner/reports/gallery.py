@@ -16,39 +16,68 @@ from torch import Tensor
 from captioner.data.clips import thumbnail
 from captioner.errors import UserError
 from captioner.models.base import Caption
-from captioner.reports.page import QUALITY, Page, render
+from captioner.reports.page import QUALITY, Page, common_folder, origin, render, without_folders
 
-IMAGE_SIDE = 384  # pixels of the long side of the images
+IMAGE_SIDE, SMALL_SIDE = 384, 256  # pixels of the long side of the images
+MAX_LARGE = 200  # images; where there are more, all are of SMALL_SIDE
+DOUBT = "perplexity"  # what :func:`doubt` is, as the pages name it
 MIN_PEAK = 4.0  # times the weight of an even map: a lower peak is drawn paler, so that a flat map does not look sharp
 
 
 class GalleryPage(Page):
-    """A page of captioned images with a line of `heading`; see :class:`Page` for `path` and errors.
+    """A page of captioned images, to sort by doubt and to filter; they are named relative to their common folder.
 
-    With `attention` the captions have attention maps, and the page explains how to see them.
+    Args:
+        path: the file, as of :class:`Page`, also for errors.
+        heading: a line of what was captioned, and how.
+        images: all that will be added, to choose their size and find their folder.
+        attention: whether the captions have attention maps, and the page explains how to see them.
+        command_line: of the command that writes the page.
     """
 
-    def __init__(self, path: Path, heading: str, attention: bool = False) -> None:
-        super().__init__(path, "reports/gallery.html", heading=heading, attention=attention)
+    def __init__(
+        self,
+        path: Path,
+        heading: str,
+        images: Sequence[str | os.PathLike] = (),
+        attention: bool = False,
+        command_line: Sequence[str] = ("captioner",),
+    ) -> None:
+        about = {"heading": heading, "attention": attention, "doubt_name": DOUBT, "origin": origin(command_line)}
+        super().__init__(path, "reports/gallery.html", **about)
+        folder = common_folder(images)
+        self.folders = [folder, os.path.relpath(folder)] if folder else []
+        self.side = IMAGE_SIDE if len(images) <= MAX_LARGE else SMALL_SIDE
 
     def add(self, path: str | os.PathLike, captions: Sequence[Caption] | UserError) -> None:
         """Add an image or clip with its captions, best first, or list it as a failure."""
         if isinstance(captions, UserError):
-            self.failures.append(str(captions))
+            self.failures.append(self._named(captions))
             return
         try:
-            image = thumbnail(path, IMAGE_SIDE)
+            image = thumbnail(path, self.side)
         except UserError as error:  # changed since it was captioned
-            self.failures.append(str(error))
+            self.failures.append(self._named(error))
             return
-        self.write(render("reports/gallery_card.html", **card_values(os.fspath(path), image, captions)))
+        self.write(render("reports/gallery_card.html", **card_values(self._named(path), image, captions, self.side)))
+
+    def _named(self, what: object) -> str:
+        """A path or message without the common folder."""
+        return without_folders(str(what), self.folders)
 
 
-def card_values(name: str, image: Image.Image, captions: Sequence[Caption]) -> dict[str, Any]:
-    """The variables of gallery_card.html: an image and its captions, best first."""
+def doubt(caption: Caption) -> float:
+    """How unsure the model is of a caption, by which the pages sort: the higher, the less sure. DOUBT names it."""
+    return caption.perplexity
+
+
+def card_values(name: str, image: Image.Image, captions: Sequence[Caption], side: int = IMAGE_SIDE) -> dict[str, Any]:
+    """The variables of gallery_card.html: an image, at most `side` pixels long, and its captions, best first."""
     lines = [caption_values(each) for each in captions]
     seen = captions[0].concepts
-    return {"name": name, "image": shrink(image, IMAGE_SIDE), "quality": QUALITY, "captions": lines, "concepts": seen}
+    sure = {"doubt": doubt(captions[0]), "doubt_name": DOUBT}
+    small = shrink(image, side)
+    return {"name": name, "image": small, "quality": QUALITY, "captions": lines, "concepts": seen, **sure}
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

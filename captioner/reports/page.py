@@ -5,6 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
+from captioner import __version__
 from captioner.errors import UserError, printable
 from captioner.files import atomic_write
 
@@ -48,6 +54,62 @@ TEMPLATES.filters["jpeg_uri"] = jpeg_uri
 def render(template: str, **values: Any) -> str:
     """The text of a template."""
     return TEMPLATES.get_template(template).render(values)
+
+
+def origin(command_line: Sequence[str]) -> dict[str, str]:
+    """The variables of origin.html: how and when a page was made; the command line has no absolute paths."""
+    shown = {word: re.sub(r"^(--[\w.]+=)?@?(/.*)", _typed_path, word) for word in command_line}
+    now = datetime.now().astimezone()
+    return {
+        "command": " ".join(_quoted(shown[word]) for word in command_line),
+        "moment": now.isoformat(timespec="minutes"),
+        "date": f"{now:%Y-%m-%d %H:%M}",
+        "version": __version__,
+    }
+
+
+def _quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\w@%+=:,./…-]+", word) else shlex.quote(word)
+
+
+def _typed_path(found: re.Match[str]) -> str:
+    whole, path = found[0], found[2]
+    return whole.removesuffix(path) + short_path(path)
+
+
+def short_path(path: str) -> str:
+    """A name for a page that others may see: below the working folder as it is, elsewhere …/ and its last part.
+
+    short_path("/home/ada/data/val.json") is "…/val.json", and in /home/ada "data/val.json"; a relative path stays.
+    """
+    if not os.path.isabs(path):
+        return path
+    inside = os.path.relpath(path)
+    return f"…/{os.path.basename(path.rstrip('/'))}" if inside.startswith("..") else inside
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """:func:`short_path` of each, with as many of the last parts as tell them apart."""
+    found = [short_path(path) for path in paths]
+    for parts in range(2, 1 + max((path.count("/") for path in paths), default=0)):
+        if len(set(found)) == len(set(paths)):
+            break
+        found = ["…/" + "/".join(path.split("/")[-parts:]) if path.startswith("/") else path for path in paths]
+    return found
+
+
+def common_folder(paths: Iterable[str | os.PathLike]) -> str:
+    """The absolute folder that all the files lie in, to name them relative to it; addresses are left out."""
+    names = [os.fspath(path) for path in paths]
+    folders = {os.path.dirname(os.path.abspath(name)) for name in names if "://" not in name}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def without_folders(text: str, folders: Iterable[str]) -> str:
+    """The text, in which files below any of the folders are named relative to it."""
+    for folder in sorted(filter(None, folders), key=len, reverse=True):
+        text = re.sub(rf"(?<![\w./-]){re.escape(folder.rstrip('/'))}/", "", text)
+    return text
 
 
 class Page:

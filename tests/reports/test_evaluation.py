@@ -8,13 +8,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from browser import open_browser
 from helpers import captions_of, is_one_line, make_captioner, write_set
 from html_page import Page, caption
 
 from captioner.data.annotations import Example
 from captioner.errors import UserError
 from captioner.metrics.scoring import Comparison, ScoreOptions, score_images
-from captioner.reports.evaluation import LARGE, MAX_BARS, MAX_LARGE, SMALL, EvaluationPage, histogram
+from captioner.reports.evaluation import LARGE, MAX_BARS, MAX_LARGE, SMALL, EvaluationPage, histogram, ticks
 
 HOSTILE = "</script><!-- <script> & \"quotes' {{summary}} \u202edrow\udcff אבג"
 SHOWN = HOSTILE.replace("\u202e", "?").replace("\udcff", "?")
@@ -63,7 +64,7 @@ def test_the_page_has_what_was_scored(tmp_path, images):
     data = data_of(text)
     assert [each["scores"][0]["CIDEr"] for each in data] == [round(100 * x, 2) for x in scored.per_image[0].cider]
     assert data[0]["references"] == ["a red square", "a square on blue"]
-    assert data[0]["perplexity"] == round(caption("a red square").perplexity, 3)
+    assert data[0]["doubt"] == round(caption("a red square").perplexity, 3)
 
 
 def test_cards(tmp_path, images):
@@ -131,6 +132,37 @@ def test_many_images_are_small(tmp_path):
             page.finish(score_images({1: ["a"]}, {1: "a"}))
         text = (tmp_path / "page.html").read_text()
         assert cards_of(Page(text), text)[0].images()[0].size == (side, side // 2)
+
+
+@pytest.mark.parametrize(
+    ("highest", "expected"),
+    [
+        (0.32, [0, 10, 20, 30, 40]),
+        (1, [0, 20, 40, 60, 80, 100]),
+        (0.06, [0, 2, 4, 6]),
+        (0.0004, [0, 0.01, 0.02, 0.03, 0.04]),
+    ],
+)
+def test_ticks(highest, expected):
+    found = ticks([("0", [0.0]), ("1", [highest, 0.0])])
+    assert [round(100 * tick, 6) for tick in found] == expected
+    assert found[-1] >= highest
+
+
+def test_a_page_names_no_folder_of_this_machine(evaluate, fresh, tmp_path, models):
+    (tmp_path / "second").mkdir()
+    copied = shutil.copy(models / "plain.safetensors", tmp_path / "second" / "plain.safetensors")
+    (fresh.images("val") / "013.png").write_bytes(b"damaged")
+    options = ("--skip_bad_images", "--compare_checkpoint", copied, "--report", tmp_path / "page.html")
+    assert evaluate(fresh, *options)[0] == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert str(fresh.folder) not in text
+    assert str(models) not in text
+    page = Page(text)
+    assert "013.png: " in page.text
+    assert "captioner evaluate" in page.text
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d · captioner \d", page.text)
 
 
 def test_histogram():
@@ -269,7 +301,7 @@ def test_an_ensemble_has_probabilities_but_no_maps(evaluate, tiny, tmp_path, mod
     assert evaluate(tiny, *other, "--report", tmp_path / "page.html")[0] == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     cards = cards_of(Page(text), text)
-    assert all(card.all("span", "word") and not card.all("button") for card in cards)
+    assert all(card.all("span", "word") and not card.all("button", "word") for card in cards)
 
 
 def test_a_report_does_not_change_sampled_captions(evaluate, tiny, tmp_path):
@@ -282,19 +314,11 @@ def test_a_report_does_not_change_sampled_captions(evaluate, tiny, tmp_path):
 
 # ---- in a browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with sync_api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +388,7 @@ def test_sorting(open_page, report):
         assert [round(float(key[n]), 4) for n in found] == [round(float(key[n]), 4) for n in expected], name
         orders.add(tuple(found))
     assert len(orders) == 5
-    page.select_option("#order", "perplexity")
+    page.select_option("#order", "doubt")
     assert len(shown(page)) == 24
     assert shown(page, ".by-first .scores")[0].startswith("CIDEr")
 
@@ -390,7 +414,7 @@ def test_finding(open_page):
     page = open_page()
     page.fill("#find", "yellow black")
     assert 0 < len(shown(page)) < 24
-    assert all("yellow" in text and "black" in text for text in page.locator("article.card").all_inner_texts())
+    assert all("yellow" in text and "black" in text for text in page.locator("article.card").all_text_contents())
     page.fill("#find", "</script")
     assert page.inner_text("#position").endswith("of 60")
     page.fill("#find", "((nothing")
@@ -398,6 +422,59 @@ def test_finding(open_page):
     page.fill("#find", "")
     page.click(".find-word >> nth=0")
     assert page.input_value("#find")
+
+
+def test_filters(open_page, report):
+    page, scored = open_page(), report[1]
+    gains = [round(float(x - y), 4) for x, y in zip(*(images.cider for images in scored.per_image), strict=True)]
+    page.select_option("#order", "file")
+    for name, expected in (
+        ("first", sum(g > 0 for g in gains)),
+        ("second", sum(g < 0 for g in gains)),
+        ("doubtful", 15),
+    ):
+        page.select_option("#filter", name)
+        assert expected > 0
+        assert page.inner_text("#position").endswith(f" of {expected}")
+    page.select_option("#filter", "differ")
+    first, second = (page.locator(f".by-{n} li:first-child").all_text_contents() for n in ("first", "second"))
+    assert first
+    assert all(a.split("end")[0].split() != b.split() for a, b in zip(first, second, strict=True))
+    page.select_option("#filter", "all")
+    assert page.inner_text("#position") == "1–24 of 60"
+
+
+def test_details_are_shown_and_hidden(open_page):
+    page = open_page()
+    references = page.locator("article.card .references").first
+    assert not references.is_visible()
+    for where in (".more", ".image-box"):
+        page.click(f"article.card {where} >> nth=0")
+        assert references.is_visible()
+        assert page.inner_text(".more >> nth=0") == "Less"
+        page.click(f"article.card {where} >> nth=0")
+        assert not references.is_visible()
+        assert page.get_attribute(".more >> nth=0", "aria-expanded") == "false"
+    page.click("#view")
+    assert page.inner_text("#view") == "Show thumbnails"
+    assert page.locator("article.card .references").last.is_visible()
+    page.click("#view")
+    assert page.inner_text("#view") == "Show details"
+    assert not references.is_visible()
+    summary = page.locator("#statistics summary").first
+    assert summary.inner_text() == "Show as a table"
+    summary.click()
+    assert summary.inner_text() == "Hide the table"
+
+
+def test_print(open_page):
+    page = open_page()
+    page.emulate_media(media="print")
+    style = "getComputedStyle(document.querySelector('article.card .word')).printColorAdjust"
+    assert page.evaluate(style) == "exact"
+    assert page.evaluate("getComputedStyle(document.querySelector('article.card')).breakInside") == "avoid"
+    assert not page.is_visible("#find")
+    assert page.is_visible("#position")
 
 
 def test_hostile_text_in_the_browser(open_page):
@@ -416,6 +493,7 @@ def test_attention_maps_by_keyboard(open_page):
     assert "61%" in card.locator(".word-label").inner_text()
     page.keyboard.press("ArrowRight")
     assert card.locator("button.word:focus").inner_text() == card.locator("button.word").nth(1).inner_text()
+    card.locator(".more").click()
     card.locator(".word-maps summary").click()
     figures = card.locator(".word-maps figure")
     figures.first.wait_for()
@@ -441,4 +519,22 @@ def test_no_scrolling_sideways_on_a_phone(open_page):
     card, image = (page.locator(part).first.bounding_box() for part in ("article.card", "article.card .image-box"))
     assert card["x"] >= 0
     assert card["x"] + card["width"] <= 390
-    assert image["width"] > 250
+    assert 150 < image["width"] < 195  # two in a row
+    page.click("article.card .more >> nth=0")
+    assert page.locator("article.card .image-box").first.bounding_box()["width"] > 250
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_significant_differences_have_stars(tmp_path, images, report):
+    text, scored = write(tmp_path, images, ("mine", "theirs"))
+    assert scored.scores["compare"]["CIDEr"]["p"] == 1
+    assert "may be chance" in Page(text).text
+    page, compared = Page(report[0].read_text(encoding="utf-8")), report[1].scores["compare"]
+    row = compared["CIDEr"]
+    assert row["p"] < 0.05
+    assert f"mine is better than theirs, by {row['difference']:.2f} CIDEr" in " ".join(page.text.split())
+    titles = [values["title"] for values in page.all("span", "better")]
+    for each in (value for value in compared.values() if isinstance(value, dict)):
+        stars = "***" if each["p"] < 0.001 else "**" if each["p"] < 0.01 else "*" if each["p"] < 0.05 else ""
+        assert (f"significant, p = {each['p']:.4f}" in titles) == (stars != "" and each["difference"] > 0)
+        assert f"{each['difference']:+.2f}" + f"\xa0{stars}" * bool(stars) in page.text

@@ -1,13 +1,16 @@
 """The page of captioned images is complete in one file, with the attention map of every word."""
 
 import base64
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from browser import open_browser
 from helpers import ROOT, is_one_line, make_captioner
 from html_page import Page, caption
 from PIL import Image
@@ -15,12 +18,13 @@ from PIL import Image
 from captioner.data.images import ImageError
 from captioner.errors import UserError
 from captioner.models.base import Caption
-from captioner.reports.gallery import IMAGE_SIDE, GalleryPage, map_bytes
+from captioner.reports.gallery import IMAGE_SIDE, MAX_LARGE, SMALL_SIDE, GalleryPage, doubt, map_bytes
+from captioner.reports.page import origin, short_path, short_paths, without_folders
 
 
 def page(tmp_path, *cards, **options) -> Page:
     file = tmp_path / "new" / "page.html"
-    with GalleryPage(file, "two <b> images", **options) as gallery:
+    with GalleryPage(file, "two <b> images", [path for path, _ in cards], **options) as gallery:
         for path, found in cards:
             gallery.add(path, found)
         assert not file.exists()
@@ -108,7 +112,7 @@ def test_the_attention_on_the_image_is_shown(tmp_path, images):
 def test_characters(tmp_path, images):
     """A model that writes characters gives a probability for each of them."""
     found = Caption("a dog", -3.0, -3.0, True, (-0.5,) * 6)
-    words = page(tmp_path, (images[0], [found])).all("span", "word")[3:]  # after the legend
+    words = page(tmp_path, (images[0], [found])).all("span", "word")[:-3]  # before the legend
     assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
 
 
@@ -144,11 +148,62 @@ def test_predict_report(cli, tmp_path, images, options):
     found = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert len(found.images()) == 5
     assert [values["alt"] for values in found.all("img")] == [line.split("\t")[1] for line in out.splitlines()[::2]]
-    assert str(tmp_path / "bad.png") in found.text
+    assert "bad.png" in found.text
     assert "6 images" in found.text
     maps = [values for values in found.all("div", "words") if "data-maps" in values]
     assert len(maps) == (10 if options else 0)
     assert sum(len(base64.b64decode(m["data-maps"])) for m in maps) == 4 * len(found.all("button", "word"))
+
+
+@pytest.mark.parametrize("given", ["images", "folder", "relative", "list"])
+def test_names_are_relative_to_the_folder(cli, tmp_path, images, monkeypatch, given):
+    make_captioner().save(tmp_path / "model.safetensors")
+    folder = tmp_path / "some images"
+    shutil.copytree(images[0].parent, folder)
+    images = [folder / path.name for path in images]
+    (folder / "bad 'x.png").write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text("\n".join(map(str, images)))
+    arguments = {
+        "images": images,
+        "folder": [folder],
+        "relative": [os.path.relpath(folder)],
+        "list": [f"@{tmp_path}/list.txt"],
+    }
+    page = tmp_path / "page.html"
+    cli("predict", *arguments[given], "--checkpoint", tmp_path / "model.safetensors", "--report", page)
+    text = page.read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert str(folder) not in text
+    found = Page(text)
+    assert [values["data-text"].split("\n")[0] for values in found.all("article")] == [path.name for path in images]
+    assert "…/model.safetensors" in found.text
+    assert "captioner predict" in found.text
+    if given in ("folder", "relative"):
+        assert "bad 'x.png: " in found.text
+        assert f"{folder.name}/bad" not in found.text
+
+
+def test_short_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_path(f"{tmp_path}/a/b.json") == "a/b.json"
+    assert short_path("/home/ada/b.json") == "…/b.json"
+    assert short_path("../b.json") == "../b.json"
+    assert short_paths(["/home/ada/one/m.ckpt", "/home/ada/two/m.ckpt"]) == ["…/one/m.ckpt", "…/two/m.ckpt"]
+    assert short_paths([]) == []
+    line = ["captioner", "x", "--a=/home/ada/b c.json", "@/home/ada/l.txt", "and/or", "s3://b/c", "it's"]
+    assert origin(line)["command"] == "captioner x '--a=…/b c.json' @…/l.txt and/or s3://b/c 'it'\"'\"'s'"
+
+
+def test_without_folders():
+    assert without_folders("/a/b/c.png: no; /a/b/d.png", ["/a/b", ""]) == "c.png: no; d.png"
+    assert without_folders("x/a/b/c.png", ["a/b"]) == "x/a/b/c.png"
+
+
+def test_many_images_are_small(tmp_path, wide):
+    with GalleryPage(tmp_path / "page.html", "", [wide] * (MAX_LARGE + 1)) as gallery:
+        gallery.add(wide, [caption("a")])
+    (image,) = Page((tmp_path / "page.html").read_text(encoding="utf-8")).images()
+    assert image.width == SMALL_SIDE
 
 
 def test_a_report_that_cannot_be_written(cli, tmp_path, images):
@@ -168,3 +223,96 @@ def test_the_templates_are_installed(tmp_path):
     assert {"gallery.html", "evaluation.html", "page.css", "maps.js"} < {path.name for path in files}
     for path in files:
         assert (tmp_path / "lib" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+
+
+# ---- in a browser
+
+TEXTS = ("a dog runs", "一只 狗 在 草地 上 跑", "كلب يركض على العشب", "a <script> cat", "two cats")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory, images):
+    """The page of five images with captions of several scripts, open in a browser."""
+    folder = tmp_path_factory.mktemp("gallery")
+    names = ["b 10.png", "b 9.png", "c'\"<script>.png", "a.png", "d.png"]
+    paths = [shutil.copy(path, folder / name) for path, name in zip(images, names, strict=True)]
+    with GalleryPage(folder / "page.html", "five", paths, True) as gallery:
+        for i, (path, text) in enumerate(zip(paths, TEXTS, strict=True)):
+            found = caption(text, 3)
+            terms = tuple((i * 2 % 5 + 1) * term for term in found.word_log_probs)
+            gallery.add(path, [replace(found, log_prob=sum(terms), word_log_probs=terms)])
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        mistakes = []
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        page.goto((folder / "page.html").as_uri())
+        yield page
+        assert mistakes == []
+
+
+def names(page) -> list[str]:
+    return [card.inner_text() for card in page.locator("article.card:not([hidden]) .name").all()]
+
+
+def test_sort_filter_and_find(opened):
+    given = names(opened)
+    opened.select_option("#order", "doubt")
+    doubts = [float(card.get_attribute("data-doubt")) for card in opened.locator("article.card").all()]
+    assert doubts == sorted(doubts, reverse=True)
+    assert len(set(doubts)) == 5
+    most = names(opened)
+    opened.select_option("#filter", "doubtful")
+    assert names(opened) == most[:2]
+    assert opened.inner_text("#position") == "2 of 5 images"
+    opened.select_option("#filter", "all")
+    opened.select_option("#order", "sure")
+    assert names(opened) == most[::-1]
+    opened.select_option("#order", "name")
+    assert names(opened) == ["a.png", "b 9.png", "b 10.png", "c'\"<script>.png", "d.png"]
+    opened.select_option("#order", "given")
+    assert names(opened) == given
+    for typed, count in (
+        ("cat", 2),
+        ("狗", 1),
+        ("地", 1),
+        ("كلب", 1),
+        ("<script", 2),
+        ("og", 0),
+        ("nothing", 0),
+        ("", 5),
+    ):
+        opened.fill("#find", typed)
+        assert len(names(opened)) == count, typed
+        assert opened.is_visible("#empty") == (count == 0)
+
+
+def test_show_all_maps_and_hide_them(opened):
+    button = opened.locator("#all")
+    assert button.inner_text() == "Show all maps"
+    button.click()
+    opened.locator(".word-maps[open] figure").first.wait_for()
+    assert button.inner_text() == "Hide all maps"
+    button.click()
+    assert opened.locator(".word-maps[open]").count() == 0
+    assert button.inner_text() == "Show all maps"
+
+
+def test_right_to_left_and_no_scrolling_sideways(opened):
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    card = opened.locator("article.card", has_text="كلب")
+    first, last = (card.locator("button.word").nth(n).bounding_box() for n in (0, 1))
+    assert first["x"] > last["x"]
+
+
+def test_print_keeps_shades_and_cards_whole(opened):
+    opened.emulate_media(media="print")
+    card = "getComputedStyle(document.querySelector('article.card'))"
+    assert opened.evaluate(f"[{card}.breakInside, {card}.contentVisibility]") == ["avoid", "visible"]
+    assert opened.evaluate("getComputedStyle(document.querySelector('.word')).printColorAdjust") == "exact"
+    assert not opened.is_visible("#find")
+    opened.emulate_media(media="screen")
+
+
+def test_doubt_is_higher_where_the_model_is_less_sure():
+    sure, unsure = caption("a dog"), Caption("a dog", -6.0, -6.0, True, (-2.0, -2.0, -2.0))
+    assert doubt(unsure) > doubt(sure)
