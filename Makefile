@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # The tests start many processes, and each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow gpu lint docs faults lock oldest newest audit sbom install install-test install-dev install-docs clean
+.PHONY: help demo test slow gpu lint docs faults lock oldest newest audit sbom wheel install install-test install-dev install-docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,10 +49,10 @@ RESOLVE = .venv/tools/bin/uv pip compile setup.cfg --python .venv/tools/bin/pyth
 TRY = $(PYTHON) -m venv --clear .venv/$@ && \
     .venv/$@/bin/pip install --quiet --disable-pip-version-check -r .venv/$@.txt && .venv/$@/bin/python -m pytest
 
-lock:  ## resolve constraints.txt again: the newest versions of all packages, except torch, which stays pinned
+lock:  ## resolve constraints.txt again, for all extras together: the newest versions, except torch, which stays pinned
 	$(TOOL) uv
 	grep -E '^(#|torch==|torchvision==|pytorch-lightning==)' constraints.txt > .venv/pins.txt
-	$(RESOLVE) --extra test --extra dev --extra docs --universal --python-version 3.10 \
+	$(RESOLVE) --extra all --universal --python-version 3.10 \
 	    --constraint .venv/pins.txt --output-file .venv/lock.txt
 	(grep '^#' .venv/pins.txt; cat .venv/lock.txt) > constraints.txt
 
@@ -78,6 +78,11 @@ sbom:  ## the list of installed packages as CycloneDX, in dist/captioner.cdx.jso
 	.venv/tools/bin/cyclonedx-py environment .venv/plain/bin/python --output-reproducible \
 	    --output-file dist/captioner.cdx.json
 
+wheel:  ## captioner and captioner-weights, the files of checkpoints/, as wheels in dist/
+	rm -rf build checkpoints/build dist/*.whl
+	$(TOOL) pip
+	.venv/tools/bin/pip wheel --quiet --no-deps --wheel-dir dist . ./checkpoints
+
 install:
 	@test "$$(cat .venv/whole 2>/dev/null)" = "$(STATE)" || { set -e; \
 	    rm -rf .venv; $(PYTHON) -m venv .venv; echo "installing into .venv"; \
@@ -87,4 +92,4 @@ install-test install-dev install-docs: install-%: install
 	@test -e .venv/whole-$* || { $(INSTALL) -e '.[$*]' && touch .venv/whole-$*; }
 
 clean:  ## remove generated files: the venv, runs, features, the drawn data
-	rm -rf .venv runs features data/shapes data/moving site dist
+	rm -rf .venv runs features data/shapes data/moving site dist build checkpoints/build

@@ -4,14 +4,12 @@ import base64
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from browser import open_browser
-from helpers import ROOT, is_one_line, make_captioner
+from helpers import is_one_line, make_captioner
 from html_page import Page, caption
 from PIL import Image
 
@@ -212,17 +210,6 @@ def test_a_report_that_cannot_be_written(cli, tmp_path, images):
     code, out, err = cli("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--report", page)
     assert (code, out) == (2, "")  # before any image is captioned
     assert is_one_line(err, "page.html", "cannot be written")
-
-
-def test_the_templates_are_installed(tmp_path):
-    """What ``pip install`` copies has the pages, styles and scripts beside the modules."""
-    code = "import setuptools; setuptools.setup()"
-    command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    files = [path for path in (ROOT / "captioner").glob("*/*") if path.suffix in (".html", ".css", ".js", ".md")]
-    assert {"gallery.html", "evaluation.html", "page.css", "maps.js"} < {path.name for path in files}
-    for path in files:
-        assert (tmp_path / "lib" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
 # ---- in a browser
