@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 
 import pytest
+import yaml
 from helpers import is_one_line
 
 RUN = "--checkpoint RUN"
@@ -117,6 +119,88 @@ MISTAKES = [
     ("export --checkpoint RUN --to onnx --output BAD", ["BAD exists already", "--output"]),
     ("data convert ANNOTATIONS --images IMAGES --to coco --output BAD", ["BAD", "--output"]),
 ]
+
+
+# What was typed, or a config file's text, and the end of the line before "(see captioner … --help)".
+TYPOS = [
+    # commands
+    ("predikt a.jpg", "there is no command 'predikt': did you mean predict?"),
+    ("trian", "there is no command 'trian': did you mean train?"),
+    ("eval", "there is no command 'eval': did you mean evaluate?"),
+    ("caption a.jpg", "there is no command 'caption': did you mean predict?"),
+    ("inspect a", "there is no command 'inspect': did you mean data inspect?"),
+    ("data fetc coco2017", "there is no command 'data fetc': did you mean data fetch?"),
+    ("data", "there is no command 'data': expected one of data fetch, data inspect, data convert"),
+    ("--halp", "there is no option --halp: did you mean --help?"),
+    # options
+    ("predict a.jpg --beams 3", "there is no option --beams: did you mean --beam?"),
+    ("predict a.jpg --nbest 3", "there is no option --nbest: did you mean --n_best?"),
+    ("predict a.jpg -beam 3", "there is no option -beam: did you mean --beam?"),
+    ("predict a.jpg -b 3", "there is no option -b"),
+    ("predict a.jpg --search.beam 3", "there is no option --search.beam: did you mean --beam?"),
+    ("predict a.jpg --num_beams 3", "there is no option --num_beams: did you mean --beam?"),
+    ("predict a.jpg --ckpt a", "there is no option --ckpt: did you mean --checkpoint?"),
+    ("predict a.jpg --gpu", "there is no option --gpu: did you mean --device?"),
+    ("predict a.jpg --to onnx", "there is no option --to: did you mean --top_k or --top_p?"),
+    ("predict a.jpg --epochs 3", "there is no option --epochs"),
+    ("train --epochs 3", "there is no option --epochs: did you mean --train.epochs?"),
+    ("train --epocs 3", "there is no option --epocs: did you mean --train.epochs?"),
+    ("train --model.epochs 3", "there is no option --model.epochs: did you mean --train.epochs?"),
+    ("train --lr 0.1", "there is no option --lr: did you mean --train.lr?"),
+    ("train --batch-size 8", "there is no option --batch_size: did you mean --data.batch_size?"),
+    ("train --seed 1", "there is no option --seed: did you mean --train.seed or --search.seed?"),
+    ("train --gpus 2", "there is no option --gpus: did you mean --trainer.devices?"),
+    ("train --print_confg", "there is no option --print_confg: did you mean --print_config?"),
+    ("train runs/mine", "runs/mine is one argument too many"),
+    # values
+    ("predict a.jpg --beam", "--beam needs a value"),
+    ("predict a.jpg --beam=", "--beam is empty: expected a whole number"),
+    ("predict a.jpg --beam 3.5", "--beam is 3.5: expected a whole number"),
+    ("predict a.jpg --length_penalty abc", "--length_penalty is abc: expected a number"),
+    ("train --train.teachers", "--train.teachers needs a value"),
+    ("train --train.lr 1,5", "--train.lr is 1,5: expected a number"),
+    ("train --resume yes", "--resume takes no value: type --resume or --no_resume"),
+    ("train --model {layers:2}", "--model is {layers:2}: expected its options one by one, such as --model.NAME VALUE"),
+    ("train --train 3", "--train is 3: expected its options one by one, such as --train.NAME VALUE"),
+    # choices
+    ("train --model.attention sft", "expected one of none, soft, adaptive, updown: did you mean soft?"),
+    ("train --trainer.accelerator cuda", "expected one of auto, cpu, gpu, mps: did you mean gpu?"),
+    ("train --trainer.precision bf16", "32-true, bf16-mixed, 16-mixed: did you mean bf16-mixed?"),
+    ("predict a.jpg --format JSONL", "expected one of text, jsonl, csv, coco: did you mean jsonl?"),
+    ("data fetch coco20017", "expected one of coco2014, coco2017, karpathy, flickr8k: did you mean coco2017?"),
+    ("completion bsh", "expected one of bash, zsh, fish: did you mean bash?"),
+    ("export --to onx --output o", "expected one of onnx, torch-export, hf: did you mean onnx?"),
+    # config files
+    ({"epocs": 3}, "--config: there is no option --epocs: did you mean --train.epochs?"),
+    ({"train": {"epocs": 3}}, "--config: there is no option --train.epocs: did you mean --train.epochs?"),
+    ({"modle": {"layers": 2}}, "--config: there is no option --modle.layers: did you mean --model.layers?"),
+    ({"model": {"attention": "sft"}}, "expected one of none, soft, adaptive, updown: did you mean soft?"),
+    ({"train": {"epochs": [3]}}, "--train.epochs is [3]: expected a whole number"),
+    ({"train": {"teachers": 3}}, "--train.teachers is 3: expected a list or null or text"),
+    ({"output": {"a": 1}}, "--output is {'a': 1}: expected text"),
+    ({"train": [1]}, "--config: train is [1]: expected its options, indented, a line each"),
+    ({3: 4}, "--config: 3 is not the name of an option"),
+    ("- a\n- b\n", "--config: expected NAME: VALUE on its lines, and found - a - b"),
+    ("\n", "--config: expected NAME: VALUE on its lines, and found nothing"),
+    ("train: {epochs 3}\n", "--config: 'epochs 3' is not the name of an option: write NAME: VALUE"),
+    ("train:\n\tepochs: 3\n", "found a tab: indent by spaces, in line 2, column 1"),
+]
+JARGON = "Parser key|Group|Key |Namespace|Expected a|Subtypes|class '|Literal|argument --|unrecognized"
+
+
+@pytest.mark.parametrize(("typed", "says"), TYPOS, ids=[str(typed) for typed, _ in TYPOS])
+def test_typos_name_the_nearest(cli, tmp_path, monkeypatch, typed, says):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(typed, dict) or "\n" in typed:
+        text = typed if isinstance(typed, str) else yaml.safe_dump(typed)
+        (tmp_path / "mine.yaml").write_text(text)
+        typed = "train --config mine.yaml"
+    code, out, err = cli(*typed.split())
+    assert (code, out) == (2, "")
+    assert is_one_line(err), err
+    assert re.sub(r" \(see captioner .*--help\)", "", err.strip()).endswith(says), err
+    assert not re.search(JARGON, err)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["mine.yaml"])
 
 
 @pytest.fixture(scope="module")

@@ -507,7 +507,8 @@ def test_errors_of_serve_are_one_line(cli, tmp_path, weights):
 
 
 @pytest.mark.slow
-def test_sigterm_lets_requests_end(tmp_path, weights, files):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_requests_end(tmp_path, weights, files, number):
     checkpoint = tmp_path / "tiny.safetensors"
     make_captioner(trained=1).save(checkpoint)
     command = [sys.executable, "-m", "captioner", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
@@ -520,7 +521,7 @@ def test_sigterm_lets_requests_end(tmp_path, weights, files):
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(lambda: urllib.request.urlopen(request, timeout=30).read())
         time.sleep(0.7)  # the request waits for company
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert json.loads(answer.result())["results"][0]["caption"]
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "", "")

@@ -18,6 +18,7 @@ from helpers import NO_DROPOUT, ROOT, arguments, captions_of, is_one_line, train
 from PIL import Image
 
 from captioner import metrics
+from captioner.__main__ import main
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.data import clips
 from captioner.models.captioner import Captioner
@@ -26,6 +27,7 @@ from captioner.models.encoder import Encoder
 from captioner.training.base_task import warmup_cosine
 from captioner.training.callbacks import SAMPLE_SIZE
 from captioner.training.datamodule import CaptionData
+from captioner.training.run import how_to_resume
 from captioner.training.task import CaptionTask
 
 
@@ -461,8 +463,20 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(tiny, tmp_path):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "captioner train: interrupted" in err
-    assert train(tiny, out, "--resume") == 0
+    command = f"captioner train --config {out / 'config.yaml'} --resume"
+    assert err.splitlines()[-1] == f"captioner train: interrupted; continue after epoch 1: {command}"
+    assert main(command.split()[1:]) == 0
+
+
+def test_how_to_resume(tmp_path, run):
+    """The command is in words of a shell; without a checkpoint the run starts again."""
+    assert how_to_resume(tmp_path, "train") == "nothing is saved"
+    (folder := tmp_path / "my run").mkdir()
+    (folder / "config.yaml").touch()
+    command = f"captioner pretrain --config '{folder}/config.yaml' --resume"
+    assert how_to_resume(folder, "pretrain") == f"continue from the beginning: {command}"
+    (folder / "last.ckpt").symlink_to(run / "last.ckpt")
+    assert how_to_resume(folder, "train").startswith("continue after epoch 2: captioner train ")
 
 
 # ---- several processes
