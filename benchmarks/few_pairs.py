@@ -23,7 +23,7 @@ FRACTIONS = {
     "30": "--data.fraction 0.3 --data.batch_size 128 --train.epochs 10 --trainer.check_val_every_n_epoch 5",
     "100": "--data.batch_size 256 --train.epochs 6 --trainer.check_val_every_n_epoch 3",
 }
-BEGINNINGS = {"none": "", "init": f"--init-from {LM}", "both": f"--init-from {LM} --data.vocabulary {LM}"}
+BEGINNINGS = {"none": "", "init": f"--init-from {LM} --data.vocabulary count", "both": f"--init-from {LM}"}
 NAMES = {"none": "random", "init": "language model", "both": "language model and its vocabulary"}
 COLUMNS = ("val_cider", "val_bleu4", "val_rouge", "val_distinct")
 

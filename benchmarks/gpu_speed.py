@@ -28,14 +28,17 @@ from train_speed import FEATURES, random_features, write_data
 
 from captioner import load
 from captioner.__main__ import main as captioner
-from captioner.config import SearchConfig
+from captioner.config import ModelConfig, SearchConfig
+from captioner.data.vocabulary import Vocabulary
+from captioner.models.captioner import Captioner
 from captioner.training import callbacks
 from captioner.training import split as data_split
 
 WARM_UP, WATCHED = 10, 40  # steps
 LSTM = {"model.second_size": 0, "model.embedding_size": 512, "model.hidden_size": 512}
 UPDOWN = {**LSTM, "model.attention": "updown", "model.grid": 7}
-RUNS = {"lstm": LSTM, "updown": UPDOWN, "scst": {**LSTM, "train.objective": "scst"}}
+CRITICAL = {"train.objective": "scst", "data.vocabulary": "count"}
+RUNS = {"lstm": LSTM, "updown": UPDOWN, "scst": {**LSTM, **CRITICAL}}
 
 
 class Rate(pl.Callback):
@@ -90,6 +93,10 @@ def training(name: str, device: str, batch_size: int) -> None:
             **{"train.epochs": 1, "trainer.accelerator": "gpu" if device == "cuda" else device},
             **{"trainer.log_every_n_steps": 50, "output": folder / "run", **options},
         }
+        if name == "scst":  # which goes on from a model
+            given["init_from"] = folder / "start.safetensors"
+            config = ModelConfig(**{option.removeprefix("model."): value for option, value in LSTM.items()})
+            Captioner(config, Vocabulary(["a"]), None, "").save(given["init_from"])
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as complaints:
             code = captioner(["train", *(f"--{option}={value}" for option, value in given.items())])
     if code:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
 MAX_LENGTH = 20  # words of a caption in a search, at least, where nothing else is said
+VOCABULARIES = ("keep", "extend", "count")  # the values of data.vocabulary that are no file
 IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
 
 
@@ -204,8 +205,9 @@ class DataConfig(_Config, group="data."):
         fraction: share of the training images to train on, drawn with train.seed
         level: split captions into words or into characters (char), which max_length and search.max_length then count
         min_count: words that occur less often in the training captions become UNK
-        vocabulary: use the vocabulary of this checkpoint instead of counting words
-        extend_vocabulary: the words of the --init-from checkpoint, then those of the training captions that it lacks
+        vocabulary: keep the words of --init-from (without it, those of the training captions); extend them by those of
+            the training captions that they lack; count those of the training captions alone; or keep those of another
+            checkpoint, which is named
         max_length: captions are cut to this many words
         batch_size: captions in a batch, divided among trainer.devices
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
@@ -233,8 +235,7 @@ class DataConfig(_Config, group="data."):
     fraction: float = 1.0
     level: Literal["word", "char"] = "word"
     min_count: int = 4
-    vocabulary: str | None = None
-    extend_vocabulary: bool = False
+    vocabulary: str = "keep"
     max_length: int = 30
     batch_size: int = 256
     skip_bad_images: bool = False
@@ -257,6 +258,11 @@ class DataConfig(_Config, group="data."):
         pairs = [pair.split(":") for pair in self.flip_words.split(",") if pair]
         good = all(len(pair) == 2 and all(word.strip() for word in pair) for pair in pairs)
         self._require(good, "flip_words", "pairs of words such as links:rechts,linke:rechte")
+
+    @property
+    def vocabulary_file(self) -> str | None:
+        """The checkpoint that `vocabulary` names."""
+        return None if self.vocabulary in VOCABULARIES else self.vocabulary
 
     @property
     def flip_pairs(self) -> dict[str, str]:
@@ -454,6 +460,7 @@ class TrainConfig(_Config, group="train."):
         teacher_weight: share of that distribution in the target of a word; the rest is the word of the caption
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
+        start_weight: share of the weights of --init-from in that average, which keeps what the model knew
         patience: epochs without a better val_cider before training stops (0 = never)
         keep: number of checkpoints, of the epochs with the best val_cider, that stay in kept/ to be averaged
         checkpoint_minutes: minutes between writes of last.ckpt within an epoch; it is also written after each epoch
@@ -477,6 +484,7 @@ class TrainConfig(_Config, group="train."):
     teacher_weight: float = 0.5
     clip_norm: float = 1.0
     ema_decay: float = 0.998
+    start_weight: float = 0.0
     patience: int = 5
     keep: int = 0
     checkpoint_minutes: float = 10.0
@@ -491,7 +499,8 @@ class TrainConfig(_Config, group="train."):
         self._limit("lr checkpoint_minutes", POSITIVE)
         self._limit("encoder_lr", AT_LEAST_0)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
-        self._limit("warmup label_smoothing ema_decay", BELOW_1)
+        self._limit("warmup label_smoothing ema_decay start_weight", BELOW_1)
+        self._require(not self.start_weight or self.ema_decay > 0, "start_weight", "0 without ema_decay")
         self._limit("teacher_weight", ABOVE_0_TO_1)
         self._require(self.teachers is None or self.objective == "xe", "teachers", "none with objective scst")
         self._limit("seed", SEED)

@@ -134,7 +134,7 @@ def test_what_training_says(cli, tmp_path, name, says):
 def test_new_words(cli, tmp_path):
     old = Case("03_english_train.json", tmp_path)
     assert cli(*arguments(old, tmp_path / "old", "--train.epochs", 1))[0] == 0
-    new, start = Case("07_new_words.json", tmp_path), ("--init-from", tmp_path / "old", "--data.extend_vocabulary")
+    new, start = Case("07_new_words.json", tmp_path), ("--init-from", tmp_path / "old", "--data.vocabulary", "extend")
     code, out, err = cli(*arguments(new, tmp_path / "new", "--train.epochs", 1, *start))
     assert code == 0, err
     assert ", 0 lost)" in out

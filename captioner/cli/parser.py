@@ -182,8 +182,11 @@ class Help(DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """The parser of one command, a module of :mod:`captioner.cli`; its errors are one line.
 
-    A module with many options names in ``MAIN`` those that ``--help`` explains; ``--help all`` explains all.
+    A module with many options names in ``MAIN`` those that ``--help`` explains; ``--help all`` explains all. Its
+    function ``base(options)`` returns other defaults, by group, that depend on the options.
     """
+
+    config_of_run: Path | None = None  # while it is parsed
 
     def __init__(self, name: str) -> None:
         self.command: Any = importlib.import_module(f"captioner.cli.{name.replace(' ', '_')}")
@@ -205,13 +208,33 @@ class Parser(ArgumentParser):
             if isinstance(flag, Flag) and (equals or following.lower() in ("true", "false", "yes", "no", "on", "off")):
                 self.error(f"{option} takes no value: type {' or '.join(flag.option_strings)}")
         try:
-            options = self.parse_args(arguments)
+            options = self._parse_on_base(arguments)
         except UnicodeDecodeError as error:
             self.error(f"--config: byte {error.start} is not UTF-8 text")
         for group in {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}:
             if not isinstance(options[group], Namespace):
                 self.error(f"--config: {group} is {options[group]}: expected its options, indented, a line each")
         return self.instantiate(options)
+
+    def _parse_on_base(self, arguments: list[str]) -> Namespace:
+        """The options; those that are not given are those of a run that is resumed, or of the command's ``base``.
+
+        ``options.given`` are the names of those that were typed, or are in a config.
+        """
+        if "--resume" not in self._option_string_actions:
+            return self.parse_args(arguments)
+        shown = [argument for argument in arguments if not argument.startswith("--print_config")]
+        options, given = self.parse_args(shown), arguments
+        config = Path(options.output, "config.yaml")
+        if options.resume and config.is_file():
+            given = arguments = ["--config", str(config), *arguments]
+            self.config_of_run = config
+        elif base := getattr(self.command, "base", None):
+            arguments = ["--config", yaml.safe_dump(base(options)), *arguments]
+        options = self.parse_args(arguments)
+        options.given = frozenset(self.parse_args(given, defaults=False).keys())
+        self.config_of_run = None
+        return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on stderr and exit with code 2; messages of jsonargparse are reworded for the command line."""
@@ -234,6 +257,8 @@ class Parser(ArgumentParser):
         else:
             text = _config_error(text)
         text = printable(text if len(text) < MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …")
+        if self.config_of_run:
+            raise UserError(f"{self.config_of_run} is not the config of a run ({text}): put back a copy")
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 

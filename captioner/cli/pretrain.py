@@ -12,12 +12,12 @@ from typing import Any
 from captioner.cli.options import add_run_arguments
 from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
+from captioner.models.checkpoint import LANGUAGE_OPTIONS
 
 # The options that a training without images has.
-CELL = ("cell", "layers", "hidden_size", "embedding_size", "dropout", "input_dropout", "tie_embeddings")
 GROUPS: dict[str, tuple[type, tuple[str, ...]]] = {
     "data": (TextConfig, tuple(field.name for field in fields(TextConfig))),
-    "model": (ModelConfig, CELL),
+    "model": (ModelConfig, LANGUAGE_OPTIONS),
     "train": (TrainConfig, ("epochs", "lr", "weight_decay", "warmup", "clip_norm", "samples", "seed")),
     "trainer": (TrainerConfig, ("accelerator", "precision", "log_every_n_steps")),
 }
@@ -58,11 +58,13 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     from captioner.models.language_model import LanguageModel, language_model_weights
     from captioner.training.callbacks import Monitor, best_and_last
     from captioner.training.language_task import LanguageTask, TextSamples
-    from captioner.training.run import configure_process, export_best, fit, make_trainer, prepare_run
+    from captioner.training.run import configure_process, export_best, find_run, fit, make_trainer, write_config
 
     settings = {name: {key: getattr(options[name], key) for key in kept} for name, (_, kept) in GROUPS.items()}
     vocabulary, train_ids, val_ids = _encode_text(options.data)
-    resumed = prepare_run(folder, settings, options.resume)
+    resumed = find_run(folder, settings, options.resume)
+    if not resumed:
+        write_config(folder, settings)
     configure_process()
     data, config = options.data, options.train
     pl.seed_everything(config.seed, verbose=False)
@@ -83,7 +85,7 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)
     slim = export_best(folder, "lm.safetensors", language_model_weights)
     print(f"Done: {slim} is the best model")
-    print(f"try: captioner train --init-from {slim} (and the same --model)")
+    print(f"try: captioner train --init-from {slim}")
     print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from captioner import progress
 from captioner.cli.options import add_run_arguments
-from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
+from captioner.config import VOCABULARIES, DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError
+from captioner.models.checkpoint import inherited_options, read_header, resolve_checkpoint
 
 GROUPS = {
     "data": DataConfig,
@@ -28,8 +29,8 @@ config output resume check init_from data.train data.train_images data.val data.
 model.cell model.layers train.objective train.epochs train.lr
 """
 
-CHECKPOINTS = "init_from train.teachers"
-READS = "data.train data.train_images data.train_list data.val data.val_images data.val_list data.vocabulary"
+CHECKPOINTS = "train.teachers"
+READS = "data.train data.train_images data.train_list data.val data.val_images data.val_list"
 WRITES = "output"
 
 
@@ -37,9 +38,16 @@ def configure(parser: Any) -> None:
     """Declare the options."""
     add_run_arguments(parser, "runs/captioner")
     parser.add_argument("--check", type=bool, default=False, help="dry run: estimate time, memory and disk space")
-    parser.add_argument("--init_from", type=str, help="checkpoint with initial weights, where they fit")
+    parser.add_argument("--init_from", type=str, help="checkpoint to begin with, or shipped")
     for name, config in GROUPS.items():
         parser.add_class_arguments(config, name)
+
+
+def base(options: Any) -> dict[str, Any]:
+    """The options of the checkpoint of ``--init-from``, which hold where none are given; a resumed run has its own."""
+    if options.data.vocabulary not in VOCABULARIES:
+        resolve_checkpoint(options.data.vocabulary)
+    return inherited_options(options.init_from) if options.init_from is not None else {}
 
 
 def run(options: Any) -> None:
@@ -48,10 +56,10 @@ def run(options: Any) -> None:
         raise UserError("--check is for a training that has not started: leave out --resume")
     for name in ("train", "val"):
         options.data.sets(name)  # an error if they are missing
-    if options.data.extend_vocabulary:
-        if (start := options.data.vocabulary or options.init_from) is None:
-            raise UserError("--data.extend_vocabulary needs the checkpoint whose vocabulary is extended: --init-from")
-        options.data = replace(options.data, vocabulary=start)
+    if options.data.vocabulary == "extend" and options.init_from is None:
+        raise UserError("--data.vocabulary extend needs the checkpoint whose vocabulary is extended: --init-from")
+    if options.train.start_weight and options.init_from is None:
+        raise UserError("--train.start_weight needs the checkpoint whose weights they are: --init-from")
     from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
@@ -64,16 +72,15 @@ def run(options: Any) -> None:
 def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    from captioner.models.init_from import init_from
+    from captioner.models.init_from import describe_options, init_from
     from captioner.training.callbacks import Monitor, make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
-    from captioner.training.run import describe_trainer, export_best, fit, make_trainer, prepare_run
+    from captioner.training.run import describe_trainer, export_best, fit, make_trainer
     from captioner.training.task import CaptionTask, load_teachers
 
-    settings = {name: asdict(options[name]) for name in GROUPS}
-    resumed = prepare_run(folder, {**settings, "init_from": options.init_from}, options.resume)
-    config, say = options.train, rank_zero_only(print)
-    data, model = _data_and_model(options, trainer_options["accelerator"], folder / "last.ckpt" if resumed else None)
+    say = rank_zero_only(print)
+    data, model, resumed = _begin(options, folder, trainer_options["accelerator"])
+    config = options.train
     say(describe_trainer(trainer_options, options.data.batch_size))
     references, monitor = data.references(), Monitor()
     if reason := data.fixed_cider(references):
@@ -96,6 +103,8 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     for line in data.notes():
         say(line)
     if options.init_from and not resumed:
+        for line in describe_options(options.model, options.init_from, options.given):
+            say(line)
         say(init_from(model, options.init_from))
     teachers = load_teachers(model, config.teacher_files, data.encoder)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
@@ -114,6 +123,21 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 
+def _begin(options: Any, folder: Path, device: str) -> tuple[Any, Any, bool]:
+    """The data module, a new model, and whether a run is resumed; config.yaml of a new run is written."""
+    from captioner.training.run import find_run, write_config
+
+    resumed = find_run(folder, {name: asdict(options[name]) for name in GROUPS}, options.resume)
+    if not resumed:
+        _check_start(options)
+    data, model = _data_and_model(options, device, folder / "last.ckpt" if resumed else None)
+    if not resumed:
+        _choose_for_small_set(options, data)
+        settings = {name: asdict(options[name]) for name in GROUPS}
+        write_config(folder, {**settings, "init_from": options.init_from})
+    return data, model, resumed
+
+
 def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, Any]:
     """The data module, with its cached features checked, and a new model; `last` is the checkpoint of a resumed run."""
     import pytorch_lightning as pl
@@ -126,17 +150,49 @@ def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, 
 
     configure_process()
     by_image, seed = options.train.objective == "scst", options.train.seed
-    config, frozen = options.model, None
+    config, frozen, start = options.model, None, last or options.init_from
     if config.trainable_layers and options.train.encoder_lr == 0 and not options.data.augment:
-        start = last or options.init_from  # its fine-tuned stages stay as they are, and features are cached
+        # The fine-tuned stages stay as they are, and features are cached.
         frozen = Captioner.load(start).encoder if start else Encoder(config)
         assert frozen is not None
         frozen.freeze()
         config = replace(config, trainable_layers=0)
-    data = CaptionData(options.data, config, seed, by_image, options.check, device, frozen)
+    words = options.data if last is None else replace(options.data, vocabulary="keep")  # of the run itself
+    data = CaptionData(words, config, seed, by_image, options.check, device, frozen, start)
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
     encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features
     model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder), data.max_length)
     model.load_head()
     return data, model
+
+
+def _check_start(options: Any) -> None:
+    """UserError if self-critical training does not begin with a trained model."""
+    from captioner.models.init_from import check_same_model
+
+    if options.train.objective == "scst":
+        if options.init_from is None:
+            raise UserError("train.objective scst goes on from a trained model: name its checkpoint by --init-from")
+        check_same_model(options.model, options.init_from)
+
+
+def _choose_for_small_set(options: Any, data: Any) -> None:
+    """Give options that were not given values for few captions, and say so."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from captioner.training.small_sets import small_set_options
+
+    captions, start = len(data.train_set.lengths), options.init_from
+    fine_tuning = start is not None and read_header(start).get("kind") != "language_model"
+    given = {"batch_size": options.data.batch_size, "epochs": options.train.epochs}
+    given = {name: value for name, value in given.items() if {f"data.{name}", f"train.{name}"} & options.given}
+    chosen = small_set_options(captions, fine_tuning, **given) if options.train.objective == "xe" else {}
+    chosen = {name: value for name, value in chosen.items() if name not in options.given}
+    for name, value in chosen.items():
+        group, _, option = name.partition(".")
+        options[group] = replace(options[group], **{option: value})
+    data.data = options.data
+    if chosen:
+        values = " ".join(f"--{name} {value}" for name, value in chosen.items())
+        rank_zero_only(print)(f"chosen for {captions:,} captions: {values}")

@@ -151,6 +151,12 @@ class Vocabulary:
         new = [word for word in other.words if word not in self.ids]
         return Vocabulary([*self.words[len(SPECIAL) :], *new], self.level)
 
+    def lacking(self, captions: TokenizedCaptions) -> dict[str, int]:
+        """How often each word occurs in `captions` that the vocabulary lacks, most frequent first."""
+        counts = np.bincount(captions.flat, minlength=len(captions.words)).tolist()
+        lost = [pair for pair in zip(captions.words, counts, strict=True) if pair[0] not in self.ids]
+        return dict(sorted(lost, key=lambda pair: -pair[1]))
+
     def __len__(self) -> int:
         return len(self.words)
 

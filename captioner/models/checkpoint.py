@@ -8,7 +8,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,12 @@ from captioner.models.weights import find_weights, sha256
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHIPPED_NAME = "shipped"  # on the command line; ./shipped is a file or folder
 FORMAT = 1
 MOST_WORDS = 10_000  # of a caption; as many characters are read
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
+# Those that a language model has.
+LANGUAGE_OPTIONS = ("cell", "layers", "hidden_size", "embedding_size", "dropout", "input_dropout", "tie_embeddings")
 HUB_FILES = ("model.safetensors", "captioner.safetensors")
 # The checkpoint of a folder: the first of these that it has. A run in progress has only best.ckpt.
 FOLDER_FILES = (*HUB_FILES, "lm.safetensors", "best.ckpt")
@@ -38,9 +42,9 @@ def resolve_checkpoint(path: str | os.PathLike | None) -> Path:
     """The file of a checkpoint, found without torch; UserError if there is none.
 
     `path` is the file itself, the folder of a run or of ``captioner export --to hf``, or hf://organisation/name of the
-    Hugging Face hub, optionally with @revision; None is the model that ships with captioner.
+    Hugging Face hub, optionally with @revision; None and "shipped" are the model that ships with captioner.
     """
-    name = os.fspath(find_weights() if path is None else path)
+    name = os.fspath(find_weights() if path is None or path == SHIPPED_NAME else path)
     if name.startswith("hf://"):
         name = _download(name)
     if os.path.isfile(name):
@@ -68,22 +72,40 @@ def _download(address: str) -> str:
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors, on the CPU, of the checkpoint that :func:`resolve_checkpoint` finds; UserError if invalid."""
     file = resolve_checkpoint(path)
-    try:
+    with _refuse_other_files(file):
         if file.suffix == ".safetensors":
             metadata, tensors = load_safetensors(file)
-            header = json.loads(metadata.get("captioner", "null"))
-        else:
-            content = load_pickle(file)
-            if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-                raise ValueError("it has no state_dict")
-            header = content.get("captioner")
-            tensors = {str(name).removeprefix("model."): value for name, value in content["state_dict"].items()}
-        if not isinstance(header, dict):
-            raise ValueError(f"its header is a {type(header).__name__}")
-        return header, validate_tensors(tensors)
+            return _header(json.loads(metadata.get("captioner", "null"))), validate_tensors(tensors)
+        content = load_pickle(file)
+        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+            raise ValueError("it has no state_dict")
+        tensors = {str(name).removeprefix("model."): value for name, value in content["state_dict"].items()}
+        return _header(content.get("captioner")), validate_tensors(tensors)
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """The header alone of such a checkpoint; UserError if it has none. torch is not imported for .safetensors."""
+    file = resolve_checkpoint(path)
+    with _refuse_other_files(file):
+        if file.suffix == ".safetensors":
+            return _header(json.loads(load_metadata(file).get("captioner", "null")))
+        content = load_pickle(file, mmap=True)
+        return _header(content.get("captioner") if isinstance(content, dict) else None)
+
+
+@contextmanager
+def _refuse_other_files(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: of JSON
         reason = one_line(error)
         raise UserError(f"{file} is not a captioner checkpoint ({reason}): name one that captioner wrote") from None
+
+
+def _header(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"its header is a {type(found).__name__}")
+    return found
 
 
 def file_digest(file: Path) -> str:
@@ -98,6 +120,17 @@ def load_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def load_metadata(file: Path) -> dict[str, str]:
+    """The metadata alone of a .safetensors file; errors as of :func:`load_safetensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return opened.metadata() or {}
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
@@ -175,6 +208,17 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
         return ModelConfig(**options), Vocabulary(words, level)
     except (UserError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint that this captioner can open ({error})") from None
+
+
+def inherited_options(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The options, by group, of a training that begins with this checkpoint, where they are not given.
+
+    They are those of its model (of a language model those of its decoder), and the level of its vocabulary.
+    """
+    header = read_header(path)
+    config, vocabulary = parse_header(path, header)
+    names = LANGUAGE_OPTIONS if header.get("kind") == "language_model" else DEFAULTS
+    return {"data": {"level": vocabulary.level}, "model": {name: getattr(config, name) for name in names}}
 
 
 def save_slim(

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner, fitting_weights
-from captioner.models.checkpoint import parse_header, read_checkpoint
+from captioner.models.checkpoint import DEFAULTS, inherited_options, parse_header, read_checkpoint, read_header
 
 WORD_ROWS = ("decoder.embedding.weight", "decoder.output.weight", "decoder.output.bias")  # a row per word
+ANY_VALUE = ("image_size", "dropout", "input_dropout", "feature_dropout", "cell_dropout")  # of the same weights
 SIZES = ("cell", "layers", "hidden_size", "embedding_size")  # the options that decide which parts fit
+
+
+def describe_options(config: ModelConfig, path: str | os.PathLike, given: Collection[str]) -> list[str]:
+    """Which model options a training took from the checkpoint, and which are `given` instead of its own, if any."""
+    theirs, ours = inherited_options(path)["model"], asdict(config)
+    taken = [n for n, value in theirs.items() if ours[n] == value != DEFAULTS[n] and f"model.{n}" not in given]
+    other = [f"{name} {ours[name]} (there {value})" for name, value in theirs.items() if ours[name] != value]
+    lines = [f"{path}: model options taken: {', '.join(f'{name} {theirs[name]}' for name in taken)}"] if taken else []
+    return [*lines, f"{path}: model options given instead: {', '.join(other)}"] if other else lines
+
+
+def check_same_model(config: ModelConfig, path: str | os.PathLike) -> None:
+    """UserError unless a model of this architecture begins as the trained captioner in the checkpoint `path`.
+
+    It may have other dropout, images of other sizes, more trained stages, and concepts that the checkpoint lacks.
+    """
+    what = "train.objective scst goes on from a trained model"
+    if read_header(path).get("kind") == "language_model":
+        raise UserError(f"{what}, and {path} is a language model, which saw no image: train with cross-entropy first")
+    theirs, ours = inherited_options(path)["model"], asdict(config)
+    may_differ = {name: ours[name] for name in ANY_VALUE}
+    may_differ |= {name: ours[name] for name in ("second_size", "grid") if ours[name] and theirs[name]}
+    if theirs["concepts"] == "none":
+        may_differ["concepts"] = ours["concepts"]
+    may_differ["trainable_layers"] = max(theirs["trainable_layers"], ours["trainable_layers"])
+    differ = [
+        f"model.{name} is {value} there and {ours[name]} here"
+        for name, value in theirs.items()
+        if ours[name] != may_differ.get(name, value)
+    ]
+    if differ:
+        raise UserError(f"{what}, and {path} is of another architecture ({'; '.join(differ)}): leave out these options")
 
 
 @torch.no_grad()

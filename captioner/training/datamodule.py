@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ from captioner.data.vocabulary import (
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
 from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references, tokenizer_of
-from captioner.models.checkpoint import parse_header, read_checkpoint
+from captioner.models.checkpoint import parse_header, read_header
 from captioner.models.encoder import Encoder
 from captioner.training.rewards import Rewards
 from captioner.training.split import DataSplit
 
+EXAMPLES = 6  # words in a message
 VALIDATION_BATCH = 64  # images decoded together; times the beam width they fill a matrix product
 
 
@@ -47,10 +49,12 @@ class CaptionData(pl.LightningDataModule):
         sample: for a dry run; see :class:`DataSplit`.
         device: of the training, where features are computed too.
         encoder: frozen, whose features are cached, in place of the pretrained one of `model`.
+        start: the checkpoint whose vocabulary ``data.vocabulary`` keeps or extends; None: the words are counted.
 
     Attributes:
         train, val: the splits.
         vocabulary: counted on the training split, or that of another checkpoint.
+        lacking: how often words occur in the training captions that the vocabulary lacks, most frequent first.
     """
 
     @gc_paused()
@@ -63,6 +67,7 @@ class CaptionData(pl.LightningDataModule):
         sample: bool = False,
         device: str = "cpu",
         encoder: Encoder | None = None,
+        start: str | os.PathLike | None = None,
     ) -> None:
         super().__init__()
         self.data, self.model, self.seed, self.device, self.encoder = data, model, seed, device, encoder
@@ -78,14 +83,11 @@ class CaptionData(pl.LightningDataModule):
         captions = (caption for example in self.train.examples for caption in example.captions)
         tokenized = tokenize_all(captions, data.level)
         counted = Vocabulary.from_tokenized(tokenized, data.min_count, data.level)
-        if data.vocabulary is not None:
-            _, self.vocabulary = parse_header(data.vocabulary, read_checkpoint(data.vocabulary)[0])
-            if self.vocabulary.level != data.level:
-                raise UserError(f"{data.vocabulary} is of --data.level {self.vocabulary.level}, not {data.level}")
-            if data.extend_vocabulary:
-                self.vocabulary = self.vocabulary.extended(counted)
-        else:
-            self.vocabulary = counted
+        self.source = None if data.vocabulary == "count" else data.vocabulary_file or start
+        self.vocabulary = counted if self.source is None else _vocabulary_of(self.source, data.level)
+        if data.vocabulary == "extend":
+            self.vocabulary = self.vocabulary.extended(counted)
+        self.lacking = self.vocabulary.lacking(tokenized)
         if len(self.vocabulary) <= len(SPECIAL):
             raise UserError(f"no word of --data.train is seen {data.min_count} times: lower --data.min_count")
         self.longest = int(tokenized.lengths.max())
@@ -116,10 +118,26 @@ class CaptionData(pl.LightningDataModule):
                 f"{share:.1%} of the training captions have {most} and are cut, without END: "
                 f"--data.max_length {self.longest} keeps them whole"
             )
+        if self.lacking and self.source is not None:
+            lines.append(self._lost_words())
         captions = (caption for example in self.train.examples for caption in example.captions)
         if self.data.level == "word" and has_no_spaces(captions):
             lines.append(NO_SPACES)
         return lines
+
+    def _lost_words(self) -> str:
+        """What the captions lose by a vocabulary that was not counted on them, with what to do about it."""
+        known = int((self.train_set.flat != UNK).sum())
+        share = (len(self.train_set.flat) - known) / len(self.train_set.flat)
+        units = "characters" if self.data.level == "char" else "words"
+        examples = ", ".join(list(self.lacking)[:EXAMPLES]) + (" …" if len(self.lacking) > EXAMPLES else "")
+        advice = "--data.vocabulary extend adds those that are seen --data.min_count times"
+        if self.data.vocabulary == "extend":
+            advice = f"a --data.min_count below {self.data.min_count} adds more"
+        return (
+            f"the vocabulary of {self.source} lacks {len(self.lacking):,} {units} of the training captions, "
+            f"{share:.1%} of their text ({examples}): {advice}"
+        )
 
     @gc_paused()
     def references(self) -> list[list[list[str]]]:
@@ -235,3 +253,10 @@ class CaptionData(pl.LightningDataModule):
         assert isinstance(split.table, Tensor)
         split.table = split.table.to(batch.images.device)
         return batch._replace(images=split.table[batch.images])
+
+
+def _vocabulary_of(path: str | os.PathLike, level: str) -> Vocabulary:
+    _, vocabulary = parse_header(path, read_header(path))
+    if vocabulary.level != level:
+        raise UserError(f"{path} is of --data.level {vocabulary.level}, not {level}: leave it out, or begin anew")
+    return vocabulary

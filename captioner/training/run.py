@@ -98,10 +98,10 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         remove(folder, ignore_errors=True)
 
 
-def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
-    """Write config.yaml of a new run, or check that the run in the folder can be resumed with these settings.
+def find_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
+    """Whether there is a run to resume; UserError if it cannot be resumed with these settings, or would be overwritten.
 
-    `settings` are the values of the options, by group. Returns whether there is a run to resume.
+    `settings` are the values of the options, by group.
     """
     last, config = folder / "last.ckpt", folder / "config.yaml"
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # the first process has checked
@@ -113,16 +113,21 @@ def prepare_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         _check_epochs(folder, stored, settings["train"]["epochs"])
         return True
     _check_no_models(folder, resume)
-    write_text(config, yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False))
     return False
+
+
+@rank_zero_only
+def write_config(folder: Path, settings: dict[str, Any]) -> None:
+    """Write config.yaml of a new run."""
+    write_text(folder / "config.yaml", yaml.safe_dump({**settings, "output": str(folder)}, sort_keys=False))
 
 
 def _check_settings(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Compare the settings with those in the config.yaml of the run, which are returned.
 
-    init_from may differ, and of the trainer's options all but accumulate_grad_batches, which sets the number of steps.
+    Of the trainer's options all may differ but accumulate_grad_batches, which sets the number of steps.
     """
-    groups = [group for group in settings if group != "init_from"]
+    groups = list(settings)
     try:
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
         stored |= {group: dict(stored[group]) for group in groups}

@@ -1,14 +1,21 @@
 """--init-from: what is taken from another checkpoint, what is left, and what is refused."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
-from helpers import WORDS, arguments, is_one_line, make_captioner, refused, train
+from helpers import SMALL, WORDS, arguments, is_one_line, make_captioner, refused, train, typed
 
+from captioner.__main__ import main
+from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL, UNK, Vocabulary
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
-from captioner.models.init_from import init_from
+from captioner.models.checkpoint import make_header, parse_header, read_header, resolve_checkpoint, save_slim
+from captioner.models.init_from import check_same_model, init_from
+from captioner.models.language_model import LanguageModel, language_model_weights
 
 
 def other(words=WORDS, trained=0, **options) -> Captioner:
@@ -177,3 +184,129 @@ def test_trained_stages_are_copied_to_a_model_that_trains_as_many_or_more(tmp_pa
         assert torch.equal(found[changed[0]], first.encoder.state_dict()[changed[0]])
     file = saved(make_captioner(2), tmp_path)
     refused(lambda: init_from(make_captioner(1), file), says=["trained in 2 stages", "--model.trainable_layers 2"])
+
+
+# ---- the options of the checkpoint
+
+
+NO_MODEL = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+
+
+def train_from(coco, start, out, *options) -> int:
+    """``train --init-from`` without options of the model."""
+    words = [*typed(NO_MODEL), *coco.options(), "--init-from", start, "--output", out, *options]
+    return main(["train", *map(str, words)])
+
+
+def config_of(run) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A checkpoint whose options are not the defaults."""
+    folder = tmp_path_factory.mktemp("start")
+    return saved(make_captioner(cell="gru", layers=2, embedding_size=12, dropout=0.4), folder)
+
+
+def test_options_that_are_not_given_are_those_of_the_checkpoint(tiny, start, tmp_path, capsys):
+    assert train_from(tiny, start, tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    model = config_of(tmp_path / "run")["model"]
+    assert model == read_header(start)["model"] == read_header(tmp_path / "run")["model"]
+    (line,) = [line for line in printed.splitlines() if "model options" in line]
+    assert is_one_line(
+        line, "model options taken: encoder resnet18", "cell gru", "layers 2", "embedding_size 12", "dropout 0.4"
+    ), line
+    assert "attention" not in line
+    assert "; left" not in printed
+
+
+def test_typed_options_come_before_a_config_and_that_before_the_checkpoint(tiny, start, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("model: {cell: rnn, hidden_size: 8, dropout: 0.4}")
+    options = ("--config", tmp_path / "mine.yaml", "--model.hidden_size", 4, "--train.epochs", 1)
+    assert train_from(tiny, start, tmp_path / "run", *options) == 0
+    model = config_of(tmp_path / "run")["model"]
+    found = [model[name] for name in ("cell", "hidden_size", "dropout", "layers", "embedding_size")]
+    assert found == ["rnn", 4, 0.4, 2, 12]
+    _, line = [line for line in capsys.readouterr().out.splitlines() if "model options" in line]
+    assert line.endswith("model options given instead: cell rnn (there gru), hidden_size 4 (there 16)")
+
+
+def test_options_that_need_those_of_the_checkpoint(tmp_path, cli):
+    """cell_dropout alone would be refused: it needs a grid, which the checkpoint has."""
+    start = saved(make_captioner(grid=2, attention="soft"), tmp_path)
+    code, out, err = cli("train", "--init-from", start, "--model.cell_dropout", 0.25, "--print_config")
+    assert code == 0, err
+    model = yaml.safe_load(out)["model"]
+    assert (model["attention"], model["grid"], model["cell_dropout"]) == ("soft", 2, 0.25)
+
+
+def test_a_run_is_resumed_without_its_options_and_its_start(tiny, start, tmp_path, capsys):
+    own = tmp_path / "start.safetensors"
+    shutil.copy(start, own)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    extend = ("--data.vocabulary", "extend", "--train.ema_decay", 0.5, "--train.start_weight", 0.5)
+    assert train_from(tiny, own, whole, *extend, "--train.epochs", 3) == 0
+    assert train_from(tiny, own, parts, *extend, "--train.epochs", 2) == 0
+    capsys.readouterr()
+    own.unlink()
+    for again in range(2):
+        assert main(["train", "--resume", "--output", str(parts), "--train.epochs", "3"]) == 0, again
+    assert "model options" not in capsys.readouterr().out
+    first, second = config_of(whole), config_of(parts)
+    assert {**first, "output": ""} == {**second, "output": ""}
+    assert Captioner.load(parts).vocabulary.words == Captioner.load(whole).vocabulary.words
+
+
+def test_a_share_of_the_start_stays(tiny, start, tmp_path, cli):
+    found = []
+    for share in (0, 0.9):
+        options = ("--train.ema_decay", 0.5, "--train.start_weight", share, "--train.lr", 0.1)
+        assert train_from(tiny, start, tmp_path / f"run{share}", *options) == 0
+        moved, before = (Captioner.load(path).decoder.project.weight for path in (tmp_path / f"run{share}", start))
+        found.append((moved - before).norm().item())
+    assert 0.05 * found[0] < found[1] < 0.2 * found[0]
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--train.start_weight", 0.5, "--train.ema_decay", 0.5))
+    assert (code, is_one_line(err, "--train.start_weight", "--init-from")) == (2, True), err
+
+
+def test_shipped_is_the_model_that_ships():
+    assert resolve_checkpoint("shipped") == resolve_checkpoint(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--model.cell", "lstm"), "model.cell is gru there and lstm here"),
+        (("--model.layers", 1, "--model.hidden_size", 8), "model.layers is 2 there and 1 here; model.hidden_size is"),
+        (("--model.concepts", "words", "--model.encoder", "resnet34"), "model.encoder is resnet18 there"),
+        (("--model.image_as", "first_word"), "model.image_as is every_step there and first_word here"),
+        (("--init-from", "LM"), "language model"),
+    ],
+)
+def test_self_critical_training_that_would_leave_parts_is_refused(tiny, start, tmp_path, cli, options, says):
+    if "LM" in options:
+        words = Vocabulary(WORDS)
+        file = tmp_path / "lm.safetensors"
+        model = LanguageModel(ModelConfig(hidden_size=8, embedding_size=8), words)
+        save_slim(
+            file, make_header(model.config, words, kind="language_model"), language_model_weights(model.state_dict())
+        )
+        options = ("--init-from", file)
+    every = [*typed(NO_MODEL), *tiny.options(), "--train.objective", "scst", "--init-from", start, *options]
+    code, _, err = cli("train", *every, "--output", tmp_path / "run")
+    assert code == 2
+    assert is_one_line(err, "scst goes on from a trained model", says), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_self_critical_training_begins_with_a_model(tiny, tmp_path, cli):
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--train.objective", "scst"))
+    assert (code, is_one_line(err, "scst goes on from a trained model", "--init-from")) == (2, True), err
+
+
+def test_self_critical_training_may_have_other_dropout_and_concepts(tiny, start):
+    config = parse_header(start, read_header(start))[0]
+    check_same_model(replace(config, dropout=0.0, image_size=64, concepts="words", trainable_layers=2), start)
+    refused(check_same_model, replace(config, tie_embeddings=False, embedding_size=16), start, says=["embedding_size"])

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from helpers import arguments, is_one_line, train, typed
+from helpers import arguments, captions_of, is_one_line, make_captioner, train, typed
 from PIL import Image
 
+from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import load_pickle
 
@@ -16,6 +17,9 @@ BY_HEART = {
     **{"model.hidden_size": 64, "model.embedding_size": 64},
     **{"train.lr": 0.01, "train.label_smoothing": 0, "train.patience": 0, "search.max_length": 0, "search.beam": 1},
 }
+
+
+EXTEND = ("--data.vocabulary", "extend")
 
 
 class Captions:
@@ -138,9 +142,7 @@ def test_a_vocabulary_grows(tmp_path, capsys):
     assert train(old, tmp_path / "run", *typed(BY_HEART), "--train.epochs", 30) == 0
     capsys.readouterr()
     start = ("--init-from", tmp_path / "run" / "captioner.safetensors")
-    assert (
-        train(new, tmp_path / "tuned", *typed(BY_HEART), *start, "--data.extend_vocabulary", "--train.epochs", 60) == 0
-    )
+    assert train(new, tmp_path / "tuned", *typed(BY_HEART), *start, *EXTEND, "--train.epochs", 60) == 0
     assert "(9 old words, 7 new, 0 lost)" in capsys.readouterr().out
     model = Captioner.load(tmp_path / "tuned")
     assert model.caption(str(new.folder / "0.png"), must="forklift").count("forklift") == 1
@@ -151,9 +153,40 @@ def test_a_vocabulary_grows(tmp_path, capsys):
 
 
 def test_a_vocabulary_grows_from_a_checkpoint_only(tiny, tmp_path, cli):
-    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--data.extend_vocabulary"))
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", *EXTEND))
     assert code == 2
-    assert is_one_line(err, "--data.extend_vocabulary", "--init-from")
+    assert is_one_line(err, "--data.vocabulary extend", "--init-from")
+
+
+@pytest.mark.parametrize(
+    ("choice", "words", "said"),
+    [
+        ((), "kept", "words of the training captions, "),
+        (("--data.vocabulary", "keep"), "kept", "--data.vocabulary extend adds those"),
+        (("--data.vocabulary", "PATH"), "kept", "lacks"),
+        (EXTEND, "both", None),
+        ((*EXTEND, "--data.min_count", 10), "some", "a --data.min_count below 10 adds more"),
+        (("--data.vocabulary", "count"), "counted", None),
+    ],
+)
+def test_which_words_a_training_from_a_checkpoint_has(tiny, tmp_path, capsys, choice, words, said):
+    """Those of the checkpoint, where nothing else is asked for; what captions lose by them is said."""
+    start = tmp_path / "start.safetensors"
+    model = make_captioner()
+    old = ["zebra", "a", "red", "gnu"]
+    Captioner(model.config, Vocabulary(old), model.encoder, model.encoder_digest).save(start)
+    choice = [start if word == "PATH" else word for word in choice]
+    assert train(tiny, tmp_path / "run", "--train.epochs", 1, "--init-from", start, *choice) == 0
+    printed, found = capsys.readouterr().out, Captioner.load(tmp_path / "run").vocabulary.words[len(SPECIAL) :]
+    counted = {word for number in range(12) for text in captions_of(number, number % 5 + 1) for word in text.split()}
+    expected = {"kept": {*old}, "both": {*old, *counted}, "counted": counted}
+    if words == "some":
+        assert {*old} < {*found} < expected["both"]
+    else:
+        assert {*found} == expected[words]
+    assert words == "counted" or [*found[:4]] == old
+    lines = [line for line in printed.splitlines() if " lacks " in line]
+    assert is_one_line(*lines, str(start), said) if said else not lines
 
 
 @pytest.mark.parametrize(

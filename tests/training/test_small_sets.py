@@ -1,0 +1,76 @@
+"""Defaults for few captions, and a model of a few hundred images."""
+
+import doctest
+
+import pytest
+import yaml
+from helpers import arguments, make_captioner, train
+
+import captioner.training.small_sets
+from captioner.config import DataConfig, TrainConfig
+from captioner.training.small_sets import SMALL, small_set_options
+
+
+def test_the_example_of_the_docstring_holds():
+    found = doctest.testmod(captioner.training.small_sets)
+    assert found.attempted > 0 == found.failed
+
+
+@pytest.mark.parametrize("fine_tuning", [False, True])
+@pytest.mark.parametrize("captions", [1, 12, 100, 300, 1500, 4000, SMALL - 1])
+def test_few_captions_make_enough_steps_and_the_average_moves(captions, fine_tuning):
+    found = small_set_options(captions, fine_tuning)
+    batches = -(-captions // found["data.batch_size"])
+    steps = batches * found["train.epochs"]
+    aim = 200 if fine_tuning else 600
+    assert 0.7 * aim <= steps <= max(1.3 * aim, batches)
+    assert found["train.ema_decay"] ** steps < 0.01
+    assert found["data.batch_size"] <= DataConfig.batch_size
+    for name, value in found.items():  # the options exist, and may have these values
+        group, option = name.split(".")
+        assert getattr({"data": DataConfig, "train": TrainConfig}[group](**{option: value}), option) == value
+
+
+def test_the_average_is_over_a_tenth_of_the_steps_that_are_given():
+    assert small_set_options(1500, True, batch_size=150, epochs=20)["train.ema_decay"] == 0.95  # of 200
+
+
+def test_fewer_captions_have_smaller_batches():
+    sizes = [small_set_options(captions, False)["data.batch_size"] for captions in range(1, SMALL, 97)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (16, 256)
+
+
+def test_many_captions_have_the_other_defaults():
+    assert small_set_options(SMALL, False) == small_set_options(10 * SMALL, True) == {}
+
+
+CHOSEN = ("data.batch_size", "train.epochs", "train.ema_decay")  # of the options that helpers.SMALL types
+
+
+def without(words: list[str], *names: str) -> list[str]:
+    for name in names:
+        at = words.index(f"--{name}")
+        words = words[:at] + words[at + 2 :]
+    return words
+
+
+def test_what_is_not_given_is_chosen_and_said(tiny, tmp_path, cli):
+    start, out = tmp_path / "start.safetensors", tmp_path / "run"
+    make_captioner().save(start)
+    words = without(arguments(tiny, out, "--init-from", start, "--train.epochs", 2), *CHOSEN)  # epochs twice
+    code, said, err = cli(*words)
+    assert code == 0, err
+    (line,) = [line for line in said.splitlines() if line.startswith("chosen")]
+    assert line == "chosen for 33 captions: --data.batch_size 16 --train.ema_decay 0.5 --train.lr 0.0002"
+    stored = yaml.safe_load((out / "config.yaml").read_text())
+    assert (stored["data"]["batch_size"], stored["train"]["epochs"], stored["train"]["lr"]) == (16, 2, 2e-4)
+    assert cli("train", "--resume", "--output", out, "--train.epochs", 3)[0] == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["ema_decay"] == 0.5
+
+
+def test_what_is_given_in_a_config_is_kept(tiny, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("train: {lr: 0.01}")
+    assert train(tiny, tmp_path / "run", "--config", tmp_path / "mine.yaml", "--train.epochs", 1) == 0
+    assert "chosen" not in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["lr"] == 0.01
