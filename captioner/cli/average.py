@@ -65,7 +65,8 @@ def run(options: Any) -> None:
         if skipped:
             print(f"{len(skipped)} images skipped, e.g. {next(iter(skipped))}", file=sys.stderr)
         print(f"CIDEr {reached:.2f} with {len(chosen)} of {len(names)}: {', '.join(names[i] for i in chosen)}")
-    save_slim(options.output, headers[0], average([states[i] for i in chosen]))
+    header = {name: value for name, value in headers[0].items() if name != "calibration"}  # which is of other weights
+    save_slim(options.output, header, average([states[i] for i in chosen]))
     print(f"{options.output}: the average of {len(chosen)} checkpoints")
 
 

@@ -72,12 +72,13 @@ def run(options: Any) -> None:
         check_writable(Path(options.output))
 
     captions: dict[Any, str] = {}
+    confidences: dict[Any, float | None] = {}
     seconds: dict[Any, str] = {}  # of --compare_checkpoint
     paths: dict[Any, Any] = {}
     with _open_report(options, models, len(examples)) as page:
         for example, (first, *second) in _caption(options, models, workers, examples, skipped):
             image = example.image_id
-            paths[image], captions[image] = example.path, first[0].text
+            paths[image], captions[image], confidences[image] = example.path, first[0].text, first[0].confidence
             if second:
                 seconds[image] = second[0][0].text
             if page is not None:
@@ -92,10 +93,26 @@ def run(options: Any) -> None:
         kept = {image: references[image] for image in paths}
         name, device = model_name(options.checkpoint), str(model.device)
         scored = score_images(kept, captions, wanted, names, paths, name, comparison, device)
+        _add_calibration(scored, confidences, model, config_of(SearchConfig, options))
         if page is not None:
             page.finish(scored, skipped)
     show_scores(scored.scores, wanted.json)
     say_written(len(captions), options.output, options.report)
+
+
+def _add_calibration(scored: Any, confidences: dict[Any, float | None], model: Any, search: SearchConfig) -> None:
+    """Add the calibration of the confidences to the scores; say so if there are none because of the search."""
+    from captioner.metrics.calibration import summary
+
+    if model.calibration is None or len(scored.ids) == 1:  # whose CIDEr is 0
+        return
+    if not model.has_confidence(search):
+        reasons = "; ".join(model.calibration.differences(search.for_model(model.max_length)))
+        print(f"no confidences: the model is calibrated for another search ({reasons})", file=sys.stderr)
+        return
+    least = model.calibration.cider
+    right = 100 * scored.per_image[0].cider >= least
+    scored.scores["calibration"] = {"cider": least, **summary([confidences[image] for image in scored.ids], right)}
 
 
 def _caption(

@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": "caption images over HTTP",
     "evaluate": "caption a validation set and score the captions",
     "score": "score existing captions",
+    "calibrate": "fit how likely a model's captions are right",
     "plot": "draw the curves of training runs",
     "gradients": "measure and draw gradients through time",
     "average": "average the weights of several checkpoints into one model",

@@ -39,7 +39,7 @@ def configure(parser: Any) -> None:
         "--format",
         type=Literal["text", "jsonl", "csv", "coco"],
         default="text",
-        help="text: path, tab, caption (with --n_best also its score); coco: with the ids of --annotations",
+        help="text: path, tab, caption (--n_best: and score), unsure if it is; coco: with the ids of --annotations",
     )
     about = "COCO JSON with the ids and names of the images, such as image_info_test2014.json, for --format coco"
     parser.add_argument("--annotations", type=str, help=about)
@@ -150,12 +150,13 @@ def _caption_stream(
                 gallery.add(item, result)
             yield caption_record(item, result, search.n_best)
 
+    numbers = _numbers(search, model)
     batch, files = clips_per_batch(options.batch_size, model.frames), bool(options.output or options.report)
     off = None if files or len(items) > batch else True  # the captions of few images are shown as soon as a bar
     both = zip(items, results, strict=True)
     bar = Bar(both, "captions", len(items), batch=batch, leave=files, disable=off)
     with bar, _open_output(options.output) as out, page as gallery:
-        return _print_records(records(gallery), options.format, out, ids, search.n_best)
+        return _print_records(records(gallery), options.format, out, ids, numbers)
 
 
 def _caption_parts(
@@ -168,29 +169,35 @@ def _caption_parts(
     from captioner.inference.jobs import CaptionJob, caption_parts
 
     check_engine_device(options, model.device.type)
+    numbers = _numbers(search, model)
     job = CaptionJob(options.checkpoint, search, options.batch_size, workers, model.device.type, options.devices)
     if options.engine != "local":
         model = model.cpu()  # the other processes load their own
     if _is_folder(options.output):
         parts = caption_parts(options.engine, job, Path(options.output), items, model, options.part_size)
-        return _print_records(parts.records(), options.format, None, ids, search.n_best)
+        return _print_records(parts.records(), options.format, None, ids, numbers)
     check_writable(Path(options.output))
     folder = Path(options.output + ".parts")
     parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
     with _open_output(options.output) as out:
-        failed = _print_records(parts.records(), options.format, out, ids, search.n_best)
+        failed = _print_records(parts.records(), options.format, out, ids, numbers)
     shutil.rmtree(folder)
     return failed
 
 
+def _numbers(search: SearchConfig, model: Any) -> list[str]:
+    """The columns of a table after image and caption."""
+    return [*["score"] * (search.n_best > 1), *["confidence"] * model.has_confidence(search)]
+
+
 def _print_records(
-    records: Iterable[dict[str, Any]], form: str, out: TextIO | None, ids: dict[str, Any] | None, n_best: int
+    records: Iterable[dict[str, Any]], form: str, out: TextIO | None, ids: dict[str, Any] | None, numbers: list[str]
 ) -> int:
     """Print captions to `out`, if any, and errors to standard error; return the number of errors."""
     failed = 0
     table = csv.writer(out, lineterminator="\n") if out is not None and form == "csv" else None
     if table is not None:
-        table.writerow(["image", "caption", *(["score"] if n_best > 1 else [])])
+        table.writerow(["image", "caption", *numbers])
     results = []
     for record in records:
         if "error" in record:
@@ -201,19 +208,26 @@ def _print_records(
                 results.append({"image_id": ids[record["image"]], "caption": record["caption"]})
             elif table is not None:
                 for caption in record.get("n_best", [record]):
-                    score = [f"{caption['score']:.3f}"] if n_best > 1 else []
-                    table.writerow([record["image"], caption["caption"], *score])
+                    cells = (f"{caption[name]:.3f}" if name in caption else "" for name in numbers)
+                    table.writerow([record["image"], caption["caption"], *cells])
             elif form == "jsonl":
                 print(json.dumps(record, ensure_ascii=False), file=out)
-            elif "n_best" in record:
-                for caption in record["n_best"]:
-                    print(f"{record['image']}\t{caption['caption']}\t{caption['score']:.3f}", file=out)
             else:
-                print(f"{record['image']}\t{record['caption']}", file=out)
+                for caption in record.get("n_best", [record]):
+                    score = f"\t{caption['score']:.3f}" if "n_best" in record else ""
+                    print(f"{record['image']}\t{caption['caption']}{score}{_unsure(caption)}", file=out)
             out.flush()
     if ids is not None and out is not None:
         json.dump(results, out, ensure_ascii=False)
     return failed
+
+
+def _unsure(caption: dict[str, Any]) -> str:
+    """The last column of a caption that is likelier wrong than right."""
+    from captioner.models.confidence import UNSURE
+
+    confidence = caption.get("confidence", 1)
+    return f"\tunsure ({confidence:.0%})" if confidence < UNSURE else ""
 
 
 @contextmanager

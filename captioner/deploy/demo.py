@@ -37,6 +37,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # visible, and us
 START_HINT = "Drop an image, paste one, take a photo or choose an example: its caption appears here."
 SHADE_HINT = "The shade of a word shows its probability."
 MAPS_HINT = "Point at a word, tap it, or move to it with Tab and the arrow keys to see its attention map."
+UNSURE_HINT = "Unsure: about {:.0%} of such captions are right."
 MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
 
 
@@ -98,7 +99,10 @@ def results_html(models: ModelCache, checkpoint: str, image: str | None, values:
         return _paragraph("wrong", message), ""
     hint, footer = f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT, f"{checkpoint}, {seconds:.2f} s"
     details = render("deploy/demo_details.html", **card, table=captions, hint=hint, footer=footer)
-    return _paragraph("best", captions[0].text), details
+    best = _paragraph("best", captions[0].text)
+    if captions[0].unsure:
+        best += _paragraph("hint", UNSURE_HINT.format(captions[0].confidence))
+    return best, details
 
 
 def _paragraph(kind: str, text: str) -> str:

@@ -21,6 +21,7 @@ from captioner.data.annotations import read_references
 from captioner.errors import UserError
 from captioner.files import ID, check_writable, write_json, write_text
 from captioner.metrics import external
+from captioner.metrics.calibration import show_error
 from captioner.metrics.result_files import match_results, read_results
 from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references
 
@@ -201,6 +202,10 @@ def show_scores(scores: Mapping[str, Any], file: str | None) -> None:
     if "seen_in_training" in scores:
         print(f"{'seen':<10}{scores['seen_in_training']:8.2f} % of the captions are in the training set, word for word")
     print(f"CIDEr with the captions shuffled among the images: {scores['CIDEr-shuffled']:.2f}")
+    if "calibration" in scores:
+        found = scores["calibration"]
+        shares = f"{found['right']:.1%} have a CIDEr of {found['cider']:g} or more, {found['confidence']:.1%} expected"
+        print(f"confidence: {shares}; {show_error(found)}")
     if "nltk" in scores:
         nltk = " / ".join(f"{value:.2f}" for value in scores["nltk"].values())
         print(f"nltk's corpus_bleu on the same words: {nltk} (lower where captions are shorter than n words)")

@@ -19,6 +19,7 @@ from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import Ids, State, Step, search
 from captioner.errors import UserError
+from captioner.models.confidence import UNSURE, Calibration
 
 Concept = tuple[str, float]  # its name and its probability
 
@@ -35,6 +36,8 @@ class Caption:
         word_log_probs: the terms of log_prob: of each word and, if ended, of END.
         attention: if requested, the maps of :meth:`CaptionModel.attention_maps` for these terms, on the CPU.
         concepts: what :meth:`CaptionModel.concepts` sees in the image.
+        confidence: of the best caption of an image, the probability that it is right, 0..1, by the calibration of the
+            model; None of other captions, and where the model has no calibration or one of another search.
     """
 
     text: str
@@ -44,6 +47,12 @@ class Caption:
     word_log_probs: tuple[float, ...]
     attention: Tensor | None = field(default=None, compare=False, repr=False)
     concepts: tuple[Concept, ...] = field(default=(), compare=False, repr=False)
+    confidence: float | None = None
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the caption is likelier wrong than right; False without a confidence."""
+        return self.confidence is not None and self.confidence < UNSURE
 
     @property
     def perplexity(self) -> float:
@@ -56,9 +65,10 @@ class Caption:
         return [math.exp(term) for term in self.word_log_probs]
 
     def as_dict(self) -> dict[str, Any]:
-        """The caption as plain values for JSON, with its :attr:`probabilities`."""
+        """The caption as plain values for JSON, with its :attr:`probabilities` and, if it has one, its confidence."""
         numbers = {"log_prob": self.log_prob, "score": self.score, "perplexity": self.perplexity, "ended": self.ended}
-        return {"caption": self.text, **numbers, "probabilities": self.probabilities}
+        sure = {} if self.confidence is None else {"confidence": self.confidence}
+        return {"caption": self.text, **sure, **numbers, "probabilities": self.probabilities}
 
 
 class CaptionModel(nn.Module):
@@ -71,6 +81,7 @@ class CaptionModel(nn.Module):
         has_concepts: whether concepts of the image are an input.
         max_length: words of a caption where a search names no number: as many as in the captions of its training.
         frames: up to this many frames of a clip or images of an album share a caption; 0: each image has one.
+        calibration: how perplexities become confidences, if that was fitted (captioner calibrate).
     """
 
     vocabulary: Vocabulary
@@ -79,6 +90,7 @@ class CaptionModel(nn.Module):
     has_concepts: bool = False
     max_length: int = MAX_LENGTH
     frames: int = 0
+    calibration: Calibration | None = None
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +120,14 @@ class CaptionModel(nn.Module):
     def concepts(self, images: Tensor) -> list[tuple[Concept, ...]]:
         """The most probable concepts of each image, or of its features, best first; none without `has_concepts`."""
         return [()] * len(images)
+
+    def has_confidence(self, config: SearchConfig) -> bool:
+        """Whether the best captions of a search have a confidence: the model is calibrated for it."""
+        return self.calibration is not None and not self.calibration.differences(config.for_model(self.max_length))
+
+    def _with_confidence(self, caption: Caption) -> Caption:
+        assert self.calibration is not None
+        return replace(caption, confidence=self.calibration.confidence(caption.perplexity))
 
     @torch.inference_mode()
     def search(self, images: Tensor, config: SearchConfig, attention: bool = False) -> list[list[Caption]]:
@@ -144,6 +164,8 @@ class CaptionModel(nn.Module):
             ]
             for seen, *parts in zip(concepts, *(part.tolist() for part in found), strict=True)
         ]
+        if self.has_confidence(config):
+            captions = [[*map(self._with_confidence, each[:1]), *each[1:]] for each in captions]
         if attention:
             rows = [row for row, each in enumerate(captions) for _ in each]
             maps = iter(self.attention_maps(images[rows], [caption.text for each in captions for caption in each]))

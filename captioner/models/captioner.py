@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from captioner.config import MAX_LENGTH, ModelConfig
 from captioner.data.vocabulary import PAD, SPECIAL, START, Vocabulary
 from captioner.decoding.search import State, Step, ensemble
 from captioner.errors import UserError, one_line
-from captioner.models import checkpoint
+from captioner.models import checkpoint, confidence
 from captioner.models.attention import AttentionDecoder
 from captioner.models.backbones import meta_device, shapes_only
 from captioner.models.base import CaptionModel, Concept
@@ -107,9 +108,10 @@ class Captioner(CaptionModel):
         ]
 
     def header(self) -> dict[str, Any]:
-        return checkpoint.make_header(
-            self.config, self.vocabulary, encoder_digest=self.encoder_digest, max_length=self.max_length
-        )
+        more: dict[str, Any] = {"encoder_digest": self.encoder_digest, "max_length": self.max_length}
+        if self.calibration is not None:
+            more["calibration"] = asdict(self.calibration)
+        return checkpoint.make_header(self.config, self.vocabulary, **more)
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint."""
@@ -148,6 +150,7 @@ class Captioner(CaptionModel):
         longest = header.get("max_length", MAX_LENGTH)  # older checkpoints have none
         model = cls(config, vocabulary, Encoder(config, weights=not own_encoder), digest, longest)
         model.load_weights(weights)
+        model.calibration = confidence.parse(path, header.get("calibration"))
         return model.to(device).eval()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -113,6 +113,8 @@ def caption_values(caption: Caption, with_maps: bool = True) -> dict[str, Any]:
         "words": words,
         "ended": caption.ended,
         "log_prob": caption.log_prob,
+        "confidence": caption.confidence,
+        "unsure": caption.unsure,
         "maps": base64.b64encode(b"".join(map(map_bytes, maps))).decode(),
         "grid": maps[0].shape[-1] if maps else 0,
     }

@@ -105,6 +105,26 @@ def plot_curves(runs: Mapping[str, Curves], target: Path) -> None:
     save_figure(figure, target)
 
 
+def plot_reliability(found: Mapping[str, Any], target: Path) -> None:
+    """Draw the curve of :func:`captioner.metrics.calibration.summary` into a PNG, SVG or PDF.
+
+    The bars are 95 % intervals, 1.96 standard errors of a share to either side.
+    """
+    plt = import_pyplot("--plot")
+    confidence, right, captions = (
+        [bin[name] for bin in found["curve"]] for name in ("confidence", "right", "captions")
+    )
+    errors = [1.96 * math.sqrt(p * (1 - p) / n) for p, n in zip(right, captions, strict=True)]
+    figure, axis = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="grey", ls="--", label="exact", **LINE)
+    axis.errorbar(confidence, right, errors, color=COLOURS[0], capsize=2, label="captions, in ten bins", **DOTS, lw=1)
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right captions", aspect="equal")
+    axis.set_title(f"expected calibration error {found['ece']:.3f}, {found['captions']:,} captions", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, loc="upper left")
+    save_figure(figure, target)
+
+
 def literal(text: str) -> str:
     """Text such as the name of a run escaped for matplotlib, which reads text between two $ as a formula."""
     return text.replace("$", r"\$")
