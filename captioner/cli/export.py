@@ -11,6 +11,7 @@ from typing import Any, Literal
 from captioner.errors import UserError
 
 CHECKPOINTS = "checkpoint"
+READS = "card"
 WRITES = "output"
 
 
@@ -22,7 +23,9 @@ def configure(parser: Any) -> None:
     parser.add_argument("--to", type=Literal["onnx", "torch-export", "hf"], required=True, help="which format")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--int8", type=bool, default=False, help="onnx: store the matrices of the decoder in 8 bits")
-    parser.add_argument("--title", type=str, default="An image captioning model", help="hf: title of the model card")
+    about = "hf: YAML file of facts for the model card (default: the one beside the checkpoint with its name, if any)"
+    parser.add_argument("--card", type=str, help=about)
+    parser.add_argument("--title", type=str, default="", help="hf: title of the model card")
     parser.add_argument("--data", type=str, default="", help="hf: training data, for the model card")
     parser.add_argument("--push", type=str, help="hf: also upload the folder as organisation/name")
 
@@ -31,12 +34,18 @@ def run(options: Any) -> None:
     """Open, convert and write; see the module's docstring."""
     if options.push and options.to != "hf":
         raise UserError("--push goes with --to hf")
+    for name in ("card", "title", "data"):
+        if options[name] and options.to != "hf":
+            raise UserError(f"--{name} goes with --to hf")
     from captioner.deploy.export import export_graphs, export_hub, push
     from captioner.models.captioner import Captioner
 
     model = Captioner.load(options.checkpoint)
     if options.to == "hf":
-        export_hub(model, options.output, options.title, options.data)
+        from captioner.deploy.model_card import read_facts
+
+        facts = read_facts(options.checkpoint, options.card, title=options.title, data=options.data)
+        export_hub(model, options.output, facts)
         print(f"{options.output}: captioner predict PHOTO.jpg --checkpoint {options.output}")
         if options.push:
             print(push(options.output, options.push))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from captioner import __version__
 from captioner.config import SearchConfig
+from captioner.deploy.model_card import Facts, model_card
 from captioner.errors import UserError, install_hint, one_line
 from captioner.files import atomic_folder, write_json
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import save_slim
-from captioner.reports.page import render
 
 FORMAT = 1  # of config.json
 ENDINGS = {"onnx": "onnx", "torch-export": "pt2"}
@@ -127,14 +127,13 @@ def _quantize(file: Path) -> None:
     quantize_dynamic(model, file, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
-def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
+def export_hub(model: Captioner, folder: Path, facts: Facts) -> None:
     """Write ``config.json``, ``model.safetensors`` with the encoder in it, and a model card ``README.md``.
 
     Args:
         model: any.
         folder: a new one.
-        title: of the card.
-        data: the training data, for the card.
+        facts: what the card says besides the architecture.
 
     Raises:
         UserError: the folder cannot be written.
@@ -144,9 +143,7 @@ def export_hub(model: Captioner, folder: Path, title: str, data: str) -> None:
         save_slim(part / "model.safetensors", header, _lossless_state(model), half=False)
         config = {"architectures": ["captioner"], "library_name": "captioner", "captioner": __version__, **header}
         write_json(part / "config.json", config)
-        facts = {"words": len(model.vocabulary), "parameters": sum(each.numel() for each in model.parameters())}
-        card = render("deploy/model_card.md", title=title, data=data, config=model.config, **facts)
-        (part / "README.md").write_text(card, encoding="utf-8")
+        (part / "README.md").write_text(model_card(model, facts), encoding="utf-8")
 
 
 def _lossless_state(model: Captioner) -> dict[str, Tensor]:

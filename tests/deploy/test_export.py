@@ -16,6 +16,7 @@ import captioner
 from captioner.config import SearchConfig
 from captioner.deploy import export
 from captioner.deploy.export import EncoderGraph, StepGraph, export_graphs, export_hub
+from captioner.deploy.model_card import Facts
 from captioner.models.captioner import Captioner
 
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -278,7 +279,7 @@ def test_the_folder_of_a_run_is_a_checkpoint(run, tmp_path):
 def test_calls_to_the_hub(cli, weights, tmp_path, monkeypatch):
     """With a stand-in for huggingface_hub: there is no network here."""
     model, asked = make_captioner(), []
-    export_hub(model, tmp_path / "there", "Squares", "")
+    export_hub(model, tmp_path / "there", Facts(title="Squares"))
 
     class HfApi:
         def create_repo(self, name, exist_ok):
