@@ -13,7 +13,8 @@ import captioner.__main__ as cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {page.relative_to(ROOT / "docs").as_posix(): page for page in sorted((ROOT / "docs").rglob("*.md"))}
+DOCS = {name: page.read_text(encoding="utf-8") for name, page in PAGES.items()}
 
 
 def commands(page: str = README) -> list[str]:
@@ -69,7 +70,26 @@ def test_every_linked_file_exists():
 @pytest.mark.parametrize("page", DOCS)
 def test_every_link_of_the_docs_exists(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", DOCS[page])
-    assert [link for link in links if "://" not in link and not (ROOT / "docs" / link).exists()] == []
+    assert [link for link in links if "://" not in link and not (PAGES[page].parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *DOCS])
+def test_links_read_well(page):
+    """A link says what it leads to: no "here", and no name of a page, which has a title."""
+    texts = re.findall(r"\[([^\]]+)\]\([^)]+\)", DOCS.get(page, README))
+    assert [text for text in texts if re.fullmatch(r"(?i)here|this|this page|link|\S*\.(md|ipynb)", text)] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *DOCS])
+def test_the_gallery_has_its_caveat(page):
+    after = re.split(r"!\[[^\]]*\]\([^)]*gallery\.png\)", DOCS.get(page, README))[1:]
+    assert all("ight and wrong ones are shown as they come" in " ".join(text[:400].split()) for text in after)
+
+
+def test_every_package_has_an_api_page():
+    packages = {folder.parent.name for folder in (ROOT / "captioner").glob("*/__init__.py")} - {"cli"}
+    assert packages <= {name.removeprefix("api/").removesuffix(".md") for name in DOCS if name.startswith("api/")}
+    assert all(f"::: captioner.{name}\n" in DOCS[f"api/{name}.md"] for name in packages)
 
 
 def test_the_python_of_the_tutorial_runs():

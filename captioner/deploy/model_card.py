@@ -20,6 +20,7 @@ from captioner.reports.page import render
 # The scores of a card: their names in captioner evaluate --json, and those of the hub's metrics
 METRICS = {"BLEU-1": "bleu", "BLEU-4": "bleu", "ROUGE-L": "rouge", "CIDEr": "cider"}
 SHIPPED = Path(__file__).with_name("shipped_model.yaml")  # the facts of the model that comes with captioner
+KINDS: dict[Any, str] = {str: "text", list: "list", dict: "mapping"}  # of values, in messages
 RESULT_KEYS = {"name", "dataset", "split", "images", "search", "scores"}
 
 
@@ -77,7 +78,8 @@ def read_facts(checkpoint: str | os.PathLike | None, file: str | os.PathLike | N
             raise UserError(f"{path} {what}: correct what it says, and its digest")
     elif (shipped := _parse_facts(SHIPPED)).digest == here:
         facts = shipped
-    return replace(facts, **{name: printable(value) for name, value in typed.items() if value})
+    named: dict[str, Any] = {name: printable(value) for name, value in typed.items() if value}
+    return replace(facts, **named)
 
 
 def _parse_facts(path: Path) -> Facts:
@@ -91,7 +93,7 @@ def _parse_facts(path: Path) -> Facts:
                 near = get_close_matches(str(name), defaults, 1)
                 raise ValueError(f"unknown key {name}" + (f", did you mean {near[0]}?" if near else ""))
             if not isinstance(value, type(defaults[name])):
-                raise ValueError(f"{name} is {str(value)[:40]!r}, expected a {_kind(defaults[name])}")
+                raise ValueError(f"{name} is {str(value)[:40]!r}, expected a {KINDS[type(defaults[name])]}")
         for result in content.get("results", ()):
             _check_result(result)
         return Facts(**content)
@@ -99,10 +101,6 @@ def _parse_facts(path: Path) -> Facts:
         raise UserError(
             f"{path}: the facts of a model card cannot be read ({one_line(error)}): see docs/export.md"
         ) from None
-
-
-def _kind(value: Any) -> str:
-    return {str: "text", list: "list", dict: "mapping"}[type(value)]
 
 
 def _check_result(result: Any) -> None:

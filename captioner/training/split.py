@@ -169,8 +169,8 @@ class DataSplit:
     def repeat_captions(self, number: int) -> bool:
         """Repeat the captions of examples with fewer, in turn, up to this number; whether there were any.
 
-        >>> [*islice(cycle(["a", "b"]), 5)]
-        ['a', 'b', 'a', 'b', 'a']
+        >>> "".join(islice(cycle("ab"), 5))
+        'ababa'
         """
         few = [len(example.captions) < number for example in self.examples]
         for i in np.flatnonzero(few):
