@@ -9,7 +9,7 @@ from captioner.config import TrainConfig
 
 SMALL = 10_000  # captions; the other defaults are for more
 STEPS = 600  # of a training from random weights
-TUNING_STEPS, TUNING_RATE = 200, 2e-4  # of one that begins as a trained captioner
+TUNING_STEPS, TUNING_RATE = 200, 1e-4  # of one that begins as a trained captioner
 
 
 def small_set_options(
@@ -23,7 +23,7 @@ def small_set_options(
     >>> small_set_options(1500, fine_tuning=False)
     {'data.batch_size': 64, 'train.epochs': 25, 'train.ema_decay': 0.983, 'train.lr': 0.003}
     >>> small_set_options(1500, fine_tuning=True, epochs=1)
-    {'data.batch_size': 64, 'train.epochs': 1, 'train.ema_decay': 0.583, 'train.lr': 0.0002}
+    {'data.batch_size': 64, 'train.epochs': 1, 'train.ema_decay': 0.583, 'train.lr': 0.0001}
     """
     if captions >= SMALL:
         return {}

@@ -62,9 +62,9 @@ def test_what_is_not_given_is_chosen_and_said(tiny, tmp_path, cli):
     code, said, err = cli(*words)
     assert code == 0, err
     (line,) = [line for line in said.splitlines() if line.startswith("chosen")]
-    assert line == "chosen for 33 captions: --data.batch_size 16 --train.ema_decay 0.5 --train.lr 0.0002"
+    assert line == "chosen for 33 captions: --data.batch_size 16 --train.ema_decay 0.5 --train.lr 0.0001"
     stored = yaml.safe_load((out / "config.yaml").read_text())
-    assert (stored["data"]["batch_size"], stored["train"]["epochs"], stored["train"]["lr"]) == (16, 2, 2e-4)
+    assert (stored["data"]["batch_size"], stored["train"]["epochs"], stored["train"]["lr"]) == (16, 2, 1e-4)
     assert cli("train", "--resume", "--output", out, "--train.epochs", 3)[0] == 0
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["ema_decay"] == 0.5
 
