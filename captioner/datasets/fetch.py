@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from captioner.data.formats import Entry, read_flickr, read_karpathy
 from captioner.datasets.download import RETRIES, TIMEOUT, check_free_space, download, partial_size, verify
 from captioner.errors import UserError
 from captioner.files import read_json, read_text, write_json
+from captioner.progress import Bar
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # files that archivers of other systems add to zips
 MAX_RATIO = 100  # of the unpacked size to the size of a zip; the annotations of COCO have 4, Karpathy's about 5
@@ -194,7 +193,7 @@ def unpack(path: Path, out: Path, contains: str = "") -> dict[str, int]:
             _check_members(path, members, contains)
             check_free_space(out, sum(member.file_size for member in members), f"unpacking {path.name}")
             temporary.mkdir()
-            for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
+            for member in Bar(members, f"unpacking {path.name}", unit="files"):
                 zipped.extract(member, temporary)
         shutil.copytree(temporary, out, dirs_exist_ok=True, copy_function=os.replace)
     except (UserError, BrokenZip):

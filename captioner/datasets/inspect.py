@@ -205,14 +205,14 @@ def _read_images(split: InspectedSplit, workers: int) -> tuple[list[InspectedIma
     except ImportError:
         hint = f"{install_hint('inspect')}, or use --no_read_images"
         raise UserError(f"images are compared with imagehash: {hint}") from None
-    from tqdm import tqdm
+    from captioner.progress import Bar
 
     workers = choose_workers(workers, device="")  # not "cpu": no network needs the cores
     workers = needed_workers(workers, -(-len(split.examples) // BATCH))
     inspect_each = partial(_inspect_images, split.name)
     loader: Any = DataLoader(split.examples, BATCH, num_workers=workers, collate_fn=inspect_each)  # type: ignore[arg-type]
-    batches = tqdm(loader, f"images of {split.name}", unit=" images", unit_scale=BATCH, disable=None)
-    found = list(chain.from_iterable(batches))
+    every = chain.from_iterable(loader)
+    found = list(Bar(every, f"images of {split.name}", len(split.examples), batch=BATCH))
     readable = [image for image in found if isinstance(image, InspectedImage)]
     return readable, [str(error) for error in found if isinstance(error, ImageError)]
 

@@ -112,7 +112,7 @@ def caption_values(caption: Caption, with_maps: bool = True) -> dict[str, Any]:
         "text": caption.text,
         "words": words,
         "ended": caption.ended,
-        "log_prob": caption.log_prob,
+        "score": caption.score,
         "confidence": caption.confidence,
         "unsure": caption.unsure,
         "maps": base64.b64encode(b"".join(map(map_bytes, maps))).decode(),
