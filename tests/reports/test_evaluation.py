@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from browser import open_browser
@@ -16,6 +17,7 @@ from captioner.data.annotations import Example
 from captioner.errors import UserError
 from captioner.metrics.scoring import Comparison, ScoreOptions, score_images
 from captioner.reports.evaluation import LARGE, MAX_BARS, MAX_LARGE, SMALL, EvaluationPage, histogram, ticks
+from captioner.reports.page import render
 
 HOSTILE = "</script><!-- <script> & \"quotes' {{summary}} \u202edrow\udcff אבג"
 SHOWN = HOSTILE.replace("\u202e", "?").replace("\udcff", "?")
@@ -525,16 +527,22 @@ def test_no_scrolling_sideways_on_a_phone(open_page):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_significant_differences_have_stars(tmp_path, images, report):
+def test_the_page_tells_chance_from_significance(tmp_path, images):
     text, scored = write(tmp_path, images, ("mine", "theirs"))
     assert scored.scores["compare"]["CIDEr"]["p"] == 1
     assert "may be chance" in Page(text).text
-    page, compared = Page(report[0].read_text(encoding="utf-8")), report[1].scores["compare"]
-    row = compared["CIDEr"]
-    assert row["p"] < 0.05
-    assert f"mine is better than theirs, by {row['difference']:.2f} CIDEr" in " ".join(page.text.split())
-    titles = [values["title"] for values in page.all("span", "better")]
-    for each in (value for value in compared.values() if isinstance(value, dict)):
-        stars = "***" if each["p"] < 0.001 else "**" if each["p"] < 0.01 else "*" if each["p"] < 0.05 else ""
-        assert (f"significant, p = {each['p']:.4f}" in titles) == (stars != "" and each["difference"] > 0)
-        assert f"{each['difference']:+.2f}" + f"\xa0{stars}" * bool(stars) in page.text
+    assert not Page(text).all("span", "better")
+
+
+@pytest.mark.parametrize(("p", "stars"), [(0.0004, "***"), (0.004, "**"), (0.049, "*"), (0.051, "")])
+@pytest.mark.parametrize(("sign", "word"), [(1, "better"), (-1, "worse")])
+def test_significant_differences_have_stars(p, stars, sign, word):
+    row = {"second": 2.0, "difference": 1.5 * sign, "low": 0, "high": 0, "p": p}
+    scores = {"CIDEr": 3.5, "compare": {"CIDEr": row}}
+    summary = {"scores": scores, "metrics": ["CIDEr"], "series": [("first", "mine"), ("second", "theirs")]}
+    page = Page(render("reports/evaluation_tiles.html", page=SimpleNamespace(summary=summary)))
+    marked = page.all("span", word)
+    assert len(marked) == bool(stars)
+    assert f"{row['difference']:+.2f}" + f"\xa0{stars}second" * bool(stars) in page.text
+    assert (f"mine is {word} than theirs, by 1.50 CIDEr" in page.text) == bool(stars)
+    assert ("may be chance" in page.text) != bool(stars)
