@@ -29,13 +29,18 @@ def configure(parser: Any) -> None:
     about = "processes that decode images (-1 = one per core, up to 8)"
     parser.add_argument("--workers", type=int, default=-1, help=about)
     parser.add_argument("--json", type=Path, help="also write every finding to this JSON file")
-    parser.add_argument("--report", type=Path, help="also write an HTML page, with the duplicate images")
+    about = "also write an HTML page with images: samples, extremes and duplicates"
+    parser.add_argument("--report", type=Path, help=about)
+    parser.add_argument("--samples", type=int, default=24, help="random images of each split on the page, up to 200")
+    parser.add_argument("--seed", type=int, default=0, help="of the random images")
 
 
 def run(options: Any) -> None:
     """Inspect and print."""
     if not 0 <= options.distance <= 16:
         raise UserError(f"--distance is {options.distance}: expected 0 to 16")
+    if not 0 <= options.samples <= 200:
+        raise UserError(f"--samples is {options.samples}: expected 0 to 200")
     sources = [("train", options.path, options.images, options.split, options.list)]
     for name in ("val", "test"):
         path, *others = [options[key] for key in (name, f"{name}_images", f"{name}_split", f"{name}_list")]
@@ -51,9 +56,10 @@ def run(options: Any) -> None:
         read_split(name, path, images, split, options.columns, listed, options.read_images)
         for name, path, images, split, listed in sources
     ]
-    report = inspect(splits, options.read_images, options.workers, options.distance)
+    more = (options.workers, options.distance, options.samples, options.seed)
+    report = inspect(splits, options.read_images, *more)
     print(as_text(report))
     if options.json:
         write_json(options.json, as_json(report))
     if options.report:
-        write_text(options.report, as_html(report))
+        write_text(options.report, as_html(report, options.command_line, options.read_images))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ SMALL = 64  # an image with a shorter side is reported as very small
 STRETCHED = 4.0  # an image more than this many times as long as wide is reported as very long
 MIN_COUNTS = range(1, 11)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+SHOWN = 6  # captions or images of each extreme that are shown
 
 Captions = list[list[list[str]]]  # the words of each caption of each image
 
@@ -74,6 +78,16 @@ class InspectedImage(NamedTuple):
     colours: np.ndarray  # (COLOUR_SIDE, COLOUR_SIDE, 3) uint8
 
 
+class ShownImage(NamedTuple):
+    """An image to look at: why it is shown, captions of it, and words of them to mark."""
+
+    name: str
+    path: Any
+    captions: Sequence[str]
+    note: str = ""
+    marked: frozenset[str] = frozenset()
+
+
 def read_split(
     name: str,
     path: str,
@@ -104,20 +118,27 @@ def read_split(
 
 
 def inspect(
-    splits: Sequence[InspectedSplit], read_images: bool = True, workers: int = -1, distance: int = 4
+    splits: Sequence[InspectedSplit],
+    read_images: bool = True,
+    workers: int = -1,
+    distance: int = 4,
+    samples: int = 24,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Plain numbers of each split (`splits`) and a list of :class:`Finding`, warnings first (`findings`).
+    """Plain numbers of each split (`splits`), a list of :class:`Finding`, warnings first (`findings`), and images to
+    look at (`shown`: name of the split, heading, images): `samples` drawn with `seed`, and extremes.
 
     The words of the other splits are compared with those of the first. With `read_images`, `workers` processes decode
     the images (-1: one per core, at most 8), to find unreadable ones and duplicates: images whose perceptual hashes
     differ in at most `distance` of their 64 bits.
     """
     tokens = [[[tokenize(caption) for caption in each.captions] for each in split.examples] for split in splits]
-    reports, findings = [], []
+    reports, findings, shown = [], [], []
     for split, captions in zip(splits, tokens, strict=True):
         about = {"name": split.name, "first": split is splits[0], "path": split.path, "format": split.format}
         reports.append({**about, **_caption_statistics(captions, tokens[0])})
         findings += _caption_findings(split, captions)
+        shown += [(split.name, *each) for each in _shown_captions(split.examples, captions, samples, seed)]
     images: list[InspectedImage] = []
     if read_images:
         for split, report in zip(splits, reports, strict=True):
@@ -125,6 +146,7 @@ def inspect(
             findings += _image_findings(split, readable, errors)
             report["sizes"] = _size_statistics([(image.width, image.height) for image in readable])
             images += readable
+            shown += [(split.name, *each) for each in _shown_sizes(readable)]
     groups = _duplicate_groups(images, distance)
     shared = [group for group in groups if len({image.split for image in group}) > 1]
     findings.append(_duplicate_finding("overlap", "images in several splits", shared))
@@ -134,7 +156,56 @@ def inspect(
         findings.append(_duplicate_finding("duplicates", heading, [group for group in repeated if len(group) > 1]))
     same_image = {(image.split, image.example.image_id) for group in shared for image in group}
     findings += _name_findings(splits, same_image, read_images)
-    return {"splits": reports, "findings": sorted((f for f in findings if f.lines), key=lambda f: not f.serious)}
+    found = sorted((f for f in findings if f.lines), key=lambda f: not f.serious)
+    return {"splits": reports, "findings": found, "shown": [each for each in shown if each[-1]]}
+
+
+def _shown_captions(
+    examples: Sequence[Example], captions: Captions, samples: int, seed: int
+) -> list[tuple[str, list[ShownImage]]]:
+    """Headings and images: a random sample, and the longest, shortest and rarest captions, one of an image."""
+    drawn = sorted(random.Random(seed).sample(range(len(examples)), min(samples, len(examples))))
+    counts = Counter(word for each in captions for caption in each for word in caption)
+    once = {word for word, count in counts.items() if count == 1}
+    every = [(i, n, words) for i, each in enumerate(captions) for n, words in enumerate(each)]
+    longest = heapq.nlargest(SHOWN, every, key=lambda each: len(each[2]))
+    shortest = heapq.nsmallest(SHOWN, every, key=lambda each: len(each[2]))
+    rarest = heapq.nlargest(2 * SHOWN, every, key=lambda each: len(once & set(each[2])))
+
+    def show(i: int, n: int, note: str, marked: Iterable[str] = ()) -> ShownImage:
+        example = examples[i]
+        return ShownImage(example.name, example.path, [example.captions[n]], note, frozenset(marked))
+
+    return [
+        ("Random samples", [ShownImage(examples[i].name, examples[i].path, examples[i].captions) for i in drawn]),
+        ("Longest captions", [show(i, n, f"{len(words)} words") for i, n, words in longest]),
+        ("Shortest captions", [show(i, n, _words(len(words))) for i, n, words in shortest]),
+        (
+            "Captions with the most words that occur once",
+            [show(i, n, ", ".join(sorted(once & set(w))), once & set(w)) for i, n, w in rarest if once & set(w)],
+        ),
+    ]
+
+
+def _words(count: int) -> str:
+    return f"{count} {'word' if count == 1 else 'words'}"
+
+
+def _shown_sizes(images: Sequence[InspectedImage]) -> list[tuple[str, list[ShownImage]]]:
+    """A heading and the most elongated, smallest and largest images, unless they are like the median."""
+    kinds = {
+        "elongated": lambda image: max(image.width, image.height) / min(image.width, image.height),
+        "small": lambda image: -min(image.width, image.height),
+        "large": lambda image: image.width * image.height,
+    }
+    shown: dict[tuple[str, Any], ShownImage] = {}
+    for kind, size in kinds.items():
+        median = sorted(map(size, images))[len(images) // 2] if images else 0
+        for image in heapq.nlargest(SHOWN, images, key=size):
+            example, note = image.example, f"{kind}, {image.width} × {image.height}"
+            if size(image) > median:
+                shown.setdefault((image.split, example.image_id), ShownImage(example.name, example.path, [], note))
+    return [("Odd sizes", list(shown.values()))]
 
 
 def _caption_statistics(captions: Captions, first_split: Captions) -> dict[str, Any]:

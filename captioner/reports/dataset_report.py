@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
-
-from PIL import Image
 
 from captioner.data.images import ImageError, open_image
 from captioner.datasets.inspect import QUANTILES, Finding
 from captioner.errors import printable
-from captioner.reports.page import render
+from captioner.reports.page import jpeg_uri, origin, render, short_path, without_folders
 
 WIDTH, BAR = 80, 40  # columns of the terminal, and of the longest bar
 MAX_BARS = 15
 TERMINAL_LINES = 5  # lines of a finding that are shown
-THUMBNAIL_SIDE = 160  # pixels of the long side
+THUMBNAIL_SIDE, QUALITY = 192, 72  # pixels of the long side, and of JPEG
 
 Report = Mapping[str, Any]  # the result of captioner.datasets.inspect.inspect
 
@@ -111,21 +111,39 @@ def _vocabulary_table(split: Report) -> list[list[str]]:
     return [row[:3] for row in table] if split["first"] else table
 
 
-def as_html(report: Report) -> str:
-    """The report as a page that needs no other file and no network; it states where a long list is shortened."""
+def as_html(report: Report, command_line: Sequence[str] = ("captioner",), read_images: bool = True) -> str:
+    """The report as a page that needs no other file and no network; it states where a long list is shortened.
+
+    The images shown are read again, each once, unless not `read_images`.
+    """
+    folders = {os.path.dirname(split["path"]) for split in report["splits"]} | {
+        os.fspath(image.path).removesuffix(image.name) for _, _, images in report["shown"] for image in images
+    }
     splits = [
-        {**split, "facts": _facts(split), "bars": _bars(split), "table": _vocabulary_table(split)}
+        {
+            **split,
+            "path": short_path(split["path"]),
+            "facts": _facts(split),
+            "bars": _bars(split),
+            "table": _vocabulary_table(split),
+        }
         for split in report["splits"]
     ]
     no_problem = _no_problem(report).capitalize()
-    values = {"findings": report["findings"], "splits": splits, "no_problem": no_problem, "thumbnail": _thumbnail}
+    values = {"splits": splits, "shown": report["shown"], "no_problem": no_problem, "origin": origin(command_line)}
+    values["findings"] = [
+        replace(finding, lines=[without_folders(line, folders) for line in finding.lines])
+        for finding in report["findings"]
+    ]
+    values["thumbnail"] = functools.cache(_thumbnail) if read_images else lambda path: None
     return render("reports/dataset_report.html", **values)
 
 
-def _thumbnail(path: Any) -> Image.Image | None:
+def _thumbnail(path: Any) -> dict[str, Any] | None:
+    """The attributes of an img element; None for an image that cannot be read, which is among the findings."""
     try:
         small = open_image(path, size_hint=THUMBNAIL_SIDE)
-    except ImageError:  # changed since the inspection
+    except ImageError:
         return None
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return small
+    return {"src": jpeg_uri(small, QUALITY), "width": small.width, "height": small.height}

@@ -6,10 +6,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from browser import open_browser
 from coco_split import scene, write_split
 from helpers import is_one_line
 from html_page import Page
 from PIL import Image
+
+from captioner.data.images import open_image
+from captioner.reports import dataset_report
 
 KINDS = {"overlap", "duplicates", "unreadable", "wrong_size", "small", "stretched", "skipped", "same_name"}
 
@@ -86,9 +90,76 @@ def test_planted_problems_are_reported(cli, clean):
     assert "{{" not in html
     assert not re.search(r"https?://|src=\"(?!data:)|<link|@import|url\(", html)
     page = Page(html)
-    assert len(page.images()) == 4
+    shown = [values["src"] for values in page.all("img")]
+    assert len(set(shown)) <= 12
+    groups = re.findall(r'<div class="group">(.*?)</div>', html, re.S)
+    assert [group.count("<img") for group in groups] == [2, 2]  # side by side, also across splits
+    odd = html[html.index("val: Odd sizes") :]
+    assert "elongated, 600 × 100" in odd
+    assert "small, 40 × 40" in odd
+    assert str(clean.folder) not in html
     assert all(name in page.text for name in ("t5.jpg", "train/t6.jpg", "val/v1.jpg", "t3.jpg"))
     assert [path.name for path in (clean.folder / "new").iterdir()] == ["page.html"]
+
+
+def test_the_page_shows_samples_and_extremes(cli, clean, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        dataset_report, "open_image", lambda path, **size: opened.append(path) or open_image(path, **size)
+    )
+
+    def act(data):
+        data["annotations"][0]["caption"] = "a dog and a <b>quagga</b> and a tapir in a very long line"
+        data["annotations"][2]["caption"] = "ok"
+        data["annotations"][4]["caption"] = "كلب يركض"
+
+    change(clean.train[0], act)
+    pages = []
+    for options in ((), ("--seed", 1), ("--seed", 1), ("--samples", 0)):
+        file = clean.folder / "page.html"
+        inspect(cli, clean, "--report", file, "--samples", 3, *options)
+        pages.append(file.read_text(encoding="utf-8"))
+        assert len(opened) == len(set(opened)) <= 12  # each once
+        opened.clear()
+    samples = [re.findall(r">(t\d.jpg)<", html[: html.index("train: Longest")]) for html in pages]
+    assert [len(names) for names in samples] == [3, 3, 3, 0]
+    assert samples[0] != samples[1] == samples[2]
+    page = Page(pages[0])
+    assert "train: Random samples" in page.text
+    assert "<b>quagga</b>" in page.text
+    assert not page.all("b")
+    rare = pages[0][pages[0].index("train: Captions with the most words") : pages[0].index("val: Random")]
+    assert rare.index("tapir") < rare.index("كلب")
+    assert "<mark>tapir</mark>" in rare
+    long = pages[0][pages[0].index("train: Longest") : pages[0].index("train: Shortest")]
+    assert re.search(r"(\d+) words", long)[1] == "15"
+    short = pages[0][pages[0].index("train: Shortest") : pages[0].index("train: Captions with")]
+    assert re.search(r"(\d+) words?", short)[0] == "1 word"
+    assert "Odd sizes" not in page.text  # all are of one size
+
+
+def test_without_images_the_page_shows_captions(cli, clean):
+    inspect(cli, clean, "--no_read_images", "--report", clean.folder / "page.html")
+    page = Page((clean.folder / "page.html").read_text(encoding="utf-8"))
+    assert not page.all("img")
+    assert "val: Longest captions" in page.text
+
+
+def test_long_lists_are_shown_and_hidden(cli, tmp_path):
+    data = write_split(tmp_path, "train", {f"t{i}.jpg": scene(i % 8) for i in range(30)}, 1)
+    change(data[0], lambda found: [each.update(caption="?!") for each in found["annotations"][:50]])
+    code, _, _ = cli("data", "inspect", data[0], "--no_read_images", "--report", tmp_path / "page.html")
+    assert code == 0
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        summary = page.locator("details.warning details.more > summary")
+        assert summary.inner_text() == "Show 30 more"
+        assert page.locator("details.warning li:visible").count() == 20
+        summary.click()
+        assert page.locator("details.warning li:visible").count() == 50
+        assert summary.inner_text() == "Hide these"
 
 
 def test_the_same_bytes_and_the_same_names(cli, clean):
@@ -141,6 +212,7 @@ def test_workers_find_the_same(cli, clean, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--samples", "201"], "--samples is 201: expected 0 to 200"),
         (["--distance", "17"], "--distance is 17: expected 0 to 16"),
         (["--test_split", "x"], "--test_images, _split and _list need --test"),
         (["--val", "no.json"], "no.json: no such file"),
