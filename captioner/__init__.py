@@ -19,7 +19,10 @@ __all__ = ["__version__", "load", "metrics"]
 
 
 def load(
-    paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, device: str | torch.device = "auto"
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    device: str | torch.device = "auto",
+    decoder: Any = None,
+    encoder: Any = None,
 ) -> CaptionModel:
     """The model of a checkpoint, whose :meth:`~captioner.models.base.CaptionModel.caption` captions images.
 
@@ -28,14 +31,17 @@ def load(
             the ensemble of their models, which have the same vocabulary.
         device: where the model runs, such as cpu or cuda:1. auto is cuda if there is one, else cpu, as on the command
             line.
+        decoder, encoder: the class of a custom decoder, and a custom encoder or its class, if the checkpoint has them;
+            see docs/extend.md.
 
     Raises:
-        UserError: a checkpoint is missing or damaged, or does not fit the others; the device cannot be used.
+        UserError: a checkpoint is missing or damaged, does not fit the others, or has a custom part that is not given;
+            the device cannot be used.
     """
     from captioner.devices import resolve_device
     from captioner.models.captioner import load
 
-    return load(paths, resolve_device(device))
+    return load(paths, resolve_device(device), decoder, encoder)
 
 
 def __getattr__(name: str) -> Any:

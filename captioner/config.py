@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_v1")
+CUSTOM = "custom:"  # in front of the class name of an encoder of the caller's own
 MAX_LENGTH = 20  # words of a caption in a search, at least, where nothing else is said
 VOCABULARIES = ("keep", "extend", "count")  # the values of data.vocabulary that are no file
 IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
@@ -93,7 +94,7 @@ class ModelConfig(_Config, group="model."):
     """The architecture of the model, stored in every checkpoint.
 
     Args:
-        encoder: a model of torchvision, or timm:NAME, with ImageNet weights
+        encoder: a model of torchvision, or timm:NAME, with ImageNet weights; from Python also custom:CLASS
         image_size: images are resized to squares with sides of this many pixels
         second_size: encode images also at this smaller size and concatenate both features (0 = one size)
         trainable_layers: number of the encoder's last stages that are fine-tuned (0 = frozen; 5 = all of a ResNet)
@@ -161,7 +162,22 @@ class ModelConfig(_Config, group="model."):
             sizes = f"embedding_size ({self.embedding_size}) and hidden_size ({self.hidden_size})"
             self._require(self.embedding_size == self.hidden_size, "tie_embeddings", f"false, since {sizes} differ")
 
+    @property
+    def custom_encoder(self) -> str:
+        """The class name of an encoder of the caller's own, see docs/extend.md; empty without one."""
+        return self.encoder.removeprefix(CUSTOM) if self.encoder.startswith(CUSTOM) else ""
+
+    def _check_custom_encoder(self) -> None:
+        why = "with a custom encoder, which"
+        self._require(self.custom_encoder.isidentifier(), "encoder", f"{CUSTOM}CLASS, the name of a class")
+        self._require(self.trainable_layers == 0, "trainable_layers", f"0 {why} trains what requires gradients")
+        self._require(self.second_size == 0, "second_size", f"0 {why} gets images of one size")
+        self._require(self.frames == 0, "frames", f"0 {why} takes single images")
+        self._require(self.concepts == "none", "concepts", f"none {why} has no names for what it sees")
+
     def _check_encoder(self) -> None:
+        if self.encoder.startswith(CUSTOM):
+            return self._check_custom_encoder()
         if self.encoder in ENCODERS or re.fullmatch(r"timm:[\w.]+", self.encoder):
             return
         import torchvision.models

@@ -52,6 +52,10 @@ def base(options: Any) -> dict[str, Any]:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
+    if options.model.custom_encoder:
+        raise UserError(
+            f"model.encoder is {options.model.encoder}: a custom encoder is trained from Python, docs/extend.md"
+        )
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
     for name in ("train", "val"):

@@ -258,7 +258,8 @@ def beam(
         constraints, choose: forbid words, and select the continuations.
         group_size: this many images in a row are finished together, as the groups of a diverse search.
     """
-    images, device, longest = len(context[0]), context[0].device, config.max_length
+    first = (*context, *state)[0]  # either may have no tensors
+    images, device, longest = len(first), first.device, config.max_length
     result = Hypotheses.empty(images, n_best, longest, end, device)
     finished = Hypotheses.empty(images, width, longest, end, device)
     active = torch.arange(images, device=device)  # (A,)
@@ -345,7 +346,7 @@ def search(
     step, state and context are as for :func:`beam`. `keys` are for sampling, an int ≥ 0 of each image, such as a
     checksum; the random numbers depend on it and the seed.
     """
-    device, config = context[0].device, config.for_model(MAX_LENGTH)
+    device, config = (*context, *state)[0].device, config.for_model(MAX_LENGTH)
     constraints = _constraints(ids, config, device)
     loop = partial(beam, step, start=ids.start, end=ids.end, config=config, constraints=constraints)
     if config.sample:

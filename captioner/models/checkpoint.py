@@ -199,6 +199,8 @@ def parse_header(path: str | os.PathLike, header: Mapping[str, Any]) -> tuple[Mo
                 raise ValueError(f"model.{name} is {str(value)[:60]!r}")
         if not isinstance(header.get("encoder_digest"), str) and header.get("kind") != "language_model":
             raise ValueError(f"encoder_digest is {str(header.get('encoder_digest'))[:60]!r}")
+        if not isinstance(header.get("decoder", ""), str):
+            raise ValueError(f"decoder is {str(header['decoder'])[:60]!r}")
         longest = header.get("max_length", MAX_LENGTH)  # older checkpoints have none
         if not isinstance(longest, int) or not 1 <= longest <= MOST_WORDS:
             raise ValueError(f"max_length is {str(longest)[:60]!r}")

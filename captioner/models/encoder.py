@@ -37,7 +37,7 @@ def feature_shape(config: ModelConfig) -> tuple[int, ...]:
 
 def leaves_out_frozen_stages(config: ModelConfig) -> bool:
     """Whether checkpoints leave out the frozen stages: where all are frozen, and those of resnet50_v1, shipped here."""
-    return config.trainable_layers == 0 or config.encoder == "resnet50_v1"
+    return not config.custom_encoder and (config.trainable_layers == 0 or config.encoder == "resnet50_v1")
 
 
 @lru_cache(maxsize=8)
@@ -65,6 +65,8 @@ def cached_shape(config: ModelConfig) -> tuple[int, ...]:
 
     () if nothing of it is cached.
     """
+    if config.custom_encoder:
+        return ()
     if config.trainable_layers == 0:
         return feature_shape(config)
     shapes = map_shapes(config)

@@ -43,13 +43,14 @@ class BaseTask(pl.LightningModule):
     skips such steps, training fails after GPU_CHECK_INTERVAL skipped ones in a row, or at its end if it is shorter and
     all were skipped.
 
-    `steps` are the optimiser steps of the whole training: Lightning's own estimate would set up the loaders before the
-    state of a resumed run is restored. The model has a `decoder`, a `header` and maybe an `encoder`.
+    `steps` are the optimiser steps of the whole training, 0 to count them from the Trainer and its data: for a
+    :class:`captioner.training.datamodule.CaptionData` without its loaders, which Lightning's own estimate would set up
+    before the state of a resumed run is restored. The model has a `decoder`, a `header` and maybe an `encoder`.
     """
 
-    def __init__(self, model: Any, config: TrainConfig, steps: int) -> None:
+    def __init__(self, model: Any, config: TrainConfig, steps: int = 0) -> None:
         super().__init__()
-        self.model, self.config, self.steps = model, config, steps
+        self.model, self.config, self.steps, self.counts_steps = model, config, steps, steps == 0
         self.batches: list[BatchRecord] = []  # since the last optimiser step
         self.unchecked: list[tuple[Tensor, list[BatchRecord]]] = []  # norm and batches of each step since the check
 
@@ -62,12 +63,14 @@ class BaseTask(pl.LightningModule):
         config, decoder = self.config, self.model.decoder
         encoder: Any = getattr(self.model, "encoder", None)
         rates = [(parameter, config.lr) for parameter in decoder.parameters()]
+        after = getattr(encoder, "stages_after", {})  # a custom encoder is one stage
         for name, parameter in encoder.named_parameters() if encoder is not None else ():
             if parameter.requires_grad:
-                rates.append((parameter, config.encoder_lr * config.encoder_lr_decay ** encoder.stages_after[name]))
+                rates.append((parameter, config.encoder_lr * config.encoder_lr_decay ** after.get(name, 0)))
+        embeddings = {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter, lr in rates:
-            decays = parameter.dim() >= 2 and parameter is not decoder.embedding.weight
+            decays = parameter.dim() >= 2 and id(parameter) not in embeddings
             groups.setdefault((lr, config.weight_decay if decays else 0.0), []).append(parameter)
         optimizer = AdamW(
             [{"params": each, "lr": lr, "weight_decay": weight_decay} for (lr, weight_decay), each in groups.items()],
@@ -76,6 +79,25 @@ class BaseTask(pl.LightningModule):
         )
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.steps, config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.counts_steps:
+            self.steps = self.count_steps()
+
+    def count_steps(self) -> int:
+        """The optimiser steps of the Trainer; UserError if they have no end."""
+        trainer: Any = self.trainer
+        data: Any = getattr(trainer, "datamodule", None)
+        ends = [trainer.max_steps] if trainer.max_steps != -1 else []
+        if trainer.max_epochs in (None, -1) and not ends:
+            raise UserError("the learning rate falls to 0 over the training: give the Trainer max_epochs or max_steps")
+        if not hasattr(data, "train_sampler"):
+            return int(trainer.estimated_stepping_batches)
+        if trainer.max_epochs not in (None, -1):
+            batches, limit = len(data.train_sampler(world=trainer.world_size)), trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            ends.append(-(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs)
+        return min(ends)
 
     def on_train_start(self) -> None:
         """Give a resumed run the learning rate of the schedule over its steps, which are others with other epochs."""
@@ -86,7 +108,7 @@ class BaseTask(pl.LightningModule):
             group["lr"] = peak * warmup_cosine(step, self.steps, self.config.warmup)
         after = optimizer.param_groups[0]["lr"]
         if after != before and self.trainer.is_global_zero:
-            whole = f"{self.config.epochs} epochs, {self.steps:,} steps"
+            whole = f"{self.trainer.max_epochs} epochs, {self.steps:,} steps"
             print(f"resumed with {whole}: the learning rate at step {step:,} is {after:.3g} instead of {before:.3g}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -137,8 +159,8 @@ class BaseTask(pl.LightningModule):
         place = f"batch {last.batch_idx + 1}"
         if not bad and len(batches) > 1:
             place = f"batches {batches[0].batch_idx + 1} to {last.batch_idx + 1}"
-        if last.examples is not None and (bad or self.trainer.world_size == 1):  # else maybe of another process
-            images = self.trainer.datamodule.train.examples  # type: ignore[attr-defined]
+        images = getattr(getattr(getattr(self.trainer, "datamodule", None), "train", None), "examples", ())
+        if images and last.examples is not None and (bad or self.trainer.world_size == 1):  # else of another process
             place += f" ({', '.join(images[i % len(images)].name for i in last.examples[:3].tolist())} …)"
         return UserError(
             f"training diverged at epoch {last.epoch + 1}, {place}: its loss is {last.loss:.4g}, its gradient norm "

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from captioner import metrics
 from captioner.config import MAX_LENGTH, DataConfig, ModelConfig
-from captioner.data.annotations import gc_paused
+from captioner.data.annotations import gc_paused, read_examples
 from captioner.data.dataset import Batch, CaptionDataset
 from captioner.data.flip_captions import are_english, flip_caption
 from captioner.data.samplers import BucketSampler, CaptionLoader, ResumableLoader
@@ -31,6 +31,7 @@ from captioner.data.vocabulary import (
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
 from captioner.errors import UserError
 from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references, tokenizer_of
+from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import parse_header, read_header
 from captioner.models.encoder import Encoder
 from captioner.training.rewards import Rewards
@@ -38,6 +39,7 @@ from captioner.training.split import DataSplit
 
 EXAMPLES = 6  # words in a message
 VALIDATION_BATCH = 64  # images decoded together; times the beam width they fill a matrix product
+ADVICE = "give the Trainer EvaluationData(task.model, captions, images)"
 
 
 class CaptionData(pl.LightningDataModule):
@@ -92,7 +94,7 @@ class CaptionData(pl.LightningDataModule):
             raise UserError(f"no word of --data.train is seen {data.min_count} times: lower --data.min_count")
         self.longest = int(tokenized.lengths.max())
         # Work per image (encoder, attention keys, frames) is then done once for all captions of an image.
-        by_image = by_image or max(model.trainable_layers, model.grid, model.frames) > 0
+        by_image = by_image or bool(model.custom_encoder) or max(model.trainable_layers, model.grid, model.frames) > 0
         repeated = self.train.repeat_captions(data.captions_per_image)
         self.train_set = self._dataset(self.train, by_image, seed, None if repeated else tokenized)
         self.val_set = self._dataset(self.val, by_image=True)
@@ -199,6 +201,14 @@ class CaptionData(pl.LightningDataModule):
         if any(sizes):
             rank_zero_only(print)(f"features: {', '.join(places)}")
 
+    def test_dataloader(self) -> DataLoader:
+        """UserError: these data are for training."""
+        raise UserError(f"CaptionData has no test images: {ADVICE}")
+
+    def predict_dataloader(self) -> DataLoader:
+        """UserError: these data are for training."""
+        raise UserError(f"CaptionData has no images to predict: {ADVICE}")
+
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length if their features are pooled, else all captions of an image together."""
         return self._loader(self.train_set, self.train_sampler(*self._rank_and_world()), ResumableLoader)
@@ -209,10 +219,7 @@ class CaptionData(pl.LightningDataModule):
         DDP waits for all processes in a batch, and Lightning leaves out a validation of no batch. Of fewer images than
         processes, some batches are therefore in several of them.
         """
-        rank, world = self._rank_and_world()
-        number = -(-len(self.val.examples) // (VALIDATION_BATCH * world)) * world
-        batches = [part for part in np.array_split(range(len(self.val.examples)), number) if len(part)]
-        mine = [batches[i % len(batches)].tolist() for i in range(rank, number, world)]
+        mine = images_by_process(len(self.val.examples), *self._rank_and_world())
         return self._loader(self.val_set, mine, CaptionLoader)
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -260,3 +267,47 @@ def _vocabulary_of(path: str | os.PathLike, level: str) -> Vocabulary:
     if vocabulary.level != level:
         raise UserError(f"{path} is of --data.level {vocabulary.level}, not {level}: leave it out, or begin anew")
     return vocabulary
+
+
+class EvaluationData(pl.LightningDataModule):
+    """Captioned images to test a model on: for the Trainer's ``test``, ``validate`` and ``predict``.
+
+    They are decoded as the model needs them; no features are cached. Captions are scored as in a validation.
+
+    Args:
+        model: what is tested, such as ``task.model``.
+        captions, images, split: as for :func:`captioner.data.annotations.read_examples`.
+        workers: processes that decode images.
+    """
+
+    def __init__(
+        self, model: Captioner, captions: str, images: str | None = None, split: str = "test", workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.examples, _ = read_examples(captions, images, split, albums=model.frames > 0)
+        if not self.examples:
+            raise UserError(f"{captions} has no image of the split {split}")
+        self.level, self.workers, longest = model.vocabulary.level, workers, DataConfig.max_length
+        self.dataset = CaptionDataset(
+            self.examples, model.vocabulary, longest, model.image_size, by_image=True, frames=model.frames
+        )
+
+    def references(self) -> list[list[list[str]]]:
+        """Tokens of the captions of each image, as the metrics need them."""
+        return tokenize_references([example.captions for example in self.examples], tokenizer_of(self.level))
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of images with all of their captions: as many in each process, each in one of them."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return CaptionLoader(
+            self.dataset, None, sampler=images_by_process(len(self.examples), rank, world), num_workers=self.workers
+        )
+
+    val_dataloader = predict_dataloader = test_dataloader
+
+
+def images_by_process(images: int, rank: int, world: int) -> list[list[int]]:
+    """The batches of process `rank` of `world`, as many as those of the others."""
+    number = -(-images // (VALIDATION_BATCH * world)) * world
+    batches = [part for part in np.array_split(range(images), number) if len(part)]
+    return [batches[i % len(batches)].tolist() for i in range(rank, number, world)]

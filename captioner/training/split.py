@@ -119,7 +119,7 @@ class DataSplit:
         captions = ", ".join(one.captions for one in sets)
         self.mirrors = name == "train" and data.horizontal_flip
         bad = np.zeros(len(self.examples), dtype=bool)
-        if data.augment and model.trainable_layers == 0:
+        if data.augment and model.trainable_layers == 0 and not model.custom_encoder:
             raise UserError("--data.augment needs an encoder with trained stages: --model.trainable_layers is 0")
         cached = bool(_shape(model, model.frames)) and not data.augment
         if name == "train" and not cached and not data.augment:

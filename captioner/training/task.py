@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner import metrics
-from captioner.config import SearchConfig, TrainConfig
+from captioner.config import CUSTOM, SearchConfig, TrainConfig
 from captioner.data.dataset import Batch
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
@@ -20,10 +21,12 @@ from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import search
 from captioner.errors import UserError
 from captioner.metrics.tokenizers import TOKENIZERS, tokenizer_of
-from captioner.models.base import search_ids
+from captioner.models.base import NO_CAPTION, search_ids
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import Encoder
+from captioner.models.custom import DecoderClass
+from captioner.models.encoder import Encoder, weights_digest
 from captioner.training.base_task import BaseTask
+from captioner.training.datamodule import CaptionData
 from captioner.training.rewards import Rewards
 
 # Teacher and student see the same features of an image, those of a frozen encoder.
@@ -65,10 +68,14 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 class CaptionTask(BaseTask):
     """Training with cross-entropy or self-critically; validation by decoding and CIDEr-D.
 
+    Its checkpoints are those of ``captioner train``: every command and :func:`captioner.load` open them.
+
     Args:
         model, train, steps: see :class:`BaseTask`.
         search: how captions of validation images are decoded.
-        references: words of the captions of each validation image, in the order of the examples.
+        references: words of the captions of each validation image, in the order of the examples; None for those of the
+            data module, a :class:`captioner.training.datamodule.CaptionData` or
+            :class:`captioner.training.datamodule.EvaluationData`.
         rewards: of the training images, for self-critical training; None for cross-entropy.
         teachers: of the same vocabulary and features as `model`, for cross-entropy with ``train.teacher_weight``.
     """
@@ -78,21 +85,94 @@ class CaptionTask(BaseTask):
     def __init__(
         self,
         model: Captioner,
-        train: TrainConfig,
-        search: SearchConfig,
-        references: list[list[list[str]]],
-        steps: int,
+        train: TrainConfig = TrainConfig(),
+        search: SearchConfig = SearchConfig(),
+        references: list[list[list[str]]] | None = None,
+        steps: int = 0,
         rewards: Rewards | None = None,
         teachers: Sequence[Captioner] = (),
     ) -> None:
         super().__init__(model, train, steps)
-        self.search_config, self.references, self.rewards = search.for_model(model.max_length), references, rewards
+        self.search_config, self.rewards = search.for_model(model.max_length), rewards
+        self.references, self.has_references = references or [], references is not None
         if model.encoder is not None and train.encoder_lr == 0:
             model.encoder.requires_grad_(False)
         self.teachers = tuple(teachers)  # in a tuple, so that they are no part of the checkpoints
         # Of this process, after the validation of all processes:
         self.val_captions: dict[int, str] = {}  # by number of the example
         self.val_losses: dict[int, tuple[float, int]] = {}  # mean and number of tokens of each batch, by first example
+
+    @classmethod
+    def from_data(
+        cls,
+        data: CaptionData,
+        model: Captioner | None = None,
+        train: TrainConfig = TrainConfig(),
+        search: SearchConfig = SearchConfig(),
+        decoder: DecoderClass | None = None,
+        encoder: nn.Module | None = None,
+    ) -> CaptionTask:
+        """The task of training `model` on data with any Trainer, ``pl.Trainer(max_epochs=…).fit(task, data)``.
+
+        Args:
+            data: with the vocabulary and the architecture.
+            model: of the same vocabulary and architecture; None makes a new one.
+            train, search: options; the epochs are the Trainer's.
+            decoder, encoder: of a new model, in place of captioner's own: the class of a decoder, and an encoder where
+                the architecture has ``custom:CLASS``; see docs/extend.md.
+
+        Raises:
+            UserError: the model does not fit the data, or the data do not fit the objective.
+        """
+        if model is None:
+            model = new_model(data, decoder, encoder)
+        elif decoder is not None or encoder is not None:
+            raise UserError("decoder and encoder are those of a new model: leave them out, or the model")
+        elif model.vocabulary.words != data.vocabulary.words:
+            sizes = f"{len(model.vocabulary):,} words, not the {len(data.vocabulary):,} of the data"
+            raise UserError(f"the model has another vocabulary ({sizes}): DataConfig(vocabulary=its checkpoint)")
+        elif different := [n for n in FEATURE_OPTIONS if getattr(model.config, n) != getattr(data.model, n)]:
+            raise UserError(f"the model has another {', '.join(different)} than the data: CaptionData(…, model.config)")
+        elif model.config.trainable_layers == 0 and not model.config.custom_encoder:
+            model.encoder = None  # the data have its features; its checkpoints are then those of a decoder
+        if train.objective == "scst" and not data.train_set.by_image:
+            raise UserError(
+                "train.objective is scst, which needs all captions of an image: CaptionData(…, by_image=True)"
+            )
+        rewards = data.rewards(train.bleu_weight) if train.objective == "scst" else None
+        return cls(model, train, search, None, 0, rewards, load_teachers(model, train.teacher_files, data.encoder))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | os.PathLike,
+        map_location: str | torch.device = "cpu",
+        *,
+        train: TrainConfig = TrainConfig(),
+        search: SearchConfig = SearchConfig(),
+        decoder: DecoderClass | None = None,
+        encoder: Any = None,
+    ) -> CaptionTask:
+        """The task of a checkpoint's model, to test it, predict with it or train it further.
+
+        To resume a training give the Trainer the checkpoint: ``trainer.fit(task, data, ckpt_path=…)``.
+
+        Args:
+            checkpoint_path, map_location, decoder, encoder: path, device and parts of :meth:`Captioner.load`.
+            train, search: options, which are not stored in checkpoints.
+        """
+        return cls(Captioner.load(checkpoint_path, map_location, decoder, encoder), train, search)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "predict" or self.has_references:
+            return
+        if not hasattr(data, "references"):
+            raise UserError(
+                "there are no references to score captions with: give the Trainer CaptionData or EvaluationData"
+            )
+        self.references = data.references()
 
     # ---- training
 
@@ -115,7 +195,7 @@ class CaptionTask(BaseTask):
         probs = self.teacher_probs(features, inputs, batch) if taught else None
         weight = self.config.teacher_weight if taught else 0.0
         loss = SmoothedCrossEntropy.apply(logits, targets, smoothing, probs, weight)
-        concepts = self.model.decoder.concepts
+        concepts = self.model.decoder.concepts if self.model.has_concepts else None
         if self.training and concepts is not None and concepts.kind == "words":
             mean = (features.mean(dim=1) if features.dim() == 3 else features).float()
             loss = loss + concepts.detection_loss(mean, targets_of, batch.image_of)
@@ -215,7 +295,10 @@ class CaptionTask(BaseTask):
             self.val_captions[example] = found[0].text if found else ""
 
     def on_validation_epoch_end(self) -> None:
-        """Gather captions and losses of all processes, and score them as one corpus."""
+        self.log_scores("val")
+
+    def log_scores(self, prefix: str) -> None:
+        """Gather captions and losses of all processes, score them as one corpus, and log ``val_cider`` and so on."""
         if self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, (self.val_captions, self.val_losses))
@@ -227,15 +310,55 @@ class CaptionTask(BaseTask):
         *_, bleu4, rouge, cider = images.corpus_scores().tolist()
         losses = [self.val_losses[first] for first in sorted(self.val_losses)]
         scores = {
-            "val_loss": sum(mean * words for mean, words in losses) / sum(words for _, words in losses),
-            "val_bleu4": bleu4,
-            "val_rouge": rouge,
-            "val_distinct": 100 * metrics.distinct(hypotheses),
-            "val_bad_endings": 100 * metrics.ending_share(hypotheses, BAD_ENDINGS),
+            "loss": sum(mean * words for mean, words in losses) / sum(words for _, words in losses),
+            "bleu4": bleu4,
+            "rouge": rouge,
+            "distinct": 100 * metrics.distinct(hypotheses),
+            "bad_endings": 100 * metrics.ending_share(hypotheses, BAD_ENDINGS),
         }
         # All processes have the same numbers, so that their mean changes nothing.
-        self.log("val_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
-        self.log_dict(scores, batch_size=1, sync_dist=True)
+        self.log(f"{prefix}_cider", cider, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log_dict({f"{prefix}_{name}": score for name, score in scores.items()}, batch_size=1, sync_dist=True)
+
+    # ---- test and prediction
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_scores("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        """The best caption of each image (I, 3, H, W) uint8, alone or the first part of a batch.
+
+        They are as of :meth:`captioner.models.base.Caption.as_dict`, since Lightning returns plain values alone.
+        """
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        size = self.model.image_size
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[-3:] != (3, size, size):
+            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise UserError(f"predict got {found}: expected images (I, 3, {size}, {size}) uint8, as of EvaluationData")
+        captions = self.model.search(images, self.search_config)
+        if not all(captions):
+            raise UserError(f"image {captions.index([])} of batch {batch_idx}: {NO_CAPTION}")
+        return [best.as_dict() for best, *_ in captions]
+
+
+def new_model(data: CaptionData, decoder: DecoderClass | None = None, encoder: nn.Module | None = None) -> Captioner:
+    """A model to train on data, with an encoder if it is trained: a frozen one has computed the features."""
+    config = data.model
+    if not config.custom_encoder:
+        if encoder is not None:
+            name = type(encoder).__name__
+            raise UserError(f"model.encoder is {config.encoder}, not {CUSTOM}{name}, the class of the given encoder")
+        encoder = Encoder(config) if config.trainable_layers else None
+    digest = "" if config.custom_encoder else weights_digest(config.encoder)
+    model = Captioner(config, data.vocabulary, encoder, digest, data.max_length, decoder)
+    model.load_head()
+    return model
 
 
 def turn_dropout_off(decoder: nn.Module) -> None:
