@@ -141,12 +141,15 @@ def test_a_training_without_end_is_refused(data):
     refused(lambda: trainer(max_epochs=-1).fit(CaptionTask.from_data(data), data), says=["max_epochs or max_steps"])
 
 
-def test_loaders_of_ones_own(data, files):
-    task = CaptionTask(make_model(data), FAST, references=data.references())
-    trainer().fit(task, data.train_dataloader(), data.val_dataloader())
-    assert task.steps == len(data.train_sampler())
-    task = CaptionTask(make_model(data), FAST)
-    refused(lambda: trainer().fit(task, data.train_dataloader(), data.val_dataloader()), says=["references"])
+def test_loaders_of_ones_own(data, tiny):
+    model = make_model(data)
+    own = EvaluationData(model, str(tiny.annotations("val")), str(tiny.images("val")), "val")
+    loader = own.test_dataloader()
+    task = CaptionTask(model, FAST, references=own.references())
+    trainer(max_epochs=2).fit(task, loader, loader)
+    assert task.steps == 2
+    task = CaptionTask(model, FAST)
+    refused(lambda: trainer().fit(task, loader, loader), says=["references", "EvaluationData"])
 
 
 def make_model(data, **parts):
