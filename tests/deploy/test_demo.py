@@ -20,6 +20,7 @@ from captioner.data.images import MAX_PIXELS
 from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, results_html, search_config
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
+from captioner.models.confidence import Calibration
 from captioner.reports.page import render
 
 BROWSER = "/usr/bin/chromium"
@@ -46,6 +47,16 @@ def values(**changed):
 
 
 # ---- behind the page
+
+
+def test_an_unsure_caption_says_so(models, checkpoints, images, monkeypatch):
+    model = models.get(checkpoints[0])
+    search = asdict(SearchConfig().for_model(model.max_length))
+    for intercept, unsure in ((-50.0, True), (50.0, False)):
+        monkeypatch.setattr(model, "calibration", Calibration(intercept, 1.0, 40.0, 500, search), raising=False)
+        best, details = results_html(models, checkpoints[0], str(images[0]), values())
+        assert ("Unsure: about 0% of such" in best) == ("unsure, 0 %" in details) == unsure
+        assert ("100 %</span>" in details) != unsure
 
 
 def test_results_are_those_of_the_model(models, checkpoints, images):
