@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -14,13 +15,13 @@ from markupsafe import Markup
 
 from captioner.config import SearchConfig
 from captioner.data.images import open_image
+from captioner.deploy.model_card import read_facts
 from captioner.errors import UserError, printable
 from captioner.models.base import CaptionModel
 from captioner.models.captioner import load
-from captioner.models.checkpoint import resolve_checkpoint
 from captioner.models.weights import find_weights
 from captioner.reports.gallery import IMAGE_SIDE, card_values
-from captioner.reports.page import render
+from captioner.reports.page import render, short_path, short_paths
 
 PHOTOS = Path(__file__).parents[2] / "data" / "photos"  # the examples; an installed package has none
 # Limits of a shared page: a beam of a million would block other visitors. SearchConfig checks the other fields.
@@ -34,6 +35,29 @@ RANGES: dict[str, tuple[float, float, float]] = {  # lowest, highest, step
 }
 BASIC = ("beam", "n_best", "sample")  # always visible
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # visible, and used, when captions are sampled
+# What the page calls the fields of SearchConfig; the help text of captioner predict stands below each.
+LABELS = {
+    "beam": "Width of the search",
+    "n_best": "Captions to show",
+    "max_length": "Most words",
+    "min_length": "Fewest words",
+    "length_norm": "How the score allows for length",
+    "length_penalty": "Favour long captions",
+    "no_repeat_ngram": "Never repeat this many words",
+    "no_repeat_word": "Never a word twice in a row",
+    "no_bad_ending": "No broken-off ending",
+    "must": "Words it must use",
+    "must_not": "Words it must not use",
+    "prefix": "How it begins",
+    "groups": "Groups of different captions",
+    "diversity": "How different the groups are",
+    "sample": "Draw words at random",
+    "temperature": "Daring of the draw",
+    "top_k": "Draw from so many words",
+    "top_p": "Draw from words with this probability",
+    "min_p": "Least probability of a word",
+    "seed": "Number of the draw",
+}
 START_HINT = "Drop an image, paste one, take a photo or choose an example: its caption appears here."
 SHADE_HINT = "The shade of a word shows its probability."
 MAPS_HINT = "Point at a word, tap it, or move to it with Tab and the arrow keys to see its attention map."
@@ -42,13 +66,16 @@ MAX_UPLOAD = "100mb"  # captioner.data.images limits the number of pixels
 
 
 class ModelCache:
-    """Models of several checkpoints (None: the shipped one), each loaded on first use and kept."""
+    """Models of several checkpoints (None: the shipped one), each loaded on first use and kept.
+
+    Attributes:
+        about: by path, what the model was trained on and cannot do; empty where its facts have no summary.
+    """
 
     def __init__(self, paths: Sequence[str] | None, device: str) -> None:
         self.paths = list(dict.fromkeys(paths or [os.path.relpath(find_weights())]))
         self.device, self.loaded = device, dict[str, CaptionModel]()
-        for path in self.paths[1:]:
-            resolve_checkpoint(path)  # an error if there is none
+        self.about = {path: read_facts(path).summary for path in self.paths}  # an error if there is none
         self.get(self.paths[0])
 
     def get(self, path: str) -> CaptionModel:
@@ -96,13 +123,19 @@ def results_html(models: ModelCache, checkpoint: str, image: str | None, values:
         card = card_values(os.path.basename(image), open_image(image, size_hint=IMAGE_SIDE), captions)
     except UserError as error:
         message = str(error).replace(image, os.path.basename(image))  # without folders of the server
-        return _paragraph("wrong", message), ""
-    hint, footer = f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT, f"{checkpoint}, {seconds:.2f} s"
+        return _paragraph("wrong", _with_label(message)), ""
+    hint = f"{SHADE_HINT} {MAPS_HINT}" if model.has_attention else SHADE_HINT
+    footer = f"{short_path(checkpoint)}, {seconds:.2f} s"
     details = render("deploy/demo_details.html", **card, table=captions, hint=hint, footer=footer)
     best = _paragraph("best", captions[0].text)
     if captions[0].unsure:
         best += _paragraph("hint", UNSURE_HINT.format(captions[0].confidence))
     return best, details
+
+
+def _with_label(message: str) -> str:
+    """The message of a wrong option, with its name on the page: n_best is 7 → “Captions to show” is 7."""
+    return re.sub(r"^\w+", lambda found: f"“{LABELS[found[0]]}”" if found[0] in LABELS else found[0], message)
 
 
 def _paragraph(kind: str, text: str) -> str:
@@ -115,8 +148,8 @@ def make_control(name: str, help_text: str) -> Any:
     import gradio
 
     default = getattr(SearchConfig, name)
-    label, info = name.replace("_", " ").capitalize(), help_text[:1].upper() + help_text[1:]
-    options: dict[str, Any] = {"value": default, "label": label, "info": info}
+    info = help_text[:1].upper() + help_text[1:]
+    options: dict[str, Any] = {"value": default, "label": LABELS[name], "info": info}
     if name == "length_norm":
         return gradio.Radio(["gnmt", "average"], **options)
     if isinstance(default, bool):
@@ -143,14 +176,16 @@ def build_page(models: ModelCache) -> Any:
                 image = _image_input()
                 button = gradio.Button("Caption", variant="primary")
                 with gradio.Column(elem_id="settings"):
+                    choices = list(zip(short_paths(models.paths), models.paths, strict=True))
                     checkpoint = gradio.Dropdown(
-                        models.paths, value=models.paths[0], label="Checkpoint", visible=len(models.paths) > 1
+                        choices, value=models.paths[0], label="Model", visible=len(models.paths) > 1
                     )
                     controls = _controls()
             with gradio.Column():
                 plain: dict[str, Any] = {"elem_classes": "results", "apply_default_css": False}
                 best = gradio.HTML(_paragraph("hint", START_HINT), elem_id="caption", **plain)
                 details = gradio.HTML(**plain)
+        about = gradio.HTML(_paragraph("hint", models.about[models.paths[0]]), elem_id="about", **plain)
 
         def respond(checkpoint: str, image: str | None, *values: Any) -> tuple[str, str]:
             return results_html(models, checkpoint, image, dict(zip(controls, values, strict=True)))
@@ -163,6 +198,7 @@ def build_page(models: ModelCache) -> Any:
             concurrency_limit=1,
             trigger_mode="always_last",
         )
+        checkpoint.change(lambda path: _paragraph("hint", models.about.get(path, "")), checkpoint, about, queue=False)
     return blocks.queue(max_size=64)
 
 
@@ -183,8 +219,7 @@ def _image_input() -> Any:
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     photos = sorted(PHOTOS.glob("*.jpg"))
     if photos:
-        labels = [photo.stem.capitalize() for photo in photos]
-        gradio.Examples([[str(photo)] for photo in photos], image, label="Examples", example_labels=labels)
+        gradio.Examples([[str(photo)] for photo in photos], image, label="Examples", elem_id="examples")
     return image
 
 

@@ -36,6 +36,7 @@ class Facts:
         terms: the licence in words.
         language: of the captions, as in en.
         datasets: identifiers.
+        summary: what the model was trained on and cannot do, in a few sentences; captioner demo shows it too.
         data: the training data in words.
         results: of each data set `name`, `dataset` (its identifier), `split`, `images`, `search`, and `scores` as
             captioner evaluate --json writes them.
@@ -50,6 +51,7 @@ class Facts:
     terms: str = ""
     language: str = ""
     datasets: list[str] = field(default_factory=list)
+    summary: str = ""
     data: str = ""
     results: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, str] = field(default_factory=dict)

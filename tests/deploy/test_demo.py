@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from html_page import Page
 
 from captioner.config import SearchConfig
 from captioner.data.images import MAX_PIXELS
-from captioner.deploy.demo import PHOTOS, RANGES, ModelCache, option_help, results_html, search_config
+from captioner.deploy.demo import LABELS, PHOTOS, RANGES, ModelCache, option_help, results_html, search_config
+from captioner.deploy.model_card import read_facts
 from captioner.errors import UserError
 from captioner.models.captioner import Captioner
 from captioner.models.confidence import Calibration
@@ -64,7 +66,9 @@ def test_results_are_those_of_the_model(models, checkpoints, images):
     said, details = results_html(models, checkpoints[0], str(images[0]), values(beam=4, n_best=3))
     assert Page(said).text == wanted[0].text
     page = Page(details)
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", details)
+    assert "plain.safetensors, " in page.text
+    assert os.path.dirname(checkpoints[0]) not in details
+    rows = re.findall("<tr>" + r"<td[^>]*>(.*?)</td>" * 4 + "</tr>", details)
     for (text, *numbers), caption in zip(rows, wanted, strict=True):
         assert unescape(text).removesuffix(" …") == caption.text
         assert numbers == [f"{number:.2f}" for number in (caption.log_prob, caption.score, caption.perplexity)]
@@ -90,6 +94,18 @@ def test_a_model_is_loaded_on_first_use_and_kept(checkpoints):
         models.get(str(SHIPPED))
     with pytest.raises(UserError, match="no checkpoint missing"):
         ModelCache([checkpoints[0], "missing"], "cpu")
+
+
+def test_a_model_without_facts_and_one_with_its_own(checkpoints, tmp_path):
+    model = shutil.copy(checkpoints[0], tmp_path)
+    about = ModelCache([model, str(SHIPPED)], "cpu").about
+    assert about[model] == ""
+    assert about[str(SHIPPED)] == read_facts(None).summary != ""
+    (tmp_path / "plain.yaml").write_text("summary: It knows <circles>.")
+    assert ModelCache([model], "cpu").about == {model: "It knows <circles>."}
+    (tmp_path / "plain.yaml").write_text("summery: It knows circles.")
+    with pytest.raises(UserError, match="did you mean summary"):
+        ModelCache([model], "cpu")
 
 
 def test_a_hint_without_an_image(models, checkpoints):
@@ -128,14 +144,14 @@ def test_a_bad_upload_is_one_line_without_its_folder(models, checkpoints, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "parts"),
     [
-        ({"n_best": 7}, ["n_best is 7", "beam width (5)"]),
-        ({"beam": 10**6}, ["beam is 1000000", "1 to 20"]),
-        ({"groups": 2}, ["groups is 2", "divisor"]),
+        ({"n_best": 7}, ["“Captions to show” is 7", "beam width (5)"]),
+        ({"beam": 10**6}, ["“Width of the search” is 1000000", "1 to 20"]),
+        ({"groups": 2}, ["“Groups of different captions” is 2", "divisor"]),
         ({"must": "unicorn"}, ["unicorn"]),
-        ({"sample": True, "temperature": 0}, ["temperature is 0"]),
-        ({"sample": True, "seed": None}, ["seed is empty"]),
-        ({"min_length": 30}, ["min_length is 30", "0 to 20"]),
-        ({"max_length": float("nan")}, ["max_length is nan"]),
+        ({"sample": True, "temperature": 0}, ["“Daring of the draw” is 0"]),
+        ({"sample": True, "seed": None}, ["“Number of the draw” is empty"]),
+        ({"min_length": 30}, ["“Fewest words” is 30", "0 to 20"]),
+        ({"max_length": float("nan")}, ["“Most words” is nan"]),
     ],
 )
 def test_a_wrong_value_is_one_line(models, checkpoints, images, changed, parts):
@@ -146,7 +162,8 @@ def test_a_wrong_value_is_one_line(models, checkpoints, images, changed, parts):
 
 def test_controls_and_search_config_agree():
     assert search_config(DEFAULTS) == SearchConfig()
-    assert list(option_help()) == [field.name for field in fields(SearchConfig)]
+    assert list(option_help()) == list(LABELS) == [field.name for field in fields(SearchConfig)]
+    assert len(set(LABELS.values())) == len(LABELS)
     assert all(option_help().values())
     assert all(low <= DEFAULTS[name] <= high for name, (low, high, _) in RANGES.items())
     assert search_config(values(temperature=0.5, seed=3)) == SearchConfig()  # not sampled: they do not count
@@ -183,7 +200,7 @@ def test_every_option_has_a_control_with_its_default(models):
     for name, about in option_help().items():
         made = make_control(name, about)
         assert made.value == DEFAULTS[name]
-        assert made.label
+        assert made.label == LABELS[name]
         assert made.info.lower() == about.lower()
 
 
@@ -259,7 +276,7 @@ def test_upload_and_caption_by_keyboard(visit, cli):
     page = visit()
     page.set_input_files("input[type=file]", PHOTOS / "cat.jpg")
     assert said(page) == wide
-    number = page.get_by_label("number input for Beam")
+    number = page.get_by_label("number input for Width of the search")
     number.fill("1")
     number.press("Shift+Tab")
     for _ in range(10):  # back to the button
@@ -269,14 +286,20 @@ def test_upload_and_caption_by_keyboard(visit, cli):
     page.keyboard.press("Enter")
     page.locator("#caption .best", has_text=narrow).wait_for(timeout=30_000)
     assert said(page) == narrow
-    page.get_by_label("number input for N best").fill("3")
+    page.get_by_label("number input for Captions to show").fill("3")
     page.get_by_role("button", name="Caption", exact=True).click()
-    assert "n_best is 3: expected 1 to the beam width (1)" in said(page, "wrong")
+    assert "“Captions to show” is 3: expected 1 to the beam width (1)" in said(page, "wrong")
 
 
 @pytest.mark.slow
 def test_an_example_and_its_attention_maps(visit, cli):
     page = visit()
+    thumbnails = page.locator("#examples img")
+    assert [image.get_attribute("alt") for image in thumbnails.all()] == [
+        photo.stem.capitalize() for photo in sorted(PHOTOS.glob("*.jpg"))
+    ]
+    assert all(image.evaluate("image => image.naturalWidth > 0") for image in thumbnails.all())
+    assert page.locator("#about").inner_text() == read_facts(None).summary
     page.get_by_role("button", name="Rocket").press("Enter")
     caption = said(page)
     assert caption == predicted(cli, "rocket.jpg")
@@ -301,9 +324,9 @@ def test_everything_that_can_be_operated_has_a_name(visit):
     page = visit()
     page.get_by_role("button", name="Cat", exact=True).click()
     said(page)
-    page.get_by_label("Sample", exact=True).check()
+    page.get_by_label(LABELS["sample"], exact=True).check()
     page.get_by_role("button", name="More options").click()
-    page.get_by_label("Diversity").wait_for()
+    page.get_by_label(LABELS["diversity"]).wait_for()
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     roles = {
         "button",
@@ -325,7 +348,7 @@ def test_everything_that_can_be_operated_has_a_name(visit):
     assert [role for role, name in found if not name.strip()] == []
     assert {"button", "textbox", "slider", "spinbutton", "checkbox", "radio", "table"} <= {role for role, _ in found}
     names = " | ".join(name.lower() for _, name in found)
-    missing = [name for name in DEFAULTS if name != "length_norm" and name.replace("_", " ") not in names]
+    missing = [name for name in DEFAULTS if name != "length_norm" and LABELS[name].lower() not in names]
     assert missing == []
 
 
@@ -340,12 +363,17 @@ def test_other_checkpoints_and_bad_images(visit, checkpoints, tmp_path):
     page.locator("#caption .hint").wait_for()
     page.set_input_files("input[type=file]", tmp_path / "square.png")
     said(page)
-    page.get_by_label("Checkpoint").click()
-    page.get_by_role("option", name=checkpoints[0]).click()
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name="plain.safetensors").click()
+    page.wait_for_function("document.getElementById('about').innerText.trim() === ''")  # nothing is known about it
     page.get_by_role("button", name="Caption", exact=True).click()
     wanted = Captioner.load(checkpoints[0]).caption(tmp_path / "square.png")
     page.locator("#caption .best", has_text=re.compile(f"^{re.escape(wanted)}$")).wait_for(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    row = page.get_by_role("table", name="Captions and their scores").get_by_role("row").last
+    caption, score = row.get_by_role("cell").first.bounding_box(), row.get_by_role("cell").nth(2).bounding_box()
+    assert caption["y"] + caption["height"] <= score["y"]  # above its numbers, as wide as the page
+    assert caption["width"] > 300
 
 
 @pytest.mark.slow
