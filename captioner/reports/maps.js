@@ -20,7 +20,7 @@ const COLOURS = Array.from({ length: 256 }, (_, shade) => {
 // Draws the attention map of word `n` of a caption on a canvas stretched over the image.
 function draw(canvas, words, n) {
   const grid = +words.dataset.grid, size = Math.max(64, 2 * grid), weight = spline(grid, size);
-  const all = words.bytes ??= Uint8Array.from(atob(words.dataset.maps), (c) => c.charCodeAt(0));
+  const all = Uint8Array.from(atob(words.dataset.maps), (c) => c.charCodeAt(0));
   const cells = all.subarray(n * grid * grid, (n + 1) * grid * grid);
   const across = new Float32Array(grid * size), smooth = new Float32Array(size * size);
   for (let y = 0; y < grid; y++) for (let x = 0; x < size; x++) for (let i = 0; i < grid; i++)
@@ -77,10 +77,9 @@ on("keydown", (card, word, e) => {
   words[to].focus();
 });
 
-// Draws the maps of all words when their section is opened.
-document.addEventListener("toggle", (e) => {
-  const section = e.target;
-  if (!section.matches(".word-maps") || !section.open || section.querySelector("figure")) return;
+// Draws the maps of all words in their section, unless they are there.
+function drawAll(section) {
+  if (section.querySelector("figure")) return;
   const card = section.closest(".card"), words = section.parentNode.querySelector(".words"), image = card.querySelector("img");
   words.querySelectorAll("button.word").forEach((word, n) => {
     const figure = document.createElement("figure"), box = document.createElement("div");
@@ -94,4 +93,6 @@ document.addEventListener("toggle", (e) => {
     section.append(figure);
     draw(canvas, words, n);
   });
-}, true);
+}
+
+document.addEventListener("toggle", (e) => { if (e.target.matches(".word-maps[open]")) drawAll(e.target); }, true);

@@ -317,6 +317,19 @@ def test_an_example_and_its_attention_maps(visit, cli):
     maps.append(page.evaluate("document.querySelector('.card > .image-box canvas').toDataURL()"))
     assert maps[0] != maps[1]
     assert page.get_by_role("table", name="Captions and their scores").get_by_role("row").count() == 2
+    page.get_by_role("button", name="Cat", exact=True).click()  # the next image has its own maps
+    page.wait_for_function("before => document.querySelector('#caption .best').innerText !== before", arg=caption)
+    names = [*said(page).split(), "end"]
+    page.locator(".word-maps figure", has_text="cat").wait_for()
+    assert strip.all_inner_texts() == names
+    words.first.focus()
+    pictures = "canvases => canvases.map(canvas => canvas.toDataURL())"
+    drawn = page.locator(".word-maps canvas").evaluate_all(pictures)
+    assert page.locator(".card > .image-box canvas").evaluate_all(pictures) == drawn[:1]
+    alone = visit()
+    alone.get_by_role("button", name="Cat", exact=True).click()
+    alone.locator(".word-maps figure", has_text="cat").wait_for()
+    assert alone.locator(".word-maps canvas").evaluate_all(pictures) == drawn
 
 
 @pytest.mark.slow
