@@ -25,7 +25,7 @@ def config_of(kind: type[Config], options: Any) -> Config:
 
 def add_run_arguments(parser: Any, output: str) -> None:
     """The options of a command that trains: ``--config``, ``--output`` with its default, and ``--resume``."""
-    about = "YAML file of options, or the name of a shipped one such as flickr8k; typed ones override it"
+    about = "YAML file or name (flickr8k); typed options win"
     parser.add_argument("--config", action=ConfigFile, help=about)
     parser.add_argument("--output", type=str, default=output, help="folder of the run")
     parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")

@@ -76,9 +76,11 @@ class Captioner(CaptionModel):
 
         Maps (I, D) that are cached before the first trained stage go through the trained stages.
         """
-        maps = self.config.trainable_layers > 0 and images.shape[1:] == cached_shape(self.config)
-        if images.is_floating_point() and not maps:
-            return images
+        if images.is_floating_point():
+            # Of features the shapes of the maps are not needed, whose computation would import torch's compiler.
+            other = self.config.trainable_layers > 0 and images.shape[-1] != feature_shape(self.config)[-1]
+            if not other or images.shape[1:] != cached_shape(self.config):
+                return images
         encoder = self._frozen_encoder(images.device) if self.encoder is None else self.encoder
         return encoder(images)
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,10 +123,13 @@ def _fold_frozen_batchnorm(module: nn.Module) -> None:
                 and isinstance(norm, nn.BatchNorm2d)
                 and not norm.weight.requires_grad
             ):
-                statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-                convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                    convolution.weight, convolution.bias, *statistics
-                )
+                if convolution.weight.is_meta:  # shapes alone; arithmetic on them would import torch's compiler
+                    convolution.bias = nn.Parameter(convolution.weight.new_empty(convolution.out_channels), False)
+                else:
+                    statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                        convolution.weight, convolution.bias, *statistics
+                    )
                 setattr(parent, name, nn.Identity())
 
 
@@ -182,12 +186,14 @@ class Encoder(nn.Module):
         self.second_size, self.feature_shape = config.second_size, feature_shape(config)
         self.cells = config.grid or 1  # per side
         mean, std, _ = backbones.preprocessing(name)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        # Multiplied by numpy: arithmetic on the meta device, as for shapes alone, would import torch's compiler.
+        for buffer, values in (("mean", mean), ("std", std)):
+            pixels = np.float32(values) * np.float32(255)
+            self.register_buffer(buffer, torch.tensor(pixels.tolist()).view(3, 1, 1), persistent=False)
         self.resnet = backbones.build_backbone(name, _sizes(config), weights)  # in checkpoints all have this name
         if weights and not name.startswith(backbones.TIMM):
             self._load_weights(weights_file(name))
-        elif resnet:
+        elif resnet and not torch.empty(0).is_meta:  # unless for shapes alone
             self.resnet.to_empty(device="cpu")
         self._freeze(config)
         if resnet and leaves_out_frozen_stages(config):
