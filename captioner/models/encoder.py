@@ -188,7 +188,7 @@ class Encoder(nn.Module):
         mean, std, _ = backbones.preprocessing(name)
         # Multiplied by numpy: arithmetic on the meta device, as for shapes alone, would import torch's compiler.
         for buffer, values in (("mean", mean), ("std", std)):
-            pixels = np.float32(values) * np.float32(255)
+            pixels = np.array(values, np.float32) * np.float32(255)
             self.register_buffer(buffer, torch.tensor(pixels.tolist()).view(3, 1, 1), persistent=False)
         self.resnet = backbones.build_backbone(name, _sizes(config), weights)  # in checkpoints all have this name
         if weights and not name.startswith(backbones.TIMM):
