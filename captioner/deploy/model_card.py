@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -98,6 +99,11 @@ def _parse_facts(path: Path) -> Facts:
                 raise ValueError(f"{name} is {str(value)[:40]!r}, expected a {KINDS[type(defaults[name])]}")
         for result in content.get("results", ()):
             _check_result(result)
+        for name in ("datasets", "limits", "examples"):
+            values = content.get(name, ())
+            for value in values.values() if isinstance(values, dict) else values:
+                if not isinstance(value, str):
+                    raise ValueError(f"{name} has {str(value)[:40]!r}, expected a text")
         return Facts(**content)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(
@@ -108,11 +114,14 @@ def _parse_facts(path: Path) -> Facts:
 def _check_result(result: Any) -> None:
     if not isinstance(result, dict) or result.keys() != RESULT_KEYS:
         raise ValueError(f"each of results has {', '.join(sorted(RESULT_KEYS))}")
-    scores = result["scores"]
-    rows = [scores, *(scores.get("intervals", {}).values())] if isinstance(scores, dict) else []
-    numbers = [value for row in rows for name, value in row.items() if name in (*METRICS, "low", "high")]
-    if not numbers or not all(isinstance(value, (int, float)) for value in (result["images"], *numbers)):
-        raise ValueError("scores are those of captioner evaluate --json")
+    try:
+        scores = {name: value for name, value in result["scores"].items() if name in METRICS}
+        intervals = result["scores"].get("intervals", {}).values()
+        numbers = [result["images"], *scores.values(), *(each[end] for each in intervals for end in ("low", "high"))]
+        if not scores or not all(math.isfinite(number) for number in numbers):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("images is a number, and scores are those of captioner evaluate --json") from None
 
 
 def model_card(model: Captioner, facts: Facts) -> str:

@@ -86,6 +86,17 @@ def test_facts_lie_beside_the_checkpoint_and_typed_ones_win(checkpoint, tmp_path
         beside.unlink()
 
 
+SCORES = "results: [{{name: a, dataset: a, split: a, images: 1, search: a, scores: {}}}]"
+WRONG_SCORES = (
+    "3",
+    "{CIDEr: .nan}",
+    "{METEOR: 1}",
+    "{CIDEr: 1, intervals: [1]}",
+    "{CIDEr: 1, intervals: {CIDEr: 1}}",
+    "{CIDEr: 1, intervals: {CIDEr: {low: 1}}}",
+)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -100,7 +111,10 @@ def test_facts_lie_beside_the_checkpoint_and_typed_ones_win(checkpoint, tmp_path
             "results: [{name: a, dataset: a, split: a, images: 1, search: a, scores: {CIDEr: high}}]",
             ["evaluate --json"],
         ),
-        ("results: [{name: a, dataset: a, split: a, images: 1, search: a, scores: 3}]", ["evaluate --json"]),
+        *((SCORES.format(scores), ["evaluate --json"]) for scores in WRONG_SCORES),
+        ("datasets: [flickr8k, null]", ["datasets has 'None'"]),
+        ("limits: [{a: b}]", ["limits has"]),
+        ("examples: {a.jpg: 3}", ["examples has '3'"]),
     ],
 )
 def test_invalid_facts(checkpoint, tmp_path, text, says):
