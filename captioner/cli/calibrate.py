@@ -94,6 +94,10 @@ def _target(options: Any) -> Path:
     if target.suffix != ".safetensors":
         raise UserError(f"--output is {target}: expected a .safetensors file")
     check_writable(target)
+    if options.plot is not None:
+        from captioner.training.curves import check_figure
+
+        check_figure("--plot", options.plot)
     return target
 
 

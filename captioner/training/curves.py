@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import UserError, install_hint
-from captioner.files import atomic_write, read_text
+from captioner.files import atomic_write, check_writable, read_text
 
 Curves = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
 PANELS = {  # title: the values drawn if logged; those of validation as dots with a line
@@ -140,6 +140,14 @@ def import_pyplot(what: str) -> Any:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def check_figure(option: str, target: Path) -> None:
+    """Check, before hours of work, that :func:`save_figure` can write a file; UserError if not."""
+    formats = import_pyplot(option).Figure().canvas.get_supported_filetypes()
+    if target.suffix[1:].lower() not in formats:
+        raise UserError(f"{option} is {target}: name a PNG, SVG or PDF")
+    check_writable(target)
 
 
 def save_figure(figure: Any, target: Path) -> None:
