@@ -28,7 +28,7 @@ def is_single(images: Any) -> bool:
     if isinstance(images, (str, os.PathLike, Image.Image, bytes, bytearray, memoryview)) or hasattr(images, "read"):
         return True
     if _is_array(images):
-        names = isinstance(images, np.ndarray) and images.dtype.kind in "OUS"
+        names = isinstance(images, np.ndarray) and images.dtype.kind in "OUS" and images.ndim > 0
         return not (images.ndim == 4 or names or (images.ndim == 1 and not isinstance(images, (np.ndarray, Tensor))))
     if isinstance(images, (Mapping, Set)) or not isinstance(images, Iterable):
         raise ImageError(f"images are a {type(images).__name__}: expected {EXPECTED}, or a list of these")

@@ -2,7 +2,7 @@
 
 The public functions can be imported from here, without torch, Lightning or nltk. Example::
 
-    captioner.metrics.score(["a dog runs"], [["A dog runs.", "the dog is running"]])["CIDEr"]
+    captioner.metrics.score(["a dog runs", "two men"], [["A dog runs.", "a brown dog"], ["Two men sit."]])["CIDEr"]
 """
 
 # ruff: noqa: F401

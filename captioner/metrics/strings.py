@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from captioner.errors import UserError
@@ -34,7 +34,7 @@ def score(
     Raises:
         UserError: the images differ, an image has no reference, or something else than strings is given.
     """
-    if tokenizer not in TOKENIZERS:
+    if tokenizer not in [*TOKENIZERS]:
         raise UserError(f"tokenizer is {tokenizer!r:.60}: expected one of {', '.join(TOKENIZERS)}")
     ids, hypotheses, written = _paired(captions, references)
     if not hypotheses:
@@ -58,7 +58,7 @@ def _paired(captions: Any, references: Any) -> tuple[list[Any], list[Any], list[
     """Ids, captions and references in the order of the captions; ids count from 0 where none are given."""
     kinds = {"captions": captions, "references": references}
     for name, value in kinds.items():
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        if isinstance(value, (str, Set)) or not isinstance(value, Iterable):  # a set has no order
             raise UserError(f"{name} are {_named(value)}: expected a list with an entry for each image")
     if isinstance(captions, Mapping) != isinstance(references, Mapping):
         given = "captions" if isinstance(captions, Mapping) else "references"

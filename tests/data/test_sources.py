@@ -94,6 +94,8 @@ def test_several(photo):
     for images in ([], [photo], (photo,), iter([photo]), {photo: 1}.values(), array, torch.zeros(2, 3, 4, 4)):
         assert not is_single(images)
     assert not is_single(np.array(["a.jpg", "b.jpg"]))
+    assert is_single(np.array("a.jpg"))
+    refused(load_source, np.array("a.jpg"), "the image", 16, says=["an array of shape ()"])
     for images in ({"a.jpg"}, {"a.jpg": 1}, 3, None):
         refused(is_single, images, says=[f"images are a {type(images).__name__}", "a path, a PIL image", "a list"])
 

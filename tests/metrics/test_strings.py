@@ -61,6 +61,7 @@ WRONG = {
     "numbers": ([1], [["a"]], ["int (1)"]),
     "words as references": (["a dog"], [[["a", "dog"]]], ["reference of image 0", "list", "string"]),
     "None": (None, REFERENCES, ["captions are a NoneType"]),
+    "a set": ({"a dog", "a cat"}, REFERENCES[:2], ["captions are a set", "list"]),
     "one dictionary": ({"a": "a dog"}, [["a dog"]], ["only the captions are by id"]),
     "missing references": ({"a": "x", "b": "y"}, {"a": ["x"]}, ["1 images have no reference", "'b'"]),
     "missing captions": ({"a": "x"}, {key: ["x"] for key in "abcdef"}, ["5 images have no caption", "'d' …"]),
@@ -74,7 +75,8 @@ def test_other_shapes_are_refused_in_one_line(case):
 
 
 def test_an_unknown_tokenizer():
-    refused(metrics.score, CAPTIONS, REFERENCES, "PTB", says=["'PTB'", "ptb, words, char, none"])
+    for name in ("PTB", None, ["ptb"]):
+        refused(metrics.score, CAPTIONS, REFERENCES, name, says=[repr(name), "ptb, words, char, none"])
 
 
 def test_importing_captioner_is_enough_and_torch_is_not_loaded():
