@@ -148,9 +148,10 @@ def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, 
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from captioner.models.captioner import Captioner
-    from captioner.models.encoder import Encoder, weights_digest
+    from captioner.models.encoder import Encoder
     from captioner.training.datamodule import CaptionData
     from captioner.training.run import configure_process
+    from captioner.training.task import new_model
 
     configure_process()
     by_image, seed = options.train.objective == "scst", options.train.seed
@@ -165,10 +166,7 @@ def _data_and_model(options: Any, device: str, last: Path | None) -> tuple[Any, 
     data = CaptionData(words, config, seed, by_image, options.check, device, frozen, start)
     rank_zero_only(data.check_features)()
     pl.seed_everything(seed, verbose=False)
-    encoder = Encoder(options.model) if options.model.trainable_layers else None  # a frozen one has computed features
-    model = Captioner(options.model, data.vocabulary, encoder, weights_digest(options.model.encoder), data.max_length)
-    model.load_head()
-    return data, model
+    return data, new_model(data, options.model)
 
 
 def _check_start(options: Any) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from numbers import Integral
 from typing import Any, Literal, overload
 
 import torch
@@ -71,6 +73,18 @@ class Caption:
         return {"caption": self.text, **sure, **numbers, "probabilities": self.probabilities}
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Turn off dropout, and keep the statistics of BatchNorms; afterwards each part has its mode again."""
+    trained = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
+
+
 class CaptionModel(nn.Module):
     """A model that captions images, or several that act as one.
 
@@ -131,7 +145,7 @@ class CaptionModel(nn.Module):
 
     @torch.inference_mode()
     def search(self, images: Tensor, config: SearchConfig, attention: bool = False) -> list[list[Caption]]:
-        """The n best captions of each image, best first; the model should be in evaluation mode.
+        """The n best captions of each image, best first, without dropout, also of a model in training mode.
 
         An image has fewer than n captions, or none, where no other caption satisfies the constraints of `config`.
 
@@ -147,7 +161,10 @@ class CaptionModel(nn.Module):
             raise UserError(NO_ATTENTION)
         if len(images) == 0:
             return []
-        config = config.for_model(self.max_length)
+        with evaluation_mode(self):
+            return self._search(images, config.for_model(self.max_length), attention)
+
+    def _search(self, images: Tensor, config: SearchConfig, attention: bool) -> list[list[Caption]]:
         ids = search_ids(self.vocabulary, config)
         keys = [zlib.crc32(row.contiguous().numpy()) for row in images.cpu()] if config.sample else None
         if attention or self.has_concepts:  # encode the images once
@@ -264,8 +281,8 @@ class CaptionModel(nn.Module):
         if n_best is not None:
             search["n_best"] = n_best
         config = SearchConfig.of(search, ("attention", "scores", "batch_size", "allow_urls"))
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: expected 1 or more")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r:.60}: expected a whole number, 1 or more")
         single = is_single(images)
         named = [("the image", images)] if single else ((f"image {i}", each) for i, each in enumerate(images))  # type: ignore[arg-type]
         pixels = (load_source(each, name, self.image_size, self.frames, allow_urls) for name, each in named)

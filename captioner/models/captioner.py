@@ -20,7 +20,14 @@ from captioner.models.backbones import meta_device, shapes_only
 from captioner.models.base import CaptionModel, Concept
 from captioner.models.clip_decoder import ClipDecoder
 from captioner.models.concepts import class_names
-from captioner.models.custom import DecoderClass, check_given, custom_parts, make_encoder, probe_features
+from captioner.models.custom import (
+    DecoderClass,
+    check_given,
+    custom_parts,
+    make_decoder,
+    make_encoder,
+    probe_features,
+)
 from captioner.models.decoder import Decoder
 from captioner.models.differences import from_differences, to_differences
 from captioner.models.encoder import (
@@ -66,7 +73,7 @@ class Captioner(CaptionModel):
         self.encoder, self.unsaved_encoder = encoder, list[Encoder]()
         shape = probe_features(encoder, config) if config.custom_encoder else feature_shape(config)
         kind = ClipDecoder if config.frames else AttentionDecoder if config.attention != "none" else Decoder
-        self.decoder: Any = (decoder or kind)(config, len(vocabulary), shape[-1])
+        self.decoder: Any = make_decoder(decoder or kind, config, len(vocabulary), shape[-1])
         self.custom_decoder = None if decoder is None else type(self.decoder).__name__
         self.has_attention = isinstance(self.decoder, AttentionDecoder)
         self.has_concepts = getattr(self.decoder, "concepts", None) is not None
@@ -251,7 +258,7 @@ def load(
     """The model of one checkpoint (None: the shipped one), or the ensemble of several; see :meth:`Captioner.load`."""
     if paths is None or isinstance(paths, (str, os.PathLike)):
         return Captioner.load(paths, device, decoder, encoder)
-    if not isinstance(paths, Iterable) or not (files := [*paths]):
+    if not isinstance(paths, Iterable) or isinstance(paths, bytes) or not (files := [*paths]):
         raise UserError(f"checkpoints are {paths!r:.60}: expected a path, or a list of one or more")
     members = [Captioner.load(path, device, decoder, encoder) for path in files]
     return members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in files])
@@ -263,9 +270,10 @@ def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
 
 
 def has_differences(header: Mapping[str, Any]) -> bool:
-    """Whether a slim checkpoint holds fine-tuned stages, whose pretrained weights ship with captioner."""
+    """Whether a slim checkpoint holds fine-tuned stages alone, whose pretrained weights ship with captioner."""
     options = header["model"]
-    return options.get("trainable_layers", 0) > 0 and options.get("encoder") == "resnet50_v1"
+    trained = options.get("trainable_layers", 0) > 0 and header.get("encoder_inside") is not True
+    return trained and options.get("encoder") == "resnet50_v1"
 
 
 def save_slim(
@@ -294,7 +302,7 @@ def fitting_weights(
     if custom is None:
         check_given(path, header)
     try:
-        if has_differences(header) and not whole:
+        if has_differences(header):
             weights = from_differences(weights, pretrained_weights(config.encoder))
         with meta_device():  # a header may require any amount of memory
             model = custom or Captioner(config, vocabulary, None, "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captioner.config import CUSTOM, ModelConfig
 from captioner.errors import UserError
+from captioner.models.base import evaluation_mode
 
 # (architecture, size of the vocabulary, size of a feature) → a decoder: its class, for one
 DecoderClass = Callable[[ModelConfig, int, int], nn.Module]
@@ -41,6 +42,17 @@ def make_encoder(encoder: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     return copy.deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder()
 
 
+def make_decoder(decoder: DecoderClass, config: ModelConfig, vocabulary_size: int, feature_size: int) -> nn.Module:
+    """What the class of a custom decoder, or a function, makes; UserError unless it is a decoder."""
+    if isinstance(decoder, nn.Module) or not callable(decoder):
+        raise UserError(f"decoder is {decoder!r:.60}: expected its class, or a function of the arguments of the class")
+    made = decoder(config, vocabulary_size, feature_size)
+    if not isinstance(made, nn.Module) or not (hasattr(made, "start") and hasattr(made, "step")):
+        name = type(made).__name__
+        raise UserError(f"decoder makes a {name}: expected a module with start, step and forward (docs/extend.md)")
+    return made
+
+
 @torch.no_grad()
 def probe_features(encoder: nn.Module | None, config: ModelConfig) -> tuple[int, ...]:
     """The shape of an image's features, (F,) or (P, F), that a custom encoder makes of (B, 3, S, S) uint8.
@@ -52,11 +64,9 @@ def probe_features(encoder: nn.Module | None, config: ModelConfig) -> tuple[int,
     if encoder is None or name != config.custom_encoder:
         given = "no encoder" if encoder is None else f"a {name}"
         raise UserError(f"model.encoder is {config.encoder}, and {given} is given: encoder={config.custom_encoder}()")
-    modes = {module: module.training for module in encoder.modules()}
     device = next((tensor.device for tensor in encoder.state_dict().values()), torch.device("cpu"))
-    features: Any = encoder.eval()(torch.zeros(2, 3, size, size, dtype=torch.uint8, device=device))
-    for module, mode in modes.items():
-        module.training = mode
+    with evaluation_mode(encoder):
+        features: Any = encoder(torch.zeros(2, 3, size, size, dtype=torch.uint8, device=device))
     expected = (
         f"expected floats (B, F){f' or (B, {config.grid**2}, F), for model.grid {config.grid}' * bool(config.grid)}"
     )

@@ -91,8 +91,13 @@ class BaseTask(pl.LightningModule):
         ends = [trainer.max_steps] if trainer.max_steps != -1 else []
         if trainer.max_epochs in (None, -1) and not ends:
             raise UserError("the learning rate falls to 0 over the training: give the Trainer max_epochs or max_steps")
+        if trainer.overfit_batches > 0:
+            raise UserError("overfit_batches would replace the batches: give the Trainer limit_train_batches")
         if not hasattr(data, "train_sampler"):
-            return int(trainer.estimated_stepping_batches)
+            steps = trainer.estimated_stepping_batches
+            if not 0 <= steps < math.inf:
+                raise UserError("the number of batches is unknown: give the Trainer max_steps")
+            return int(steps)
         if trainer.max_epochs not in (None, -1):
             batches, limit = len(data.train_sampler(world=trainer.world_size)), trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

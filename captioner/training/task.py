@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner import metrics
-from captioner.config import CUSTOM, SearchConfig, TrainConfig
+from captioner.config import CUSTOM, ModelConfig, SearchConfig, TrainConfig
 from captioner.data.dataset import Batch
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
@@ -117,30 +117,29 @@ class CaptionTask(BaseTask):
         Args:
             data: with the vocabulary and the architecture.
             model: of the same vocabulary and architecture; None makes a new one.
-            train, search: options; the epochs are the Trainer's.
+            train, search: options. `epochs`, `ema_decay`, `start_weight`, `patience`, `keep`, `checkpoint_minutes`,
+                `samples` and `seed` are for ``captioner train`` alone: here they are the Trainer's and its callbacks'.
             decoder, encoder: of a new model, in place of captioner's own: the class of a decoder, and an encoder where
                 the architecture has ``custom:CLASS``; see docs/extend.md.
 
         Raises:
             UserError: the model does not fit the data, or the data do not fit the objective.
         """
+        if data.encoder is not None:
+            raise UserError("the data have features of a fine-tuned encoder: leave out CaptionData(…, encoder=)")
         if model is None:
-            model = new_model(data, decoder, encoder)
+            model = new_model(data, data.model, decoder, encoder)
         elif decoder is not None or encoder is not None:
             raise UserError("decoder and encoder are those of a new model: leave them out, or the model")
-        elif model.vocabulary.words != data.vocabulary.words:
-            sizes = f"{len(model.vocabulary):,} words, not the {len(data.vocabulary):,} of the data"
-            raise UserError(f"the model has another vocabulary ({sizes}): DataConfig(vocabulary=its checkpoint)")
-        elif different := [n for n in FEATURE_OPTIONS if getattr(model.config, n) != getattr(data.model, n)]:
-            raise UserError(f"the model has another {', '.join(different)} than the data: CaptionData(…, model.config)")
-        elif model.config.trainable_layers == 0 and not model.config.custom_encoder:
+        check_fits(model, data)
+        if model.config.trainable_layers == 0 and not model.config.custom_encoder:
             model.encoder = None  # the data have its features; its checkpoints are then those of a decoder
         if train.objective == "scst" and not data.train_set.by_image:
             raise UserError(
                 "train.objective is scst, which needs all captions of an image: CaptionData(…, by_image=True)"
             )
         rewards = data.rewards(train.bleu_weight) if train.objective == "scst" else None
-        return cls(model, train, search, None, 0, rewards, load_teachers(model, train.teacher_files, data.encoder))
+        return cls(model, train, search, None, 0, rewards, load_teachers(model, train.teacher_files))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -166,6 +165,8 @@ class CaptionTask(BaseTask):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CaptionData):
+            check_fits(self.model, data)
         if stage == "predict" or self.has_references:
             return
         if not hasattr(data, "references"):
@@ -177,6 +178,12 @@ class CaptionTask(BaseTask):
     # ---- training
 
     def on_fit_start(self) -> None:
+        self.model.calibration = None  # it is of the weights so far
+        if not self.model.training:  # as a checkpoint is loaded
+            self.model.train()
+        encoder = self.model.encoder
+        if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()  # a frozen one keeps the statistics of its BatchNorms
         for teacher in self.teachers:
             teacher.to(self.device)
 
@@ -347,9 +354,20 @@ class CaptionTask(BaseTask):
         return [best.as_dict() for best, *_ in captions]
 
 
-def new_model(data: CaptionData, decoder: DecoderClass | None = None, encoder: nn.Module | None = None) -> Captioner:
+def check_fits(model: Captioner, data: CaptionData) -> None:
+    """UserError unless a model has the vocabulary of the data and takes their images."""
+    if model.vocabulary.words != data.vocabulary.words:
+        sizes = f"{len(model.vocabulary):,} words, not the {len(data.vocabulary):,} of the data"
+        raise UserError(f"the model has another vocabulary ({sizes}): DataConfig(vocabulary=its checkpoint)")
+    names = [name for name in FEATURE_OPTIONS if name != "trainable_layers" or data.encoder is None]
+    if different := [name for name in names if getattr(model.config, name) != getattr(data.model, name)]:
+        raise UserError(f"the model has another {', '.join(different)} than the data: CaptionData(…, model.config)")
+
+
+def new_model(
+    data: CaptionData, config: ModelConfig, decoder: DecoderClass | None = None, encoder: nn.Module | None = None
+) -> Captioner:
     """A model to train on data, with an encoder if it is trained: a frozen one has computed the features."""
-    config = data.model
     if not config.custom_encoder:
         if encoder is not None:
             name = type(encoder).__name__

@@ -82,7 +82,17 @@ def test_an_unknown_option_names_the_nearest(captioner, images, name):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("beam", "5"), ("beam", 2.5), ("beam", True), ("sample", 1), ("length_penalty", "1"), ("must", 3)],
+    [
+        ("batch_size", "5"),
+        ("batch_size", 1.5),
+        ("batch_size", 0),
+        ("beam", "5"),
+        ("beam", 2.5),
+        ("beam", True),
+        ("sample", 1),
+        ("length_penalty", "1"),
+        ("must", 3),
+    ],
 )
 def test_an_option_of_another_type(captioner, images, option, value):
     refused(lambda: captioner.caption(images[0], **{option: value}), says=[f"{option} is {value!r}: expected"])
@@ -117,6 +127,16 @@ def test_files_are_captioned_in_order_and_bad_ones_said(captioner, images, tmp_p
     assert [isinstance(one, ImageError) for one in found] == [True, False, False, False, True, False, False]
     texts = [one[0].text for one in found if not isinstance(one, ImageError)]
     assert texts == [captioner.caption(path, beam=3) for path in images]
+
+
+def test_a_model_in_training_captions_without_dropout(images):
+    model = make_captioner(dropout=0.9, input_dropout=0.9)
+    expected = model.caption(images, scores=True)
+    modes = {part: part.training for part in model.train().modules()}
+    assert model.caption(images, scores=True) == expected
+    assert {part: part.training for part in model.modules()} == modes
+    assert model.decoder.training
+    assert not model.encoder.training
 
 
 @torch.no_grad()

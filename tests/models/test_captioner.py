@@ -153,6 +153,10 @@ def test_frozen_stages_of_the_shipped_encoder_are_left_out(tmp_path):
     assert main(["average", *files, "--output", str(tmp_path / "mean.safetensors")]) == 0
     mean = Captioner.load(tmp_path / "mean.safetensors")
     assert torch.allclose(mean.features(images), model.features(images), atol=1e-3)
+    whole = {**header, "encoder_inside": True}  # as captioner export --to hf writes it
+    save_slim(tmp_path / "whole.safetensors", whole, model.state_dict())
+    features = Captioner.load(tmp_path / "whole.safetensors").features(images)
+    assert torch.cosine_similarity(features, model.features(images)).min() > 0.9999
     damaged = {**stored, "encoder.resnet.layer4.0.conv1.weight.scale": torch.ones(3)}
     checkpoint.save_slim(tmp_path / "damaged.safetensors", header, damaged)
     refused(lambda: Captioner.load(tmp_path / "damaged.safetensors"), says=["scale", "damaged"])

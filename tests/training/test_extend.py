@@ -8,15 +8,18 @@ import pytorch_lightning as pl
 import torch
 from helpers import ROOT, WORDS, make_captioner, refused
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import captioner
 from captioner.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from captioner.data.dataset import load_batch
 from captioner.data.layout import Layout
 from captioner.data.vocabulary import START, Vocabulary
+from captioner.deploy.export import export_graphs
+from captioner.deploy.onnx_runner import Runner
 from captioner.models.captioner import Captioner, Ensemble
-from captioner.models.encoder import weights_digest
+from captioner.models.confidence import Calibration
+from captioner.models.encoder import Encoder, weights_digest
 from captioner.training.datamodule import CaptionData, EvaluationData
 from captioner.training.task import CaptionTask
 
@@ -141,6 +144,18 @@ def test_a_training_without_end_is_refused(data):
     refused(lambda: trainer(max_epochs=-1).fit(CaptionTask.from_data(data), data), says=["max_epochs or max_steps"])
 
 
+def test_other_batches_than_the_datas_are_refused(data):
+    task = CaptionTask.from_data(data)
+    refused(lambda: trainer(overfit_batches=1).fit(task, data), says=["overfit_batches", "limit_train_batches"])
+    endless = CaptionTask(make_model(data), references=[])
+    refused(lambda: trainer().fit(endless, DataLoader(Endless(), None)), says=["max_steps"])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(int, 1)
+
+
 def test_loaders_of_ones_own(data, tiny):
     model = make_model(data)
     own = EvaluationData(model, str(tiny.annotations("val")), str(tiny.images("val")), "val")
@@ -156,13 +171,19 @@ def make_model(data, **parts):
     return Captioner(data.model, data.vocabulary, None, weights_digest("resnet18"), **parts)
 
 
-def test_what_does_not_fit_the_data_is_refused(data, captioner):
+def test_what_does_not_fit_the_data_is_refused(data, files, captioner):
     refused(lambda: CaptionTask.from_data(data, captioner), says=["another vocabulary", "DataConfig(vocabulary="])
     other = Captioner(replace(data.model, image_size=64), data.vocabulary, None, "")
     refused(lambda: CaptionTask.from_data(data, other), says=["another image_size"])
     refused(lambda: CaptionTask.from_data(data, make_model(data), decoder=Gru), says=["leave them out"])
     refused(lambda: CaptionTask.from_data(data, encoder=Pixels()), says=["custom:Pixels"])
     refused(lambda: CaptionTask.from_data(data, train=TrainConfig(objective="scst")), says=["by_image=True"])
+    frozen = CaptionData(files, data.model, encoder=Encoder(data.model))
+    refused(lambda: CaptionTask.from_data(frozen), says=["fine-tuned encoder"])
+    for decoder in (Gru(data.model, 9, 512), "Gru"):
+        refused(lambda given=decoder: CaptionTask.from_data(data, decoder=given), says=["expected its class"])
+    for decoder in (lambda *sizes: nn.Linear(2, 2), lambda *sizes: sizes):
+        refused(lambda given=decoder: CaptionTask.from_data(data, decoder=given), says=["decoder makes a", "start"])
     task = CaptionTask.from_data(data)
     refused(lambda: trainer().test(task, data), says=["EvaluationData"])
     refused(lambda: trainer().predict(task, data), says=["EvaluationData"])
@@ -170,15 +191,35 @@ def test_what_does_not_fit_the_data_is_refused(data, captioner):
         refused(lambda images=batch: trainer().predict(task, DataLoader(images)), says=["(I, 3, 32, 32) uint8"])
 
 
+class Modes(pl.Callback):
+    """Whether the decoder and the encoder are in training mode in each step."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_train_batch_start(self, trainer, task, *_):
+        encoder = task.model.encoder
+        self.seen.add((task.model.decoder.training, encoder is not None and encoder.training))
+
+
 def test_a_model_is_trained_further(data, files, tmp_path, images):
     first = CaptionTask.from_data(data, train=FAST)
+    first.model.calibration = Calibration(1.0, 1.0, 40.0, 100, {})
     first.model.save(tmp_path / "first.safetensors")
     model = Captioner.load(tmp_path / "first.safetensors")
     words = replace(files, vocabulary=str(tmp_path / "first.safetensors"))
-    task = CaptionTask.from_data(CaptionData(words, model.config), model, FAST)
-    trainer().fit(task, data)
+    task, modes = CaptionTask.from_data(CaptionData(words, model.config), model, FAST), Modes()
+    trainer(callbacks=[modes]).fit(task, data)
+    assert modes.seen == {(True, False)}  # with dropout
     assert task.model is model
     assert model.caption(images)
+    assert model.calibration is None  # it was of other weights
+
+    again, modes = CaptionTask.load_from_checkpoint(tmp_path / "first.safetensors"), Modes()
+    trainer(callbacks=[modes]).fit(again, data)
+    assert modes.seen == {(True, False)}
+    other = CaptionTask(make_captioner())
+    refused(lambda: trainer().fit(other, data), says=["another vocabulary"])
 
 
 def test_self_critical_training_of_a_custom_decoder(files):
@@ -311,9 +352,9 @@ def test_a_frozen_custom_encoder_stays_and_captioners_decoder_takes_it(files, im
     encoder = Pixels().requires_grad_(False)
     data = CaptionData(files, CUSTOM)
     task = CaptionTask.from_data(data, train=FAST, encoder=encoder)
-    before = encoder.map.weight.clone()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
     trainer().fit(task, data)
-    assert torch.equal(encoder.map.weight, before)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     task.model.eval().save(tmp_path / "model.safetensors")
     assert len(captioner.load(tmp_path / "model.safetensors", encoder=Pixels).caption(images)) == 5
 
@@ -379,6 +420,16 @@ def test_a_frozen_encoder_is_built_only_when_images_come(data):
     assert not frozen.unsaved_encoder
     frozen.features(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert not [name for name in frozen.state_dict() if name.startswith("encoder")]
+
+
+@pytest.mark.slow
+def test_custom_parts_are_exported(images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = Captioner(CUSTOM, Vocabulary(WORDS), Pixels(), "", decoder=Gru).eval()
+    export_graphs(model, "onnx", tmp_path / "onnx")
+    runner = Runner(tmp_path / "onnx")
+    assert [runner.caption(path) for path in images] == model.caption(images)
+    export_graphs(model, "torch-export", tmp_path / "torch")
 
 
 # ---- the page
