@@ -14,10 +14,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+
 from captioner.errors import UserError
 
 ID = int | str  # of an image
 IDS = (int, str)
+MAX_DEPTH = 20  # of nested YAML lists and mappings
 
 
 def escapes_folder(name: str) -> bool:
@@ -126,6 +129,39 @@ def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
         raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too deep nesting
         raise UserError(f"{path}: invalid JSON: {str(error).splitlines()[0]}") from error
+
+
+def check_yaml(text: str) -> None:
+    """Raise yaml.YAMLError, with the line, for what a YAML parser takes in silence or at any cost.
+
+    That is a key that occurs twice, of which it takes the last; an alias, which can expand to far more than its size;
+    and lists and mappings nested more than MAX_DEPTH deep.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}: write the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+    lines: dict[str, int] = {}
+    for key, line in _yaml_keys(yaml.compose(text, loader)):
+        if key in lines:
+            raise yaml.YAMLError(f"line {line}: {key} occurs twice, first in line {lines[key]}: leave one out")
+        lines[key] = line
+
+
+def _yaml_keys(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """Each key of the nested mappings and its line; train.lr for lr below train, as for a key of that name."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{path}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _yaml_keys(value, f"{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, each in enumerate(node.value):
+            yield from _yaml_keys(each, f"{path}{number}.")
 
 
 @contextlib.contextmanager

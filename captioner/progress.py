@@ -51,6 +51,7 @@ class Bar(tqdm):
         self.first: tuple[float, float] | None = None  # count and time of the first update
         self.last = (0.0, 0.0)  # and of the last one
         self.begun = time.monotonic()
+        self.took: float | None = None  # seconds until all items were counted
         # By time alone the first image of a batch would be shown, and those that are done with it a batch later.
         every = {"mininterval": 0, "maxinterval": float("inf"), "miniters": batch} if batch > 1 else {}
         file = getattr(sys.stderr, "stream", sys.stderr)  # that of an earlier bar
@@ -96,7 +97,9 @@ class Bar(tqdm):
 def time_left(bar: Bar) -> str:
     """``0:29 left``, or at the end ``in 0:44``, the time that it took."""
     if bar.total and bar.n >= bar.total:
-        return f"in {Bar.format_interval(time.monotonic() - bar.begun)}"
+        if bar.took is None:  # later redraws show the same
+            bar.took = time.monotonic() - bar.begun
+        return f"in {Bar.format_interval(bar.took)}"
     return f"{Bar.format_interval((bar.total - bar.n) / bar.rate)} left" if bar.total and bar.rate else ""
 
 

@@ -3,11 +3,12 @@
 import os
 
 import pytest
+import yaml
 from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.files import read_json, write_json
+from captioner.files import check_yaml, read_json, write_json
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -63,3 +64,28 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     refused(write_json, tmp_path / "file" / "x.json", [], says=["cannot be written"])
     refused(write_json, tmp_path, [], says=["cannot be written"])
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 1", "line 3: a occurs twice, first in line 1"),
+        ("a: {b: 1}\nc: 1\na: {d: 1}", "line 3: a occurs twice"),
+        ("a: {b: 1}\na.b: 2", "line 2: a.b occurs twice"),
+        ('{"a": 1, "a": 2}', "line 1: a occurs twice"),
+        ("a:\n- b: 1\n  c: 2\n  b: 3", "line 4: a.0.b occurs twice, first in line 2"),
+        ("a: &x 1\nb: *x", r"line 2: \*x: write the value itself"),
+        ("[" * 21 + "]" * 21, "nested more than 20 deep"),
+        ("a: 1\n---\na: 2", "single document"),
+    ],
+)
+def test_yaml_that_is_refused(text, says):
+    with pytest.raises(yaml.YAMLError, match=says):
+        check_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "a: {b: 1}\nc: {b: 2}", "- a: 1\n- a: 2", "a.b: 1\na.c: 2", "[" * 20 + "]" * 20]
+)
+def test_yaml_that_is_not(text):
+    check_yaml(text)

@@ -101,6 +101,19 @@ def test_updates_by_one_move_the_bar_by_batches(monkeypatch, clock):
     assert states == ["10/40 images", "20/40 images", "30/40 images, 00:05 left", "40/40 images, in 00:15"]
 
 
+def test_the_time_that_it_took_stays(monkeypatch, clock):
+    """However long a slow command waits before it closes the bar."""
+    with terminal(80, monkeypatch) as screen:
+        bar = Bar(desc="captions", total=2, batch=2)
+        clock[0] = 5
+        bar.update(2)
+        clock[0] = 60
+        bar.refresh()
+        bar.close()
+    assert [state.rpartition("| ")[2] for state in screen.states("captions")][-1:] == ["2/2 images, in 00:05"]
+    assert sum("2/2" in state for state in screen.states("captions")) == 1
+
+
 def test_open_bars_are_closed_before_an_error(monkeypatch):
     with terminal(80, monkeypatch) as screen:
         bar = Bar(total=10, desc="captions")

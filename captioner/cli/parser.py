@@ -27,6 +27,7 @@ from jsonargparse import (
 )
 
 from captioner.errors import UserError, did_you_mean, printable
+from captioner.files import check_yaml
 
 COMMANDS = {
     "train": "train a model on COCO-style data",
@@ -75,19 +76,12 @@ ELSEWHERE = {
     "verbose": "help",
 }
 SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"  # installed with the package
-MAX_DEPTH = 20  # of nested YAML lists and mappings
 MAX_MESSAGE = 600  # characters of an error message, which may quote a whole file
 
 
 def _load_yaml(text: str) -> Any:
-    """Parse YAML as jsonargparse does, but refuse aliases, which can expand to far more than their size, and depth."""
-    depth = 0
-    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}: write the value itself")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+    """Parse YAML as jsonargparse does, but refuse what :func:`check_yaml` does."""
+    check_yaml(text)
     try:
         return _jsonargparse_load(text)
     except ValueError as error:  # a number of thousands of digits

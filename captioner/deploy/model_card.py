@@ -14,6 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from captioner.errors import UserError, one_line, printable
+from captioner.files import check_yaml
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import file_digest, resolve_checkpoint
 from captioner.reports.page import render
@@ -87,7 +88,9 @@ def read_facts(checkpoint: str | os.PathLike | None, file: str | os.PathLike | N
 
 def _parse_facts(path: Path) -> Facts:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError("it is not a mapping")
         defaults = {each.name: getattr(Facts(), each.name) for each in fields(Facts)}

@@ -91,7 +91,11 @@ MISTAKES = [
     ("train --config BAD/config.yaml", ["--config:", "line 2"]),
     ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
     ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
-    ("train --config BAD/null.yaml", ["model.layers is None: expected a whole number"]),
+    ("train --config BAD/null.yaml", ["model.layers is ", "expected a whole number"]),
+    (
+        "train --config BAD/twice.yaml",
+        ["--config: line 3: train.lr occurs twice, first in line 2: leave one out"],
+    ),
     ("train --config BAD/list.yaml", ["--data.vocabulary is ['a']: expected text"]),
     ("train --config BAD/unknown.yaml", ["--config: there is no option --models.layers: did you mean --model.layers?"]),
     ("predict IMAGES --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
@@ -219,6 +223,7 @@ def bad(tmp_path_factory):
     (folder / "typo.yaml").write_text("train: {epoch: 3}")
     (folder / "flat.yaml").write_text("model: 3")
     (folder / "null.yaml").write_text("model: {layers: null}")
+    (folder / "twice.yaml").write_text("train:\n  lr: 0.1\n  lr: 0.2\n")
     (folder / "list.yaml").write_text("data: {vocabulary: [a]}")
     (folder / "unknown.yaml").write_text("models: {layers: 2}")
     return folder

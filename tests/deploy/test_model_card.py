@@ -106,6 +106,7 @@ WRONG_SCORES = (
         ("title: [1]", ["title", "expected a text"]),
         ("[1]", ["not a mapping"]),
         ("title: {", ["cannot be read"]),
+        ("title: a\ntitle: b", ["line 2: title occurs twice"]),
         ("results: [{name: a}]", ["each of results has", "scores"]),
         (
             "results: [{name: a, dataset: a, split: a, images: 1, search: a, scores: {CIDEr: high}}]",
