@@ -4,10 +4,11 @@ import doctest
 
 import pytest
 import yaml
-from helpers import arguments, make_captioner, train
+from helpers import NO_DROPOUT, SHADES, arguments, captions_of, make_captioner, train, typed, write_set
 
 import captioner.training.small_sets
 from captioner.config import DataConfig, TrainConfig
+from captioner.models.captioner import Captioner
 from captioner.training.small_sets import SMALL, small_set_options
 
 
@@ -74,3 +75,25 @@ def test_what_is_given_in_a_config_is_kept(tiny, tmp_path, capsys):
     assert train(tiny, tmp_path / "run", "--config", tmp_path / "mine.yaml", "--train.epochs", 1) == 0
     assert "chosen" not in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["lr"] == 0.01
+
+
+@pytest.mark.slow
+def test_300_images_do_not_make_all_captions_alike(tmp_path, cli):
+    """``--config few_images`` from a trained model with a fine-tuned stage, on captions with words that it lacks."""
+    first = write_set(tmp_path / "first", train=30, val=6, captions=lambda n: captions_of(n, 1))
+    options = {
+        **{f"model.{name}": value for name, value in NO_DROPOUT.items()},
+        **{"model.hidden_size": 64, "model.embedding_size": 64, "model.trainable_layers": 1},
+        **{"train.epochs": 50, "train.lr": 0.01, "train.patience": 0},
+    }
+    assert train(first, tmp_path / "start", *typed(options)) == 0
+    few = write_set(tmp_path / "few", train=300, val=30, captions=lambda n: captions_of(n, 5))
+    command = ("train", "--config", "few_images", "--init-from", tmp_path / "start", "--output", tmp_path / "run")
+    code, _, err = cli(*command, *few.options(), "--data.workers", 0, "--trainer.accelerator", "cpu")
+    assert code == 0, err
+    model = Captioner.load(tmp_path / "run")
+    said = model.caption(sorted(few.images("val").iterdir()))
+    named = [colors for colors, caption in zip(SHADES, said, strict=True) if set(colors) <= set(caption.split())]
+    assert len(set(said)) >= 20, said  # one at a rate of 1; 6 if they named the square's colour alone
+    assert len(named) >= 20, said
+    assert "there" in model.vocabulary.words
