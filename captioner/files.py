@@ -14,8 +14,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from captioner.errors import UserError
 
 ID = int | str  # of an image
@@ -137,6 +135,8 @@ def check_yaml(text: str) -> None:
     That is a key that occurs twice, of which it takes the last; an alias, which can expand to far more than its size;
     and lists and mappings nested more than MAX_DEPTH deep.
     """
+    import yaml  # not needed by captioner.deploy.onnx_runner, which imports this module
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, loader):
@@ -154,6 +154,8 @@ def check_yaml(text: str) -> None:
 
 def _yaml_keys(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
     """Each key of the nested mappings and its line; train.lr for lr below train, as for a key of that name."""
+    import yaml
+
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             name = f"{path}{key.value}"
