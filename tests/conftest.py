@@ -107,6 +107,16 @@ def captioner(weights):
     return make_captioner()
 
 
+@pytest.fixture(scope="module")
+def checkpoint(weights, tmp_path_factory):
+    """The file of such a model."""
+    from helpers import make_captioner
+
+    file = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    make_captioner().save(file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Five images that can be told apart. Read only."""

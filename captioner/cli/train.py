@@ -67,9 +67,8 @@ def run(options: Any) -> None:
     from captioner.training.run import lock_folder, resolve_trainer, scratch_folder
 
     trainer_options, out = resolve_trainer(options.trainer), Path(options.output)
-    with (
-        scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out, "train") as folder
-    ):  # on the same disk
+    # The scratch folder is on the same disk.
+    with scratch_folder(Path(f"{out}.check")) if options.check else lock_folder(out, "train") as folder:
         _train(options, folder, trainer_options)
 
 

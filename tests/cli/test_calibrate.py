@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from helpers import captions_of, draw, is_one_line, make_captioner, write_set
+from helpers import captions_of, draw, is_one_line, write_set
 from safetensors import safe_open
 
 from captioner.config import SearchConfig
@@ -13,13 +13,6 @@ from captioner.models.captioner import Captioner
 from captioner.models.confidence import UNSURE
 
 SEARCH = ["--beam", "2", "--max_length", "5", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(weights, tmp_path_factory):
-    file = tmp_path_factory.mktemp("models") / "model.safetensors"
-    make_captioner().save(file)
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -323,13 +323,13 @@ def test_an_example_and_its_attention_maps(visit, cli):
     page.locator(".word-maps figure", has_text="cat").wait_for()
     assert strip.all_inner_texts() == names
     words.first.focus()
-    pictures = "canvases => canvases.map(canvas => canvas.toDataURL())"
-    drawn = page.locator(".word-maps canvas").evaluate_all(pictures)
-    assert page.locator(".card > .image-box canvas").evaluate_all(pictures) == drawn[:1]
+    contents = "canvases => canvases.map(canvas => canvas.toDataURL())"
+    drawn = page.locator(".word-maps canvas").evaluate_all(contents)
+    assert page.locator(".card > .image-box canvas").evaluate_all(contents) == drawn[:1]
     alone = visit()
     alone.get_by_role("button", name="Cat", exact=True).click()
     alone.locator(".word-maps figure", has_text="cat").wait_for()
-    assert alone.locator(".word-maps canvas").evaluate_all(pictures) == drawn
+    assert alone.locator(".word-maps canvas").evaluate_all(contents) == drawn
 
 
 @pytest.mark.slow

@@ -12,20 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, draw, is_one_line, make_captioner, refused
+from helpers import ROOT, draw, is_one_line, refused
 
 from captioner.cli.predict import check_engine_device
 from captioner.models.captioner import Captioner
 
 SMALL = ("--device", "cpu", "--batch_size", "2", "--beam", "2", "--max_length", "6")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install -e '.[ray]'")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(weights, tmp_path_factory):
-    file = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    make_captioner().save(file)
-    return file
 
 
 @pytest.fixture(scope="module")
