@@ -57,8 +57,8 @@ def render(template: str, **values: Any) -> str:
 
 
 def origin(command_line: Sequence[str]) -> dict[str, str]:
-    """The variables of origin.html: how and when a page was made; the command line has no absolute paths."""
-    shown = {word: re.sub(r"^(--[\w.]+=)?@?(/.*)", _typed_path, word) for word in command_line}
+    """The variables of origin.html: how and when a page was made; the command line names no folders elsewhere."""
+    shown = {word: re.sub(r"^(--[\w.]+=)?@?((?:\.\.)?/.*)", _typed_path, word) for word in command_line}
     now = datetime.now().astimezone()
     return {
         "command": " ".join(_quoted(shown[word]) for word in command_line),
@@ -66,6 +66,9 @@ def origin(command_line: Sequence[str]) -> dict[str, str]:
         "date": f"{now:%Y-%m-%d %H:%M}",
         "version": __version__,
     }
+
+
+_OUTSIDE = ("/", "../")  # what a path begins with that may lead out of the working folder
 
 
 def _quoted(word: str) -> str:
@@ -80,12 +83,13 @@ def _typed_path(found: re.Match[str]) -> str:
 def short_path(path: str) -> str:
     """A name for a page that others may see: below the working folder as it is, elsewhere …/ and its last part.
 
-    short_path("/home/ada/data/val.json") is "…/val.json", and in /home/ada "data/val.json"; a relative path stays.
+    short_path("/home/ada/data/val.json") is "…/val.json", and in /home/ada "data/val.json", typed as it is
+    or as "../ada/data/val.json".
     """
-    if not os.path.isabs(path):
+    if not path.startswith(_OUTSIDE):
         return path
     inside = os.path.relpath(path)
-    return f"…/{os.path.basename(path.rstrip('/'))}" if inside.startswith("..") else inside
+    return f"…/{os.path.basename(os.path.abspath(path))}" if inside.startswith("..") else inside
 
 
 def short_paths(paths: Sequence[str]) -> list[str]:
@@ -94,7 +98,7 @@ def short_paths(paths: Sequence[str]) -> list[str]:
     for parts in range(2, 1 + max((path.count("/") for path in paths), default=0)):
         if len(set(found)) == len(set(paths)):
             break
-        found = ["…/" + "/".join(path.split("/")[-parts:]) if path.startswith("/") else path for path in paths]
+        found = ["…/" + "/".join(path.split("/")[-parts:]) if path.startswith(_OUTSIDE) else path for path in paths]
     return found
 
 

@@ -185,11 +185,12 @@ def test_short_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert short_path(f"{tmp_path}/a/b.json") == "a/b.json"
     assert short_path("/home/ada/b.json") == "…/b.json"
-    assert short_path("../b.json") == "../b.json"
+    assert short_path("../home/b.json") == "…/b.json"
+    assert short_path(f"../{tmp_path.name}/b.json") == "b.json"
     assert short_paths(["/home/ada/one/m.ckpt", "/home/ada/two/m.ckpt"]) == ["…/one/m.ckpt", "…/two/m.ckpt"]
     assert short_paths([]) == []
-    line = ["captioner", "x", "--a=/home/ada/b c.json", "@/home/ada/l.txt", "and/or", "s3://b/c", "it's"]
-    assert origin(line)["command"] == "captioner x '--a=…/b c.json' @…/l.txt and/or s3://b/c 'it'\"'\"'s'"
+    line = ["captioner", "x", "--a=/home/ada/b c.json", "@/home/ada/l.txt", "@../l.txt", "and/or", "s3://b/c", "it's"]
+    assert origin(line)["command"] == "captioner x '--a=…/b c.json' @…/l.txt @…/l.txt and/or s3://b/c 'it'\"'\"'s'"
 
 
 def test_without_folders():
