@@ -75,22 +75,16 @@ def run(options: Any) -> None:
 def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    from captioner.models.init_from import describe_options, init_from
-    from captioner.training.callbacks import Monitor, make_callbacks
+    from captioner.training.callbacks import make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
     from captioner.training.run import describe_trainer, export_best, fit, make_trainer
     from captioner.training.task import CaptionTask, load_teachers
 
-    say = rank_zero_only(print)
     data, model, resumed = _begin(options, folder, trainer_options["accelerator"])
     config = options.train
-    say(describe_trainer(trainer_options, options.data.batch_size))
-    references, monitor = data.references(), Monitor()
-    if reason := data.fixed_cider(references):
-        monitor = Monitor("val_loss", "min")
-        warn = f"val_cider stays 0: {reason}; best.ckpt is the epoch with the lowest val_loss"
-        rank_zero_only(progress.warn)(f"captioner train: warning: {warn}")
-    callbacks = [*make_callbacks(folder, config, data.val.examples, monitor), SanityChecks(data)]
+    rank_zero_only(print)(describe_trainer(trainer_options, options.data.batch_size))
+    references = data.references()
+    callbacks = [*make_callbacks(folder, config, data.val.examples, _monitor(data, references)), SanityChecks(data)]
     dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
     if options.check:
         callbacks.append(dry_run)
@@ -98,17 +92,9 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * config.epochs
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    images, val_images = len(data.train.examples), len(data.val.examples)
-    captions, words = len(data.train_set.lengths), len(data.vocabulary)
-    say(f"{captions:,} captions of {images:,} images, {words:,} words; {val_images:,} images for validation")
-    say(f"{parameters:,} trained parameters, {batches:,} batches an epoch")
-    for line in data.notes():
-        say(line)
+    rank_zero_only(_describe)(data, model, batches)
     if options.init_from and not resumed:
-        for line in describe_options(options.model, options.init_from, options.given):
-            say(line)
-        say(init_from(model, options.init_from))
+        _copy_weights(options, model)
     teachers = load_teachers(model, config.teacher_files, data.encoder)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, references, steps, rewards, teachers)
@@ -124,6 +110,44 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         print(f"Done: {slim} is the best model, for use")
         print(f"try: captioner predict PHOTO.jpg --checkpoint {slim}")
         print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
+
+
+def _monitor(data: Any, references: list[list[list[str]]]) -> Any:
+    """What the best epoch is chosen by: val_cider, or val_loss and a warning where that cannot move."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from captioner.training.callbacks import Monitor
+
+    reason = data.fixed_cider(references)
+    if not reason:
+        return Monitor()
+    warning = f"val_cider stays 0: {reason}; best.ckpt is the epoch with the lowest val_loss"
+    rank_zero_only(progress.warn)(f"captioner train: warning: {warning}")
+    return Monitor("val_loss", "min")
+
+
+def _describe(data: Any, model: Any, batches: int) -> None:
+    """Print what is trained, and on what."""
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    images, val_images = len(data.train.examples), len(data.val.examples)
+    captions, words = len(data.train_set.lengths), len(data.vocabulary)
+    print(f"{captions:,} captions of {images:,} images, {words:,} words; {val_images:,} images for validation")
+    print(f"{parameters:,} trained parameters, {batches:,} batches an epoch")
+    for line in data.notes():
+        print(line)
+
+
+def _copy_weights(options: Any, model: Any) -> None:
+    """Initialise `model` by ``--init-from``, and print what came from there."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from captioner.models.init_from import describe_options, init_from
+
+    for line in [
+        *describe_options(options.model, options.init_from, options.given),
+        init_from(model, options.init_from),
+    ]:
+        rank_zero_only(print)(line)
 
 
 def _begin(options: Any, folder: Path, device: str) -> tuple[Any, Any, bool]:

@@ -211,7 +211,7 @@ class CaptionData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Captions bucketed by length if their features are pooled, else all captions of an image together."""
-        return self._loader(self.train_set, self.train_sampler(*self._rank_and_world()), ResumableLoader)
+        return self._loader(self.train_set, self.train_sampler(*rank_and_world(self.trainer)), ResumableLoader)
 
     def val_dataloader(self) -> DataLoader:
         """Batches of images with all of their captions: as many in each process, each in one of them.
@@ -219,11 +219,8 @@ class CaptionData(pl.LightningDataModule):
         DDP waits for all processes in a batch, and Lightning leaves out a validation of no batch. Of fewer images than
         processes, some batches are therefore in several of them.
         """
-        mine = images_by_process(len(self.val.examples), *self._rank_and_world())
+        mine = images_by_process(len(self.val.examples), *rank_and_world(self.trainer))
         return self._loader(self.val_set, mine, CaptionLoader)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _dataset(
         self, split: DataSplit, by_image: bool, augment: int | None = None, tokenized: TokenizedCaptions | None = None
@@ -298,12 +295,15 @@ class EvaluationData(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """Batches of images with all of their captions: as many in each process, each in one of them."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return CaptionLoader(
-            self.dataset, None, sampler=images_by_process(len(self.examples), rank, world), num_workers=self.workers
-        )
+        mine = images_by_process(len(self.examples), *rank_and_world(self.trainer))
+        return CaptionLoader(self.dataset, None, sampler=mine, num_workers=self.workers)
 
     val_dataloader = predict_dataloader = test_dataloader
+
+
+def rank_and_world(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """The number of this process and of all processes; 0 and 1 without a trainer."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def images_by_process(images: int, rank: int, world: int) -> list[list[int]]:
