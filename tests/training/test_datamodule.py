@@ -359,7 +359,7 @@ def test_processes_share_the_validation_images(tiny, monkeypatch, images, world)
     data.val.examples = data.val.examples[:1] * images
     shares = []
     for rank in range(world):
-        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(datamodule, "rank_and_world", lambda trainer, rank=rank: (rank, world))
         shares.append([tuple(batch) for batch in data.val_dataloader().sampler])
     assert {len(share) for share in shares} == {-(-images // (64 * world))}
     found = [batch for share in shares for batch in share]
