@@ -227,7 +227,7 @@ class DataConfig(_Config, group="data."):
         max_length: captions are cut to this many words
         batch_size: captions in a batch, divided among trainer.devices
         skip_bad_images: count and skip missing or unreadable images and images without captions, instead of stopping
-        augment: crop each training image anew in each epoch, a little brighter or darker; only for an encoder with
+        augment: crop each training image at random in each epoch, a little brighter or darker; only for an encoder with
             trained stages, whose frozen ones then run in each epoch, too
         horizontal_flip: mirror half of the images in each epoch, and exchange left and right in their English captions
         flip_words: pairs of words that it exchanges in another language, such as links:rechts,linke:rechte

@@ -1,4 +1,4 @@
-"""Errors that the user can fix: one clear line instead of a traceback."""
+"""Errors that the user can fix, in one clear line instead of a traceback, and the wording of messages."""
 
 import errno
 from collections.abc import Iterable
@@ -41,6 +41,26 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
     begun = [name for name in spelled if len(typed) > 1 and name.startswith(typed.lower())]
     close = [*begun, *get_close_matches(typed.lower(), spelled, 1)]
     return f": did you mean {spelled[close[0]]}?" if close else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which is in the plural unless it is one.
+
+    >>> counted(1, "batch"), counted(0, "epoch"), counted(2000, "batch")
+    ('1 batch', '0 epochs', '2,000 batches')
+    """
+    plural = f"{noun}es" if noun.endswith(("tch", "s", "x")) else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def decimals(number: float, form: str = ".2f") -> str:
+    """A number in a format of Python's, without the sign of a zero.
+
+    >>> decimals(-0.004), decimals(0.004, "+.2f"), decimals(-1.5, "+.2f")
+    ('0.00', '0.00', '-1.50')
+    """
+    text = f"{number:{form}}"
+    return text if float(text) else text.lstrip("+-")
 
 
 def printable(text: str) -> str:

@@ -40,7 +40,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Average; see the module's docstring."""
-    from captioner.errors import UserError
+    from captioner.errors import UserError, counted
 
     names = options.checkpoints
     if len(names) < 2:
@@ -63,11 +63,11 @@ def run(options: Any) -> None:
         skipped: dict[str, None] = {}
         chosen, reached = greedy_selection(len(names), _scorer(options, states, skipped))
         if skipped:
-            print(f"{len(skipped)} images skipped, e.g. {next(iter(skipped))}", file=sys.stderr)
+            print(f"{counted(len(skipped), 'image')} skipped, e.g. {next(iter(skipped))}", file=sys.stderr)
         print(f"CIDEr {reached:.2f} with {len(chosen)} of {len(names)}: {', '.join(names[i] for i in chosen)}")
     header = {name: value for name, value in headers[0].items() if name != "calibration"}  # which is of other weights
     save_slim(options.output, header, average([states[i] for i in chosen]))
-    print(f"{options.output}: the average of {len(chosen)} checkpoints")
+    print(f"{options.output}: the average of {counted(len(chosen), 'checkpoint')}")
 
 
 def _scorer(options: Any, states: Any, skipped: dict[str, None]) -> Callable[[list[int]], float]:

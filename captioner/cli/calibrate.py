@@ -18,7 +18,7 @@ import numpy as np
 
 from captioner.cli.options import add_device_argument, add_skip_argument, config_of, load_model
 from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.files import check_writable
 
 MAIN = "checkpoint annotations images list output cider beam device skip_bad_images"
@@ -70,7 +70,7 @@ def run(options: Any) -> None:
         perplexities += [caption.perplexity for caption in captions]
         right += [cider >= options.cider for cider in ciders]
     if len(right) < LEAST:
-        raise UserError(f"{len(right)} images are too few to calibrate on: name {LEAST} or more, better 500")
+        raise UserError(f"{counted(len(right), 'image')} to calibrate on: too few, name {LEAST} or more, better 500")
     if len(set(right)) == 1:
         share = "every" if right[0] else "no"
         raise UserError(f"{share} caption has a CIDEr of {options.cider:g} or more: choose another --cider")
@@ -155,7 +155,9 @@ def _show(options: Any, calibration: Any, perplexities: Sequence[float], right: 
 
     found = summary(cross_validated(perplexities, right, calibration), right)
     unsure = sum(calibration.confidence(each) < UNSURE for each in perplexities)
-    print(f"{len(right)} captions, {sum(right)} of them right (CIDEr {calibration.cider:g} or more), {unsure} unsure")
+    print(
+        f"{counted(len(right), 'caption')}, {sum(right)} right (CIDEr {calibration.cider:g} or more), {unsure} unsure"
+    )
     for share in (5, 25, 50, 75, 95):
         perplexity = float(np.percentile(perplexities, share))
         print(f"perplexity {perplexity:5.2f}: confidence {calibration.confidence(perplexity):4.0%}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.cli.options import add_skip_argument, add_split_arguments, read_split
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 
 READS = "path images list"
 WRITES = "output"
@@ -49,13 +49,13 @@ def run(options: Any) -> None:
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
     captions = sum(len(example.captions) for example in examples)
-    counts = f"{len(examples):,} images, {captions:,} captions"
+    counts = f"{counted(len(examples), 'image')}, {counted(captions, 'caption')}"
     if options.to == "coco":
         folder = to_coco(examples, options.output, _root(examples[0]), options.image_files)
         print(f"{options.output / 'captions.json'}: {counts}; the images are in {folder}")
     else:
         shards = to_webdataset(examples, options.output, options.shard_size)
-        print(f"{options.output}: {counts} in {shards:,} shard{'s' * (shards > 1)}")
+        print(f"{options.output}: {counts} in {counted(shards, 'shard')}")
 
 
 def _root(example: Any) -> Path:

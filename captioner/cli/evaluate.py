@@ -25,7 +25,7 @@ from captioner.cli.options import (
     say_written,
 )
 from captioner.config import SearchConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.files import check_writable, write_json
 
 MAIN = "checkpoint device annotations images split beam output report compare compare_checkpoint json skip_bad_images"
@@ -85,7 +85,7 @@ def run(options: Any) -> None:
                 other = second[0] if second else comparison.captions.get(image)
                 page.add(example, first, other)
         if skipped:
-            print(f"{len(skipped)} images skipped, e.g. {skipped[0]}", file=sys.stderr)
+            print(f"{counted(len(skipped), 'image')} skipped, e.g. {skipped[0]}", file=sys.stderr)
         if options.output is not None:
             _write_results(options, captions, names)
         if options.compare_checkpoint:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from captioner.cli.parser import ConfigFile
 from captioner.config import IMAGE_BATCH_SIZE, SearchConfig
 from captioner.data.addresses import ADDRESS
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 
 Config = TypeVar("Config")
 
@@ -149,7 +149,7 @@ def model_name(checkpoints: list[str] | None) -> str:
 def say_written(images: int, *files: str | None) -> None:
     """The last line of a command on a terminal: which of these files it wrote, and the captions of how many images."""
     if sys.stderr.isatty() and (names := [name for name in files if name]):
-        print(f"{' and '.join(names)}: captions of {images:,} images", file=sys.stderr)
+        print(f"{' and '.join(names)}: captions of {counted(images, 'image')}", file=sys.stderr)
 
 
 def report_heading(options: Any, images: int) -> str:
@@ -158,4 +158,4 @@ def report_heading(options: Any, images: int) -> str:
     from captioner.reports.page import short_paths
 
     model = model_name(short_paths(options.checkpoint) if options.checkpoint else None)
-    return f"{images:,} {'image' if images == 1 else 'images'} · {model} · {search}"
+    return f"{counted(images, 'image')} · {model} · {search}"

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 
 from captioner.cli.options import add_model_arguments, config_of, load_model, report_heading, say_written
 from captioner.config import SearchConfig
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, counted, decimals, printable
 from captioner.files import atomic_write, check_writable
 
 MAIN = "checkpoint device beam n_best max_length format output engine report"
@@ -75,7 +75,7 @@ def run(options: Any) -> int:
     ids = _image_ids(options.annotations, items) if options.format == "coco" else None
     failed = (_caption_stream if in_one_go else _caption_parts)(options, search, model, workers, items, ids)
     if failed:
-        print(f"captioner predict: {failed} of {len(items)} images could not be read", file=sys.stderr)
+        print(f"captioner predict: {failed} of {counted(len(items), 'image')} could not be read", file=sys.stderr)
     say_written(len(items) - failed, options.output, options.report)
     return 1 if failed else 0
 
@@ -122,10 +122,10 @@ def _image_ids(annotations: str, items: Sequence[Any]) -> dict[str, Any]:
     found, missing, extra = match_results(names, captions, names, annotations)
     if extra:
         raise UserError(
-            f"{annotations}: {len(extra)} of the images are not in it, such as {extra[0]!r}: leave them out"
+            f"{annotations} lacks {len(extra)} of {counted(len(items), 'image')}, such as {extra[0]!r}: leave them out"
         )
     if missing:
-        print(f"{len(missing)} of the {len(names)} images of {annotations} are not captioned", file=sys.stderr)
+        print(f"{annotations}: {len(missing)} of {counted(len(names), 'image')} without a caption", file=sys.stderr)
     return {item: image_id for image_id, item in found.items()}
 
 
@@ -208,13 +208,13 @@ def _print_records(
                 results.append({"image_id": ids[record["image"]], "caption": record["caption"]})
             elif table is not None:
                 for caption in record.get("n_best", [record]):
-                    cells = (f"{caption[name]:.3f}" if name in caption else "" for name in numbers)
+                    cells = (decimals(caption[name], ".3f") if name in caption else "" for name in numbers)
                     table.writerow([record["image"], caption["caption"], *cells])
             elif form == "jsonl":
                 print(json.dumps(record, ensure_ascii=False), file=out)
             else:
                 for caption in record.get("n_best", [record]):
-                    score = f"\t{caption['score']:.3f}" if "n_best" in record else ""
+                    score = f"\t{decimals(caption['score'], '.3f')}" if "n_best" in record else ""
                     print(f"{record['image']}\t{caption['caption']}{score}{_unsure(caption)}", file=out)
             out.flush()
     if ids is not None and out is not None:

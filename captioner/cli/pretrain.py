@@ -11,7 +11,7 @@ from typing import Any
 
 from captioner.cli.options import add_run_arguments
 from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.models.checkpoint import LANGUAGE_OPTIONS
 
 # The options that a training without images has.
@@ -73,14 +73,11 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     callbacks = [TextSamples(folder, config.samples, data), *best_and_last(folder, Monitor("val_loss", "min"))]
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     unknown = 100 * float((train_ids == UNK).float().mean())
-    print(
-        f"{len(train_ids):,} tokens in {len(train.inputs):,} streams, {unknown:.2g} % of them unknown, "
-        f"{len(val_ids):,} for validation"
-    )
-    print(
-        f"{len(vocabulary):,} {'words' if data.level == 'word' else 'characters'}, {len(train):,} chunks an epoch "
-        f"on {trainer_options['accelerator']} in {trainer_options['precision']}"
-    )
+    tokens, streams = counted(len(train_ids), "token"), counted(len(train.inputs), "stream")
+    print(f"{tokens} in {streams}, {unknown:.2g} % of them unknown, {len(val_ids):,} for validation")
+    words = counted(len(vocabulary), "word" if data.level == "word" else "character")
+    where = f"on {trainer_options['accelerator']} in {trainer_options['precision']}"
+    print(f"{words}, {counted(len(train), 'chunk')} an epoch {where}")
     loaders = [DataLoader(streams, batch_size=None) for streams in (train, val)]
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)
     slim = export_best(folder, "lm.safetensors", language_model_weights)

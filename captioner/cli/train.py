@@ -13,7 +13,7 @@ from typing import Any
 from captioner import progress
 from captioner.cli.options import add_run_arguments
 from captioner.config import VOCABULARIES, DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.models.checkpoint import inherited_options, read_header, resolve_checkpoint
 
 GROUPS = {
@@ -92,12 +92,12 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     trainer = make_trainer(folder, config.epochs, callbacks, trainer_options)
     batches = len(data.train_sampler(world=trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches) * config.epochs
-    rank_zero_only(_describe)(data, model, batches)
     if options.init_from and not resumed:
         _copy_weights(options, model)
     teachers = load_teachers(model, config.teacher_files, data.encoder)
     rewards = data.rewards(config.bleu_weight) if config.objective == "scst" else None
     task = CaptionTask(model, config, options.search, references, steps, rewards, teachers)
+    rank_zero_only(_describe)(data, task, batches)
     fit(trainer, task, folder, resumed, data)
     if not trainer.is_global_zero:
         return
@@ -126,13 +126,13 @@ def _monitor(data: Any, references: list[list[list[str]]]) -> Any:
     return Monitor("val_loss", "min")
 
 
-def _describe(data: Any, model: Any, batches: int) -> None:
+def _describe(data: Any, task: Any, batches: int) -> None:
     """Print what is trained, and on what."""
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    images, val_images = len(data.train.examples), len(data.val.examples)
-    captions, words = len(data.train_set.lengths), len(data.vocabulary)
-    print(f"{captions:,} captions of {images:,} images, {words:,} words; {val_images:,} images for validation")
-    print(f"{parameters:,} trained parameters, {batches:,} batches an epoch")
+    images, val_images = (counted(len(split.examples), "image") for split in (data.train, data.val))
+    captions, words = counted(len(data.train_set.lengths), "caption"), counted(len(data.vocabulary), "word")
+    trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    print(f"{captions} of {images}, {words}; {val_images} for validation")
+    print(f"{counted(trained, 'trained parameter')}, {counted(batches, 'batch')} an epoch")
     for line in data.notes():
         print(line)
 
@@ -220,4 +220,4 @@ def _choose_for_small_set(options: Any, data: Any) -> None:
     data.data = options.data
     if chosen:
         values = " ".join(f"--{name} {value}" for name, value in chosen.items())
-        rank_zero_only(print)(f"chosen for {captions:,} captions: {values}")
+        rank_zero_only(print)(f"chosen for {counted(captions, 'caption')}: {values}")

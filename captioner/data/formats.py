@@ -31,7 +31,7 @@ from captioner.data.entries import (
 from captioner.data.images import SUFFIXES, VIDEOS, find_images, is_image_name
 from captioner.data.label_tools import is_label_studio, is_llava, read_cvat, read_label_studio, read_llava
 from captioner.data.parquet import read_rows
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.files import ID, IDS, decode_text, json_type, parse_json, read_json, read_text, require_fields
 
 LABEL_TOOLS = ("label_studio", "llava", "cvat")
@@ -567,7 +567,7 @@ def _load_csv(path: Path, columns: Sequence[str] | None) -> _Table:
         if len(cells) == len(header):
             rows.append((f"{path}: line {line}", dict(zip(header, cells, strict=True))))
         else:
-            count = f"{len(cells)} cells, the first line has {len(header)}"
+            count = f"{counted(len(cells), 'cell')}, the first line has {len(header)}"
             problems.append(Problem("row with too few or too many cells", f"{path}: line {line} has {count}"))
     return header, rows, problems
 

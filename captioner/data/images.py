@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from captioner.data.addresses import StoredImage, is_address
 from captioner.data.shards import Member, are_shards, expand, samples
-from captioner.errors import UserError, install_hint, printable
+from captioner.errors import UserError, counted, install_hint, printable
 from captioner.files import open_regular
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _explain(error: Exception) -> str:
 
 def _source_name(source: object) -> str:
     if isinstance(source, bytes):
-        return f"image of {len(source):,} bytes"
+        return f"image of {counted(len(source), 'byte')}"
     if isinstance(source, (str, os.PathLike)):
         return printable(os.fsdecode(source))
     return printable(str(getattr(source, "filename", None) or getattr(source, "name", None) or "image"))
@@ -310,7 +310,7 @@ def _with_or_without_heif(folder: str, images: list[Path]) -> list[Path]:
     if not heif or can_open_heif():
         return images
     hint = f"{install_hint('heif')} to open them"
-    print(f"{printable(folder)}: {len(heif)} HEIC images are left out; {hint}", file=sys.stderr)
+    print(f"{printable(folder)}: {counted(len(heif), 'HEIC image')} left out; {hint}", file=sys.stderr)
     return [image for image in images if image not in heif]
 
 

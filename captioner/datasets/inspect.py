@@ -26,7 +26,7 @@ from captioner.data.images import ORIENTATION, ImageError, image_errors, open_fi
 from captioner.data.vocabulary import NO_SPACES, has_no_spaces, tokenize
 from captioner.datasets.duplicates import group_duplicates
 from captioner.devices import choose_workers, needed_workers
-from captioner.errors import UserError, install_hint
+from captioner.errors import UserError, counted, install_hint
 from captioner.files import read_json
 
 BATCH = 16  # images that a worker process reads together
@@ -178,17 +178,13 @@ def _shown_captions(
 
     return [
         ("Random samples", [ShownImage(examples[i].name, examples[i].path, examples[i].captions) for i in drawn]),
-        ("Longest captions", [show(i, n, f"{len(words)} words") for i, n, words in longest]),
-        ("Shortest captions", [show(i, n, _words(len(words))) for i, n, words in shortest]),
+        ("Longest captions", [show(i, n, counted(len(words), "word")) for i, n, words in longest]),
+        ("Shortest captions", [show(i, n, counted(len(words), "word")) for i, n, words in shortest]),
         (
             "Captions with the most words that occur once",
             [show(i, n, ", ".join(sorted(once & set(w))), once & set(w)) for i, n, w in rarest if once & set(w)],
         ),
     ]
-
-
-def _words(count: int) -> str:
-    return f"{count} {'word' if count == 1 else 'words'}"
 
 
 def _shown_sizes(images: Sequence[InspectedImage]) -> list[tuple[str, list[ShownImage]]]:
@@ -250,7 +246,7 @@ def _caption_findings(split: InspectedSplit, captions: Captions) -> list[Finding
     for example, words in zip(split.examples, captions, strict=True):
         name = example.name
         empty += [f"{name}: {text!r}" for text, each in zip(example.captions, words, strict=True) if not each]
-        long += [f"{name}: {len(each)} words" for each in words if len(each) > longest]
+        long += [f"{name}: {counted(len(each), 'word')}" for each in words if len(each) > longest]
         if len(set(map(tuple, words))) < len(words):
             repeated.append(name)
     unspaced = [NO_SPACES] if has_no_spaces(text for each in split.examples for text in each.captions) else []

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from captioner.config import SearchConfig, ServeConfig
 from captioner.data.images import ImageError
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, counted, printable
 
 FORM_BYTES = 64 * 1024  # of a request besides its images
 Source = bytes | str | ImageError  # of an image: the bytes of its file, an address, or the error
@@ -144,7 +144,7 @@ def _read_json(body: bytes, config: ServeConfig) -> Content:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HTTPException(422, f"{kind_of_source!r} must be a list of strings")
     if len(values) > config.max_images:
-        raise HTTPException(413, f"{len(values):,} images: at most {config.max_images} in a request")
+        raise HTTPException(413, f"{counted(len(values), 'image')}: at most {config.max_images} in a request")
     if kind_of_source == "images":
         return [(f"image {number}", _decode_base64(number, value)) for number, value in enumerate(values)], options
     if not config.allow_urls:

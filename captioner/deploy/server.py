@@ -29,7 +29,7 @@ from captioner.config import SearchConfig, ServeConfig
 from captioner.data.images import ImageError, eval_transform, image_errors, open_image
 from captioner.deploy.request_body import BODY, Source, read_body, request_search
 from captioner.deploy.safe_fetch import Refused, fetch
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, counted, printable
 from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
 from captioner.reports.page import render
 
@@ -150,7 +150,8 @@ class CaptionService:
             seconds = f"{self.config.timeout:g} s"
             raise HTTPException(504, f"not done in {seconds}; send fewer images or try later") from None
         except queue.Full:
-            raise HTTPException(503, f"{self.config.queue} images are waiting already; try again", BUSY) from None
+            waiting = counted(self.config.queue, "image")
+            raise HTTPException(503, f"the queue is full ({waiting}); try again", BUSY) from None
 
     async def _caption_request(self, request: Request) -> dict[str, Any]:
         sources, options = await read_body(request, self.config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.files import write_json, write_text
 
 Record = dict[str, Any]
@@ -96,7 +96,7 @@ class PartFolder:
             try:
                 found = [json.loads(line) for line in file.read_text("utf-8", SURROGATES).split("\n")[:-1]]
                 if len(found) != len(items):
-                    raise ValueError(f"{len(found)} lines for {len(items)} images")
+                    raise ValueError(f"{counted(len(found), 'line')} for {counted(len(items), 'image')}")
                 for record, item in zip(found, items, strict=True):
                     if not isinstance(record, dict) or not isinstance(record.get("error", record.get("caption")), str):
                         raise ValueError(f"a line has neither a caption nor an error of {item}")

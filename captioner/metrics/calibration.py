@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from captioner.errors import counted
+
 BINS = 10  # of equal numbers of captions
 DRAWS = 1000  # of outcomes, for the error of exact confidences
 
@@ -72,4 +74,5 @@ def summary(confidences: Any, right: Any, bins: int = BINS) -> dict[str, Any]:
 def show_error(found: Mapping[str, Any]) -> str:
     """One line for :func:`summary`: the error, and what of it is chance."""
     chance = "exact confidences have {ece_of_exact:.3f} by chance, 95 % of the time at most {ece_of_exact_95:.3f}"
-    return ("expected calibration error {ece:.3f} of {captions} captions (" + chance + ")").format(**found)
+    captions = counted(found["captions"], "caption")
+    return f"expected calibration error {found['ece']:.3f} of {captions} ({chance.format(**found)})"

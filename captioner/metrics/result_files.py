@@ -20,7 +20,7 @@ from captioner.data.annotations import (
 )
 from captioner.data.entries import caption_list, first_key
 from captioner.data.formats import find_delimiter, read_table
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.files import ID, read_text
 
 
@@ -119,7 +119,9 @@ def match_results(
     """
     if results and all(isinstance(result, Place) for result in results):
         if len(results) != len(references):
-            count = f"{len(results)} captions without names of images, and {len(references)} images"
+            count = (
+                f"{counted(len(results), 'caption')} without names of images, and {counted(len(references), 'image')}"
+            )
             raise UserError(f"{where}: {count}: name the image of each")
         print(f"{where}: no names of images: taken in the order of the annotations", file=sys.stderr)
         return dict(zip(references, results.values(), strict=True)), [], []
@@ -149,7 +151,10 @@ def match_results(
         some = " and ".join(f"some by {kind} (e.g. {result!r})" for kind, result in first_by.items())
         raise UserError(f"{where}: names images in two ways, {some}; use one of them throughout")
     for kind, some_results in lenient.items():
-        print(f"{where}: {len(some_results)} images are named by {kind}, such as {some_results[0]!r}", file=sys.stderr)
+        print(
+            f"{where}: {counted(len(some_results), 'image')} named by {kind}, such as {some_results[0]!r}",
+            file=sys.stderr,
+        )
     captions = {image: found[image] for image in references if image in found}
     return captions, [image for image in references if image not in found], extra
 

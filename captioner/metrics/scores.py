@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioner import __version__
+from captioner.errors import counted
 
 Caption = Sequence[Hashable]
 References = Sequence[Sequence[Caption]]
@@ -467,7 +468,8 @@ def _matches_of_others(corpus: _Corpus, grams: _Grams) -> np.ndarray:
 def _check(hypotheses: Sequence[Caption], references: References | None = None) -> None:
     """Raise the ValueErrors that the module's docstring lists."""
     if references is not None and len(references) != len(hypotheses):
-        raise ValueError(f"{len(hypotheses)} captions but references for {len(references)} images: one caption each")
+        captions, images = counted(len(hypotheses), "caption"), counted(len(references), "image")
+        raise ValueError(f"{captions} but references for {images}: one caption each")
     if not len(hypotheses):
         raise ValueError("no captions to score")
     for i, hypothesis in enumerate(hypotheses):

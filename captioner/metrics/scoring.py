@@ -18,7 +18,7 @@ import numpy as np
 
 from captioner import metrics
 from captioner.data.annotations import read_references
-from captioner.errors import UserError
+from captioner.errors import UserError, counted, decimals
 from captioner.files import ID, check_writable, write_json, write_text
 from captioner.metrics import external
 from captioner.metrics.calibration import show_error
@@ -156,7 +156,9 @@ def score_images(
     per_image = [metrics.per_image(refs, captions, frequencies) for captions in words]
     scores = metrics.score_tokens(refs, words[0], tokenizer, options.nltk, per_image[0])
     if frequencies is not None:
-        scores["signature"] += f" | df:{Path(options.document_frequency or '').name} ({frequencies.images:,} images)"
+        scores["signature"] += (
+            f" | df:{Path(options.document_frequency or '').name} ({counted(frequencies.images, 'image')})"
+        )
     scores["CIDEr-shuffled"] = 100 * float(metrics.cider_d(refs, _shuffled(words[0]), frequencies).mean())
     scores |= left_out
     if options.intervals:
@@ -194,7 +196,7 @@ def show_scores(scores: Mapping[str, Any], file: str | None) -> None:
         print(
             "CIDEr is 0 for one image, as it weighs words by how few images have them: --document_frequency names more"
         )
-    print(f"{'distinct':<10}{scores['distinct']:8.2f} % of {scores['images']} captions")
+    print(f"{'distinct':<10}{scores['distinct']:8.2f} % of {counted(scores['images'], 'caption')}")
     print(f"{'distinct-n':<10}{scores['distinct-1']:8.2f} % of the words, {scores['distinct-2']:.2f} % of the bigrams")
     print(f"{'self-BLEU':<10}{scores['self-BLEU-4']:8.2f} (BLEU-4 with the other captions as references)")
     print(f"{'vocabulary':<10}{scores['vocabulary']:8} words")
@@ -219,8 +221,8 @@ def _show_comparison(compared: Mapping[str, Any]) -> None:
     print(f"{'':<10}{'first':>9}{'second':>9}{'difference':>12}   {'95 % interval':<20}{'p':>8}")
     for name in metrics.NAMES:
         row = compared[name]
-        interval = "[{low:+.2f}, {high:+.2f}]".format(**row)
-        scores = f"{row['first']:9.2f}{row['second']:9.2f}{row['difference']:+12.2f}"
+        low, high, difference = (decimals(row[key], "+.2f") for key in ("low", "high", "difference"))
+        interval, scores = f"[{low}, {high}]", f"{row['first']:9.2f}{row['second']:9.2f}{difference:>12}"
         print(f"{name:<10}{scores}   {interval:<20}{row['p']:8.4f}")
 
 
@@ -232,16 +234,16 @@ def _match_images(
     if not found:
         ids, known = (list(each)[:SHOWN] for each in (captions, references))
         raise UserError(
-            f"{where}: none of its {len(captions)} images ({ids} …) is among the {len(references)} of the annotations "
-            f"({known} …): name files of the same images"
+            f"{where}: none of its {counted(len(captions), 'image')} ({ids} …) is among the {len(references)} of the "
+            f"annotations ({known} …): name files of the same images"
         )
     if not missing and not extra:
         return found, {}
     differ = f"{where}: not the images of the annotations: {len(missing)} without a caption{_example(missing)}, "
     differ += f"{len(extra)} without references{_example(extra)}"
     if not partial:
-        raise UserError(f"{differ}; --partial scores the {len(found)} images that are in both")
-    print(f"{differ} are left out; {len(found)} images are in both", file=sys.stderr)
+        raise UserError(f"{differ}; --partial scores those in both, {counted(len(found), 'image')}")
+    print(f"{differ}: left out; {counted(len(found), 'image')} in both", file=sys.stderr)
     return found, {"missing": len(missing), "extra": len(extra)}
 
 
@@ -272,7 +274,9 @@ def _add_external(
 
     def clip_score(model: str) -> float:
         if without := [image for image in captions if image not in paths]:
-            raise UserError(f"{len(without)} images{_example(without)} have no file name within the folder")
+            raise UserError(
+                f"{counted(len(without), 'image')} without a file name within the folder{_example(without)}"
+            )
         return external.clip_score([paths[image] for image in captions], list(captions.values()), model, device)
 
     computes: dict[str, Callable[[], float]] = {}

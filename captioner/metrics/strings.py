@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.metrics.scores import score_tokens
 from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references
 
@@ -67,11 +67,13 @@ def _paired(captions: Any, references: Any) -> tuple[list[Any], list[Any], list[
         for name, one, other in (("reference", captions, references), ("caption", references, captions)):
             if lacking := [repr(image) for image in one if image not in other]:
                 some = ", ".join(lacking[:SHOWN]) + (" …" if len(lacking) > SHOWN else "")
-                raise UserError(f"{len(lacking)} images have no {name} ({some}): expected both for each image")
+                raise UserError(
+                    f"no {name} for {counted(len(lacking), 'image')} ({some}): expected both for each image"
+                )
         return list(captions), list(captions.values()), [references[image] for image in captions]
     hypotheses, written = list(captions), list(references)
     if len(hypotheses) != len(written):
-        sizes = f"{len(hypotheses):,} captions and references of {len(written):,} images"
+        sizes = f"{counted(len(hypotheses), 'caption')} and references of {counted(len(written), 'image')}"
         raise UserError(f"there are {sizes}: expected one caption for each image")
     return list(range(len(hypotheses))), hypotheses, written
 

@@ -20,7 +20,7 @@ from captioner.data.sources import ImageSource, is_single, load_source
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import Ids, State, Step, search
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.models.confidence import UNSURE, Calibration
 
 Concept = tuple[str, float]  # its name and its probability
@@ -307,7 +307,7 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
         words = vocabulary.split(text)
         for word in words:
             if word not in vocabulary.ids:
-                size = f"{len(vocabulary):,} words"
+                size = f"{counted(len(vocabulary), 'word')}"
                 raise UserError(f"{option}: {word!r} is not in the vocabulary of {size}: use another word")
             if word in must_not:
                 raise UserError(f"{option} and must_not both name {word!r}: remove it from one")
@@ -319,9 +319,11 @@ def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     prefix, must = ids("prefix", config.prefix), tuple(dict.fromkeys(ids("must", config.must)))
     width, needed = config.beam // config.groups, len(prefix) + len(set(must) - set(prefix))
     if len(must) >= width:
-        raise UserError(f"must names {len(must)} words: a beam (in each group) of {len(must) + 1} or more is needed")
+        raise UserError(
+            f"must names {counted(len(must), 'word')}: a beam (in each group) of {len(must) + 1} or more is needed"
+        )
     if config.max_length and needed > config.max_length:
-        raise UserError(f"prefix and must need {needed} words: max_length is {config.max_length}")
+        raise UserError(f"prefix and must need {counted(needed, 'word')}: max_length is {config.max_length}")
     endings = tuple(vocabulary.ids[word] for word in BAD_ENDINGS if word in vocabulary.ids)
     avoided = [vocabulary.ids[word] for word in must_not if word in vocabulary.ids]
     return Ids(START, END, (PAD, START, UNK, *avoided), endings, prefix, must)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from captioner.config import SearchConfig
-from captioner.errors import UserError, one_line
+from captioner.errors import UserError, counted, one_line
 
 UNSURE = 0.5  # a caption of a lower confidence is marked: it is likelier wrong than right
 RIGHT = 40.0  # CIDEr (times 100) from which a caption counts as right; docs/confidence.md compares it with looking
@@ -68,7 +68,7 @@ def fit(perplexities: Sequence[float], right: Sequence[bool], cider: float, sear
         w -= np.linalg.solve(hessian, x.T @ (p - y) + RIDGE * w)
     if not w[1] < 0:
         raise UserError(
-            f"of {len(y)} captions those with a higher perplexity are not right less often: use more images"
+            f"of {counted(len(y), 'caption')} those with a higher perplexity are not right less often: use more images"
         )
     return Calibration(float(w[0]), -float(w[1]), cider, len(y), asdict(search))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from captioner.data.images import ImageError, open_image
 from captioner.datasets.inspect import QUANTILES, Finding
-from captioner.errors import printable
+from captioner.errors import counted, printable
 from captioner.reports.page import jpeg_uri, origin, render, short_path, without_folders
 
 WIDTH, BAR = 80, 40  # columns of the terminal, and of the longest bar
@@ -73,7 +73,9 @@ def _facts(split: Report) -> list[tuple[str, str]]:
     ]
     if not split["first"]:
         also = split["captions_also_in_first"]
-        found.append(("also in the first split", f"{also:,} captions ({also / split['captions']:.1%}), word for word"))
+        found.append(
+            ("also in the first split", f"{counted(also, 'caption')} ({also / split['captions']:.1%}), word for word")
+        )
     if split.get("sizes"):
         sizes = split["sizes"]
         found += [(f"{side} in pixels", _quantiles(sizes[side])) for side in ("width", "height")]

@@ -13,7 +13,7 @@ import numpy as np
 from captioner import metrics
 from captioner.data.annotations import Example
 from captioner.data.clips import thumbnail
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, counted, printable
 from captioner.metrics.scoring import EXTERNAL, RESAMPLES, ScoringResult, image_scores
 from captioner.models.base import Caption
 from captioner.reports.gallery import DOUBT, caption_values, doubt, shrink
@@ -156,9 +156,9 @@ def _words(
     unused = sorted(wanted.keys() - used.keys(), key=lambda word: (-wanted[word], word))
     once = sum(count == 1 for count in used.values())
     lists = [
-        ("Most used", f"of {len(used):,} words", most[: (len(most) + 1) // 2], used),
-        ("Least used", f"{once:,} words are used once", least[: len(least) // 2], used),
-        ("Never used", f"{len(unused):,} words are only in the references", unused, wanted),
+        ("Most used", f"of {counted(len(used), 'word')}", most[: (len(most) + 1) // 2], used),
+        ("Least used", f"used once: {counted(once, 'word')}", least[: len(least) // 2], used),
+        ("Never used", f"only in the references: {counted(len(unused), 'word')}", unused, wanted),
     ]
     return [
         (title, note, [(word, counts[word], used[word], wanted[word]) for word in words[:MAX_WORDS]])

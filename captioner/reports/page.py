@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from captioner import __version__
-from captioner.errors import UserError, printable
+from captioner.errors import UserError, counted, decimals, printable
 from captioner.files import atomic_write
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.filters["jpeg_uri"] = jpeg_uri
+TEMPLATES.filters |= {"counted": counted, "decimals": decimals}
 
 
 def render(template: str, **values: Any) -> str:

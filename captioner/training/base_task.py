@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from captioner.config import TrainConfig
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 
 GPU_CHECK_INTERVAL = 50  # steps; each check waits for the GPU
 
@@ -113,7 +113,7 @@ class BaseTask(pl.LightningModule):
             group["lr"] = peak * warmup_cosine(step, self.steps, self.config.warmup)
         after = optimizer.param_groups[0]["lr"]
         if after != before and self.trainer.is_global_zero:
-            whole = f"{self.trainer.max_epochs} epochs, {self.steps:,} steps"
+            whole = f"{counted(self.trainer.max_epochs or 0, 'epoch')}, {counted(self.steps, 'step')}"
             print(f"resumed with {whole}: the learning rate at step {step:,} is {after:.3g} instead of {before:.3g}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -27,7 +27,7 @@ from captioner.data.annotations import Example
 from captioner.data.clips import load_pixels
 from captioner.data.dataset import Batch
 from captioner.data.images import ImageError
-from captioner.errors import UserError
+from captioner.errors import UserError, decimals
 from captioner.files import atomic_write
 from captioner.progress import Bar
 
@@ -129,7 +129,7 @@ class MovingAverage(WeightAveraging):
 class ResumableEarlyStopping(EarlyStopping):
     """Early stopping that also applies after resumption: a stopped run trains further only if given more `epochs`.
 
-    Then its patience begins anew, since the learning rate follows a longer schedule.
+    Then its patience begins again, since the learning rate follows a longer schedule.
     """
 
     def __init__(self, patience: int, epochs: int, monitor: Monitor) -> None:
@@ -250,7 +250,9 @@ class ProgressBar(pl.callbacks.ProgressBar):
         if not self.scores or time.monotonic() - self.read > self.INTERVAL:
             logged: dict[str, Any] = {**self.trainer.callback_metrics, **self.trainer.progress_bar_metrics}
             shown = {"train_loss": "loss", "reward": "reward", "val_cider": "CIDEr"}
-            self.scores = ", ".join(f"{shown[name]} {float(logged[name]):.2f}" for name in shown if name in logged)
+            self.scores = ", ".join(
+                f"{shown[name]} {decimals(float(logged[name]))}" for name in shown if name in logged
+            )
             self.read = time.monotonic()
         return ", ".join(part for part in (self.scores, self._time_left(bar)) if part)
 
@@ -303,7 +305,7 @@ class EpochScores:
 
 def two_decimals(value: float) -> str:
     """``54.21``, but from 10,000 on without them."""
-    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return decimals(value) if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 class SampleCaptions(Callback):

@@ -26,7 +26,7 @@ from captioner.data.images import open_file
 from captioner.data.shards import Member
 from captioner.data.vocabulary import UNK
 from captioner.devices import gib
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.training.datamodule import CaptionData
 
 MIN_SECONDS = 3.0  # of training timed in a dry run
@@ -71,7 +71,7 @@ class DryRun(Callback):
         """Lines on time, memory and disk space of the whole training; `batches` is their number in an epoch."""
         epochs, images, splits = int(trainer.max_epochs or 0), len(data.val.examples), (data.train, data.val)
         batch = (self.batch_ends[-1] - self.batch_ends[0]) / (len(self.batch_ends) - 1)
-        epoch = batches * batch
+        epoch, number = batches * batch, counted(batches, "batch")
         validation = (self.validation[1] - self.validation[0]) / max(1, self.images) * images / trainer.world_size
         missing = sum(split.missing for split in splits)
         extraction = sum(split.missing * split.seconds for split in splits)
@@ -79,11 +79,13 @@ class DryRun(Callback):
         total = epochs * epoch + epochs // val_interval * validation + extraction
         files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(folder).free
-        lines = [f"features: of {missing:,} images, still to compute: {duration(extraction)}"] if missing else []
+        lines = (
+            [f"features: of {counted(missing, 'image')}, still to compute: {duration(extraction)}"] if missing else []
+        )
         lines += [
-            f"training: {1000 * batch:,.0f} ms a batch, {batches:,} batches an epoch: {duration(epoch)} an epoch",
-            f"validation: {images:,} images, captioned and scored: {duration(validation)}",
-            f"in all: {duration(total)} for {epochs} epochs, unless early stopping ends it before",
+            f"training: {1000 * batch:,.0f} ms a batch, {number} an epoch: {duration(epoch)} an epoch",
+            f"validation: {counted(images, 'image')}, captioned and scored: {duration(validation)}",
+            f"in all: {duration(total)} for {counted(epochs, 'epoch')}, unless early stopping ends it before",
         ]
         if memory := peak_memory(trainer.strategy.root_device):
             lines.append(f"memory: peak of {' and '.join(memory)}")

@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import UserError, install_hint
+from captioner.errors import UserError, counted, install_hint
 from captioner.files import atomic_write, check_writable, read_text
 
 Curves = dict[str, list[list[float]]]  # by the name in the log: (step, value), in the order of the steps
@@ -119,7 +119,9 @@ def plot_reliability(found: Mapping[str, Any], target: Path) -> None:
     axis.plot([0, 1], [0, 1], color="grey", ls="--", label="exact", **LINE)
     axis.errorbar(confidence, right, errors, color=COLOURS[0], capsize=2, label="captions, in ten bins", **DOTS, lw=1)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right captions", aspect="equal")
-    axis.set_title(f"expected calibration error {found['ece']:.3f}, {found['captions']:,} captions", fontsize=10)
+    axis.set_title(
+        f"expected calibration error {found['ece']:.3f}, {counted(found['captions'], 'caption')}", fontsize=10
+    )
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, loc="upper left")
     save_figure(figure, target)

@@ -29,7 +29,7 @@ from captioner.data.vocabulary import (
     tokenize_all,
 )
 from captioner.devices import choose_workers, free_memory, gib, held_in_memory, needed_workers
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.metrics.tokenizers import TOKENIZERS, tokenize_references, tokenizer_of
 from captioner.models.captioner import Captioner
 from captioner.models.checkpoint import parse_header, read_header
@@ -113,9 +113,9 @@ class CaptionData(pl.LightningDataModule):
 
     def notes(self) -> list[str]:
         """What to know about the training captions, a line each, with what to do about it."""
-        lines, units = [], "characters" if self.data.level == "char" else "words"
+        lines, unit = [], "character" if self.data.level == "char" else "word"
         if share := float(self.train_set.cut.mean()):
-            most = f"more than data.max_length {self.data.max_length} {units}"
+            most = f"more than {counted(self.data.max_length, unit)}"
             lines.append(
                 f"{share:.1%} of the training captions have {most} and are cut, without END: "
                 f"--data.max_length {self.longest} keeps them whole"
@@ -131,13 +131,13 @@ class CaptionData(pl.LightningDataModule):
         """What the captions lose by a vocabulary that was not counted on them, with what to do about it."""
         known = int((self.train_set.flat != UNK).sum())
         share = (len(self.train_set.flat) - known) / len(self.train_set.flat)
-        units = "characters" if self.data.level == "char" else "words"
+        unit = "character" if self.data.level == "char" else "word"
         examples = ", ".join(list(self.lacking)[:EXAMPLES]) + (" …" if len(self.lacking) > EXAMPLES else "")
         advice = "--data.vocabulary extend adds those that are seen --data.min_count times"
         if self.data.vocabulary == "extend":
             advice = f"a --data.min_count below {self.data.min_count} adds more"
         return (
-            f"the vocabulary of {self.source} lacks {len(self.lacking):,} {units} of the training captions, "
+            f"the vocabulary of {self.source} lacks {counted(len(self.lacking), unit)} of the training captions, "
             f"{share:.1%} of their text ({examples}): {advice}"
         )
 
@@ -178,8 +178,8 @@ class CaptionData(pl.LightningDataModule):
             lengths = np.zeros_like(lengths, shape=len(self.train_set))
             batch_size = max(1, round(batch_size / per_image))
         if batch_size < world:
-            items = "images" if self.train_set.by_image else "captions"
-            what = f"batches of {batch_size} {items} cannot be divided among {world} devices"
+            item = "image" if self.train_set.by_image else "caption"
+            what = f"batches of {counted(batch_size, item)} cannot be divided among {world} devices"
             raise UserError(f"data.batch_size is {self.data.batch_size}: {what}")
         return BucketSampler(lengths, batch_size, self.seed, rank, world)
 
@@ -262,7 +262,10 @@ class CaptionData(pl.LightningDataModule):
 def _vocabulary_of(path: str | os.PathLike, level: str) -> Vocabulary:
     _, vocabulary = parse_header(path, read_header(path))
     if vocabulary.level != level:
-        raise UserError(f"{path} is of --data.level {vocabulary.level}, not {level}: leave it out, or begin anew")
+        raise UserError(
+            f"{path} is of --data.level {vocabulary.level}, not {level}: leave it out, or have the words counted again "
+            "from the training captions by --data.vocabulary count"
+        )
     return vocabulary
 
 

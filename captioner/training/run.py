@@ -27,7 +27,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from captioner.config import TrainerConfig
 from captioner.devices import resolve_accelerator
-from captioner.errors import REFUSALS, UserError, one_line
+from captioner.errors import REFUSALS, UserError, counted, one_line
 from captioner.files import write_text
 from captioner.models.captioner import save_slim
 from captioner.models.checkpoint import load_pickle, read_checkpoint
@@ -246,7 +246,7 @@ def choose_precision(device: str) -> str:
 def describe_trainer(options: dict[str, Any], batch_size: int) -> str:
     """``training on 2 × cuda in bf16-mixed: batches of 256 captions, 128 on each``."""
     processes = options["devices"] * options["num_nodes"]
-    batches = f"in {options['precision']}: batches of {batch_size} captions"
+    batches = f"in {options['precision']}: batches of {counted(batch_size, 'caption')}"
     if options["accumulate_grad_batches"] > 1:
         batches += f", {options['accumulate_grad_batches']} a step"
     if processes == 1:

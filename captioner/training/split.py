@@ -27,7 +27,7 @@ from captioner.data.dataset import read_images
 from captioner.data.features import FeatureFile, feature_folder, read_rows, write_features
 from captioner.data.samplers import unreadable_image
 from captioner.devices import choose_workers
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.models.encoder import Encoder, cached_shape, weights_digest
 from captioner.progress import Bar
 
@@ -268,7 +268,7 @@ class DataSplit:
         self.seconds = (times[-1] - times[0]) / max(1, len(table) - len(blocks[0]))  # the first block warms up
         table = table[~np.isnan(table.reshape(len(table), -1)[:, 0])]
         if not len(table):
-            raise UserError(f"{few[0]} and {len(few) - 1} more images cannot be read")
+            raise UserError(f"none of {counted(len(few), 'image')} can be read, such as {few[0]}")
         self.table, self.rows = torch.from_numpy(table), np.arange(len(paths)) % len(table)
         self.mirrored_rows = self.rows if self.mirrors else None
         return np.zeros(len(paths), dtype=bool)

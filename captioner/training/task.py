@@ -19,7 +19,7 @@ from captioner.data.layout import Layout
 from captioner.data.vocabulary import END, PAD, START, UNK
 from captioner.decoding.constraints import BAD_ENDINGS
 from captioner.decoding.search import search
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.metrics.tokenizers import TOKENIZERS, tokenizer_of
 from captioner.models.base import NO_CAPTION, search_ids
 from captioner.models.captioner import Captioner
@@ -357,7 +357,7 @@ class CaptionTask(BaseTask):
 def check_fits(model: Captioner, data: CaptionData) -> None:
     """UserError unless a model has the vocabulary of the data and takes their images."""
     if model.vocabulary.words != data.vocabulary.words:
-        sizes = f"{len(model.vocabulary):,} words, not the {len(data.vocabulary):,} of the data"
+        sizes = f"{counted(len(model.vocabulary), 'word')}, not the {len(data.vocabulary):,} of the data"
         raise UserError(f"the model has another vocabulary ({sizes}): DataConfig(vocabulary=its checkpoint)")
     names = [name for name in FEATURE_OPTIONS if name != "trainable_layers" or data.encoder is None]
     if different := [name for name in names if getattr(model.config, name) != getattr(data.model, name)]:
@@ -395,7 +395,7 @@ def load_teachers(model: Captioner, paths: Sequence[str], encoder: Encoder | Non
         teacher = Captioner.load(path)
         theirs, teacher.encoder = teacher.encoder, None
         if teacher.vocabulary.words != model.vocabulary.words:
-            sizes = f"{len(teacher.vocabulary):,} words, not the {len(model.vocabulary):,} of this training"
+            sizes = f"{counted(len(teacher.vocabulary), 'word')}, not the {len(model.vocabulary):,} of this training"
             raise UserError(f"{path} has another vocabulary ({sizes}): --data.vocabulary {path}")
         for name in FEATURE_OPTIONS:
             there, here = getattr(teacher.config, name), getattr(model.config, name)

@@ -80,7 +80,7 @@ def test_what_is_refused(cli, checkpoint, coco, tiny, run, tmp_path):
     own = ["--annotations", coco.annotations("val"), "--images", coco.images("val"), *SEARCH]
     few = ["--annotations", tiny.annotations("val"), "--images", tiny.images("val"), *SEARCH]
     for options, *says in (
-        (["--checkpoint", checkpoint, *few], "6 images are too few", "100"),
+        (["--checkpoint", checkpoint, *few], "6 images to calibrate on: too few", "100"),
         (["--checkpoint", checkpoint, *own, "--cider", "5000"], "no caption", "--cider"),
         (
             ["--checkpoint", checkpoint, *own, "--images", tmp_path, "--images", tmp_path],

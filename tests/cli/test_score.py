@@ -133,7 +133,7 @@ def test_no_image_outside_the_folder_is_read(score, tiny, tmp_path):
     files = ["--clip_score", tmp_path, "--images", tiny.images("val")]
     code, _, err = score(FORMATS["coco.json"], *files, annotations=tmp_path / "annotations.json")
     assert code == 0
-    assert is_one_line(err, "CLIPScore is skipped: 1 images (e.g. [112]) have no file name within the folder")
+    assert is_one_line(err, "CLIPScore is skipped: 1 image without a file name within the folder (e.g. [112])")
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_a_request_has_options_of_its_own(captioner, images, files):
         ({"length_penalty": -1}, "length_penalty is -1"),
         ({"length_penalty": "1e300"}, "length_penalty is "),
         ({"length_penalty": "nan"}, "length_penalty is "),
-        ({"beam": 1}, "must names 1 words"),
+        ({"beam": 1}, "must names 1 word:"),
         ({"temperature": 2}, "n_best, beam, length_penalty"),
     ],
     ids=str,

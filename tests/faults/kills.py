@@ -4,7 +4,7 @@
 
 Each job is a command line that is started, killed after a random part of the time that it takes undisturbed (SIGKILL
 and SIGTERM in turn), looked at (what has a final name is whole), and started again with the same arguments, until it
-ends by itself; then its outputs are compared, and it begins anew, until it was killed so many times. A process is
+ends by itself; then its outputs are compared, and it begins again, until it was killed so many times. A process is
 forked from one that has imported torch, so that the moments fall into the work and not into the imports.
 """
 

@@ -42,4 +42,4 @@ def test_confidences_that_are_too_high():
     assert found["ece"] == pytest.approx(2 / 3 - 1 / 2, abs=0.02)
     assert found["ece"] > 5 * found["ece_of_exact_95"]
     assert sum(one["captions"] for one in found["curve"]) == found["captions"] == 5000
-    assert f"{found['ece']:.3f} of 5000 captions" in show_error(found)
+    assert f"{found['ece']:.3f} of 5,000 captions" in show_error(found)

@@ -227,7 +227,7 @@ def test_a_submission(cli, tmp_path, images):
     common = ("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--format", "coco")
     code, out, err = cli(*common, "--annotations", tmp_path / "info.json", "--output", tmp_path / "out.json")
     assert (code, out) == (0, "")
-    assert "1 of the" in err
+    assert "1 of 6 images without a caption" in err
     found = json.loads((tmp_path / "out.json").read_text())
     _, printed, _ = cli("predict", *images, "--checkpoint", tmp_path / "model.safetensors", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(printed)))

@@ -484,7 +484,7 @@ def test_score_reuses_per_image_and_runs_nltk_only_on_request():
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
-        ([[["a"]], [["b"]]], [["a"]], "1 captions but references for 2 images"),
+        ([[["a"]], [["b"]]], [["a"]], "1 caption but references for 2 images"),
         ([[["a"]], []], [["a"], ["b"]], "image 1 has no reference"),
         ([], [], "no captions"),
         ([[["a"]]], ["a"], "image 0: a caption must be a sequence of words"),

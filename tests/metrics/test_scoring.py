@@ -8,7 +8,7 @@ from helpers import is_one_line
 
 from captioner import metrics
 from captioner.data.vocabulary import tokenize
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.metrics import external
 from captioner.metrics.ptb_tokenizer import ptb_tokenize
 from captioner.metrics.scoring import ScoreOptions, score_images, show_scores
@@ -81,7 +81,7 @@ def test_other_images_are_an_error_or_left_out(captions, says, capsys):
     scores = score_captions(REFERENCES, captions, ScoreOptions(partial=True), where="mine.json")
     out, err = capsys.readouterr()
     assert out == ""
-    assert is_one_line(err, "mine.json: ", *says, f"{scores['images']} images are in both")
+    assert is_one_line(err, "mine.json: ", *says, f"left out; {counted(scores['images'], 'image')} in both")
     both = {image: text for image, text in CAPTIONS.items() if image in captions or str(image) in captions}
     assert scores["images"] == len(both)
     assert scores["missing"] == 3 - len(both)
@@ -136,7 +136,8 @@ def test_compared(tmp_path, capsys):
     assert all(part in lines[-8] for part in ("mine.json", str(file), "same images", "bootstrap", "randomisation"))
     cider = compared["CIDEr"]
     numbers = [f"{cider['first']:.2f}", f"{cider['second']:.2f}", f"{cider['difference']:+.2f}"]
-    interval = [f"[{cider['low']:+.2f},", f"{cider['high']:+.2f}]", f"{cider['p']:.4f}"]
+    assert cider["low"] == 0
+    interval = ["[0.00,", f"{cider['high']:+.2f}]", f"{cider['p']:.4f}"]
     assert lines[-1].split() == ["CIDEr", *numbers, *interval]
 
 
@@ -215,7 +216,9 @@ def test_external_scores_or_a_line_for_each(monkeypatch, capsys, tmp_path):
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"{name} is skipped: no such thing: get it" for name in ("METEOR", "SPICE", "CLIPScore")]
     score_captions(REFERENCES, CAPTIONS, ScoreOptions(clip_score="a/clip"), paths={7: tmp_path})
-    assert is_one_line(capsys.readouterr().err, "CLIPScore is skipped: 2 images (e.g. [3, 5]) have no file name")
+    assert is_one_line(
+        capsys.readouterr().err, "CLIPScore is skipped: 2 images without a file name within the folder (e.g. [3, 5])"
+    )
 
 
 def test_shown_and_written(tmp_path, capsys):

@@ -63,8 +63,8 @@ WRONG = {
     "None": (None, REFERENCES, ["captions are a NoneType"]),
     "a set": ({"a dog", "a cat"}, REFERENCES[:2], ["captions are a set", "list"]),
     "one dictionary": ({"a": "a dog"}, [["a dog"]], ["only the captions are by id"]),
-    "missing references": ({"a": "x", "b": "y"}, {"a": ["x"]}, ["1 images have no reference", "'b'"]),
-    "missing captions": ({"a": "x"}, {key: ["x"] for key in "abcdef"}, ["5 images have no caption", "'d' …"]),
+    "missing references": ({"a": "x", "b": "y"}, {"a": ["x"]}, ["no reference for 1 image (", "'b'"]),
+    "missing captions": ({"a": "x"}, {key: ["x"] for key in "abcdef"}, ["no caption for 5 images (", "'d' …"]),
 }
 
 

@@ -29,7 +29,7 @@ def test_nothing_is_left_behind(tiny, tmp_path, cli, options):
     assert files(tiny.folder) == before
     assert list(tmp_path.iterdir()) == []
     assert re.search(r"^training: [\d,]+ ms a batch, \d+ batches an epoch: ", out, re.M)
-    assert re.search(r"^in all: .* epochs", out, re.M)
+    assert re.search(r"^in all: .* for 2 epochs,", out, re.M)
     assert re.search(r"^memory: peak of [\d.]+ [MG]B", out, re.M)
     assert ("still to compute" in out) == ("--data.augment" not in options)
 

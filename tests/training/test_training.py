@@ -251,14 +251,17 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     assert read_checkpoint(tmp_path / "run" / "captioner.safetensors")[1].keys() == slim.weights().keys()
 
 
-def test_fine_tuned_stages_can_be_kept_and_their_features_are_cached(tiny, tmp_path, cli_train):
+def test_fine_tuned_stages_can_be_kept_and_their_features_are_cached(tiny, tmp_path, cli_train, capsys):
     stage = ["--model.trainable_layers", "1", "--train.ema_decay", "0"]
     tuning = [*stage, "--train.encoder_lr", "1e-2", "--train.epochs", "1"]
     assert train(tiny, tmp_path / "run", *tuning) == 0
     assert train(tiny, tmp_path / "other", *tuning, "--train.seed", "1") == 0
     cache = tmp_path / "cache"
     kept = ["--init-from", tmp_path / "run", *stage, "--train.encoder_lr", "0", "--data.feature_cache", cache]
+    capsys.readouterr()
     assert train(tiny, tmp_path / "kept", *kept, "--train.epochs", "1") == 0
+    decoder = sum(parameter.numel() for parameter in Captioner.load(tmp_path / "kept").decoder.parameters())
+    assert f"\n{decoder:,} trained parameters, " in capsys.readouterr().out  # none of the encoder
     slim, found = Captioner.load(tmp_path / "run"), Captioner.load(tmp_path / "kept")
     for name, value in slim.encoder.state_dict().items():
         assert torch.equal(found.encoder.state_dict()[name], value), name
