@@ -131,6 +131,7 @@ def main() -> bool:
             "model.hidden_size": SIZE,
             "train.epochs": 1,
             "trainer.accelerator": "cpu",
+            "trainer.precision": "32-true",  # that of the bare loop
             "output": folder / "run",
         }
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as complaints:
