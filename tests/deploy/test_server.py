@@ -15,6 +15,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 from helpers import ROOT, is_one_line, make_captioner, refused
@@ -27,6 +28,7 @@ from starlette.testclient import TestClient
 from captioner.config import SearchConfig, ServeConfig
 from captioner.deploy import safe_fetch
 from captioner.deploy.server import make_app
+from captioner.models.confidence import Calibration
 
 
 @contextmanager
@@ -93,6 +95,19 @@ def test_a_request_has_options_of_its_own(captioner, images, files):
         assert [one["score"] for one in penalised["n_best"]] == pytest.approx([one.score for one in short], abs=1e-3)
         assert plain["caption"] == best
         assert "n_best" not in plain
+
+
+def test_confidence(captioner, files, monkeypatch):
+    """The best caption has one, by the search that the model is calibrated for."""
+    search = asdict(SearchConfig(beam=2).for_model(captioner.max_length))
+    monkeypatch.setattr(captioner, "calibration", Calibration(1.0, 1.0, 40.0, 500, search))
+    form = [("files", next(iter(files.items())))]
+    with serving(captioner) as client:
+        (result,) = client.post("/caption", files=form, data={"n_best": 2}).json()["results"]
+        (wider,) = client.post("/caption", files=form, data={"beam": 3}).json()["results"]
+    assert 0 < result["confidence"] < 1
+    assert [one.get("confidence") for one in result["n_best"]] == [result["confidence"], None]
+    assert "confidence" not in wider
 
 
 @pytest.mark.parametrize(
