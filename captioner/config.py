@@ -183,7 +183,7 @@ class ModelConfig(_Config, group="model."):
         import torchvision.models
 
         names = torchvision.models.list_models(module=torchvision.models)
-        close = ", ".join(get_close_matches(self.encoder, [*names, *ENCODERS], 4, 0.4)) or "convnext_tiny, vit_b_16"
+        close = ", ".join(get_close_matches(self.encoder, names, 4, 0.4)) or "convnext_tiny, vit_b_16"
         expected = f"resnet50_v1, a model of torchvision such as {close}, or timm:NAME"
         self._require(self.encoder in names, "encoder", expected)
 

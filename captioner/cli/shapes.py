@@ -5,6 +5,8 @@ Example: captioner shapes --output data/shapes --count 2000
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from captioner.datasets.synthetic import make_shapes
@@ -20,4 +22,10 @@ def run(options: Any) -> None:
     make_shapes(**options.as_dict())
     what, config = ("clips", "moving") if options.moving else ("images", "shapes")
     print(f"{options.output}: {options.count} + {options.val_count} {what}, 5 captions each")
-    print(f"now: captioner train --config {config}")
+    folder = options.output
+    words = ["captioner", "train", "--config", config]
+    if folder != Path("data", config):  # the folder of the config
+        for split in ("train", "val"):
+            captions = folder / f"captions_{split}.json"
+            words += [f"--data.{split}", str(captions), f"--data.{split}_images", str(folder / split)]
+    print("now:", shlex.join(words))

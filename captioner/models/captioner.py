@@ -261,7 +261,7 @@ def load(
     if not isinstance(paths, Iterable) or isinstance(paths, bytes) or not (files := [*paths]):
         raise UserError(f"checkpoints are {paths!r:.60}: expected a path, or a list of one or more")
     members = [Captioner.load(path, device, decoder, encoder) for path in files]
-    return members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in files])
+    return members[0] if len(members) == 1 else Ensemble(members, [str(path or "the shipped model") for path in files])
 
 
 def brings_encoder(config: ModelConfig, header: Mapping[str, Any]) -> bool:
