@@ -83,12 +83,16 @@ def _run(name: str, arguments: list[str]) -> int:
     if any(argument.partition("=")[0] in ("--help", "-h") for argument in arguments):
         print(parser.help_page(everything=arguments[-1] in ("all", "--help=all")), end="")
         return 0
-    options = parser.parse([_with_underscores(argument) for argument in arguments])
-    if "report" in options:  # which shows how it was made
-        options["command_line"] = ["captioner", *name.split(), *arguments]
-    check_names(parser.command, options)
-    with text_encoding(options.get("encoding") or ""):
-        return parser.command.run(options) or 0
+    try:
+        options = parser.parse([_with_underscores(argument) for argument in arguments])
+        if "report" in options:  # which shows how it was made
+            options["command_line"] = ["captioner", *name.split(), *arguments]
+        check_names(parser, options)
+        with text_encoding(options.get("encoding") or ""):
+            return parser.command.run(options) or 0
+    except UserError as error:
+        about = re.match(r"(?:--)?([\w.]+) ", str(error))
+        raise UserError(f"{parser.place(about[1]) if about else ''}{error}") from None
 
 
 def _fail(name: str, message: str) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,41 +129,86 @@ def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
         raise UserError(f"{path}: invalid JSON: {str(error).splitlines()[0]}") from error
 
 
-def check_yaml(text: str) -> None:
-    """Raise yaml.YAMLError, with the line, for what a YAML parser takes in silence or at any cost.
+def check_yaml(text: str) -> dict[str, int]:
+    """The line of each key of YAML: train.lr for lr below train, as for a key of that name.
 
-    That is a key that occurs twice, of which it takes the last; an alias, which can expand to far more than its size;
-    and lists and mappings nested more than MAX_DEPTH deep.
+    yaml.YAMLError, with the line, if it is no YAML, or has what a parser takes in silence or at any cost: a key
+    that occurs twice, of which it takes the last; an alias, which can expand to far more than its size; a tag, which
+    can name any type; lists and mappings nested more than MAX_DEPTH deep.
     """
     import yaml  # not needed by captioner.deploy.onnx_runner, which imports this module
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    for event in yaml.parse(text, loader):
+    lines: dict[str, int] = {}
+    try:
+        _check_events(yaml.parse(text, loader))
+        for key, line in _yaml_keys(yaml.compose(text, loader)):
+            if key in lines:
+                raise yaml.YAMLError(f"line {line}: {key} occurs twice, first in line {lines[key]}: leave one out")
+            lines[key] = line
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise yaml.YAMLError(f"line {line}: a control character: remove it") from None
+    except yaml.MarkedYAMLError as error:
+        raise yaml.YAMLError(_explain_yaml(error, text)) from None
+    return lines
+
+
+def _check_events(events: Iterator[Any]) -> None:
+    import yaml
+
+    depth = documents = 0
+    for event in events:
+        where = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}: write the value itself")
+            raise yaml.YAMLError(f"{where}: *{event.anchor}: write the value itself")
+        if tag := getattr(event, "tag", None):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.YAMLError(f"{where}: {tag}: write the value without a tag")
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            raise yaml.YAMLError(f"{where}: another document begins: write one")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
-    lines: dict[str, int] = {}
-    for key, line in _yaml_keys(yaml.compose(text, loader)):
-        if key in lines:
-            raise yaml.YAMLError(f"line {line}: {key} occurs twice, first in line {lines[key]}: leave one out")
-        lines[key] = line
+            raise yaml.YAMLError(f"{where}: nested more than {MAX_DEPTH} deep")
 
 
 def _yaml_keys(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Each key of the nested mappings and its line; train.lr for lr below train, as for a key of that name."""
+    """Each key of the nested mappings and its line."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {line}: a list or mapping as a name: write NAME: VALUE")
+            if key.tag.endswith(":merge"):
+                raise yaml.YAMLError(f"line {line}: <<: write the values themselves")
             name = f"{path}{key.value}"
-            yield name, key.start_mark.line + 1
+            yield name, line
             yield from _yaml_keys(value, f"{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for number, each in enumerate(node.value):
             yield from _yaml_keys(each, f"{path}{number}.")
+
+
+def _explain_yaml(error: Any, text: str) -> str:
+    """A yaml.MarkedYAMLError as a line: where, what, and what to do."""
+    mark = error.context_mark if "end of stream" in error.problem else error.problem_mark
+    character = [*text.split("\n"), ""][mark.line][mark.column : mark.column + 1]
+    known = {
+        "cannot start any token": f"{character} begins no value: quote it",
+        "expected key": "expected NAME: VALUE, indented as the lines above",
+        "expected '-'": "expected - VALUE, indented as the lines above",
+        "expected ','": "a comma or a closing bracket is missing",
+        "expected node content": "a value or a closing bracket is missing",
+        "nesting depth": f"nested more than {MAX_DEPTH} deep",
+        "end of stream": "a quotation mark is opened and not closed",
+        "mapping values": "a second colon: quote the value, or mend the indentation",
+    }
+    what = next((words for part, words in known.items() if part in error.problem), f"not YAML ({error.problem})")
+    what = "a tab: indent by spaces" if character == "\t" else what
+    return f"line {mark.line + 1}: {what}"
 
 
 @contextlib.contextmanager
@@ -248,6 +293,26 @@ def check_creatable(path: str, place: str) -> None:
         raise _unwritable(place, NotADirectoryError(errno.ENOTDIR, f"{folder} is a file"))
     if not os.access(folder, os.W_OK):
         raise _unwritable(place, PermissionError(errno.EACCES, f"no permission to write to {folder}"))
+
+
+def check_replaceable(path: str, place: str, inputs: Iterable[str]) -> None:
+    """Check that writing a file replaces none of the `inputs`, and nothing binary, drawn or HTML of other programs.
+
+    Text is replaced: whose it is cannot be seen.
+    """
+    if not os.path.isfile(path):
+        return
+    if any(os.path.samefile(path, each) for each in inputs):
+        raise UserError(f"{place} is read by the same command: name another file")
+    with open_regular(path) as file:
+        start = file.read(1 << 16)
+        file.seek(max(0, os.path.getsize(path) - len(start)))
+        end = file.read(1 << 16)
+    is_text = b"\0" not in start and not start.lstrip()[:9].lower().startswith(
+        (b"<!doctype", b"<html", b"<svg", b"<?xml", b"%pdf")
+    )
+    if not is_text and not any(mark in part for mark in (b"captioner", b"Matplotlib") for part in (start, end)):
+        raise UserError(f"{place} exists and is of another program: name another file or delete that one first")
 
 
 def write_text(path: str | os.PathLike, text: str, errors: str = "strict") -> None:

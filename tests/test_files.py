@@ -76,7 +76,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         ("a:\n- b: 1\n  c: 2\n  b: 3", "line 4: a.0.b occurs twice, first in line 2"),
         ("a: &x 1\nb: *x", r"line 2: \*x: write the value itself"),
         ("[" * 21 + "]" * 21, "nested more than 20 deep"),
-        ("a: 1\n---\na: 2", "single document"),
+        ("a: 1\n---\na: 2", "line 2: another document begins"),
     ],
 )
 def test_yaml_that_is_refused(text, says):

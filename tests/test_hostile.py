@@ -393,11 +393,14 @@ def test_huge_ids(folder):
     ("text", "says"),
     [
         ("train: &a\n  epochs: 1\nmodel: *a\n", "line 3: *a: write the value"),
-        ("x: " + "[" * 5000, "--config"),
-        ("train:\n  epochs: " + "9" * 5000, "--config"),
+        ("x: " + "[" * 5000, "options.yaml: line 1: nested more than 20 deep"),
+        ("train:\n  epochs: " + "9" * 5000, "options.yaml: a number of thousands of digits"),
         ('train:\n  lr: "\\e[2J"', "--train.lr is ?[2J"),
-        (b"\xff\xfe\xfa", "--config"),
-        ("train: !!python/object/apply:os.system [exit]", "--config"),
+        (b"\xff\xfe\xfa", "options.yaml: byte 0 is not UTF-8 text"),
+        (
+            "train: !!python/object/apply:os.system [exit]",
+            "options.yaml: line 1: !!python/object/apply:os.system: write",
+        ),
     ],
 )
 def test_options(tmp_path, cli, text, says):

@@ -22,7 +22,7 @@ from captioner.cli.options import (
 )
 
 CHECKPOINTS = "checkpoints"
-READS = "annotations images"
+READS = "annotations images list"
 WRITES = "output"
 
 

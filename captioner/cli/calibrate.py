@@ -45,7 +45,7 @@ def configure(parser: Any) -> None:
     add_skip_argument(parser)
     about = "write the calibrated model to this .safetensors file (default: back to --checkpoint)"
     parser.add_argument("--output", type=str, help=about)
-    parser.add_argument("--plot", type=Path, help="also draw the reliability curve to this PNG, SVG or PDF")
+    parser.add_argument("--plot", type=str, help="also draw the reliability curve to this PNG, SVG or PDF")
     about = "a caption is right if its CIDEr is at least this"
     parser.add_argument("--cider", type=float, default=RIGHT, help=about)
     add_device_argument(parser)
@@ -97,7 +97,7 @@ def _target(options: Any) -> Path:
     if options.plot is not None:
         from captioner.training.curves import check_figure
 
-        check_figure("--plot", options.plot)
+        check_figure("--plot", Path(options.plot))
     return target
 
 
@@ -165,5 +165,5 @@ def _show(options: Any, calibration: Any, perplexities: Sequence[float], right: 
     if options.plot is not None:
         from captioner.training.curves import plot_reliability
 
-        plot_reliability(found, options.plot)
+        plot_reliability(found, Path(options.plot))
         print(options.plot)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from argparse import Action, ArgumentParser
 from typing import Any, Literal
 
+from captioner.config import VOCABULARIES
 from captioner.errors import UserError, install_hint
 
 
@@ -53,4 +54,21 @@ def _add_copy(action: Action, parser: ArgumentParser) -> None:
         parser.add_argument(*names, nargs=action.nargs, choices=metavar[1:-1].split(","), help=about)
     else:
         new: Any = parser.add_argument(*names, nargs=action.nargs, help=about)
-        new.complete = shtab.FILE
+        new.complete = _names_and_files(action.dest) or shtab.FILE
+
+
+def _names_and_files(dest: str) -> dict[str, Any] | None:
+    """What shtab completes for an option whose value is one of some names or a file; None for other options."""
+    from captioner.cli.parser import shipped_configs
+
+    shipped = ["shipped"]
+    known = {"config": shipped_configs(), "checkpoint": shipped, "init_from": shipped, "data.vocabulary": VOCABULARIES}
+    if dest not in known:
+        return None
+    names, function = " ".join(known[dest]), f"_captioner_{dest.replace('.', '_')}_files"
+    return {
+        "bash": function,
+        "zsh": f"{{compadd -- {names}; _files}}",
+        "fish": f"{names} (__fish_complete_path (commandline -ct))",
+        "preamble": {"bash": f"{function}() {{ compgen -W '{names}' -- $1; _shtab_compgen_files $1; }}"},
+    }

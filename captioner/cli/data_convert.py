@@ -24,7 +24,7 @@ def configure(parser: Any) -> None:
     add_split_arguments(parser, "train")
     add_skip_argument(parser)
     parser.add_argument("--to", type=Literal["coco", "webdataset"], required=True, help="the new format")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=str, required=True, help="a new folder")
     parser.add_argument(
         "--image_files",
         type=Literal["refer", "copy", "link"],
@@ -48,13 +48,13 @@ def run(options: Any) -> None:
         raise UserError(f"{options.path}: no image can be read, the first: {skipped[0]}")
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
-    captions = sum(len(example.captions) for example in examples)
+    out, captions = Path(options.output), sum(len(example.captions) for example in examples)
     counts = f"{counted(len(examples), 'image')}, {counted(captions, 'caption')}"
     if options.to == "coco":
-        folder = to_coco(examples, options.output, _root(examples[0]), options.image_files)
-        print(f"{options.output / 'captions.json'}: {counts}; the images are in {folder}")
+        folder = to_coco(examples, out, _root(examples[0]), options.image_files)
+        print(f"{out / 'captions.json'}: {counts}; the images are in {folder}")
     else:
-        shards = to_webdataset(examples, options.output, options.shard_size)
+        shards = to_webdataset(examples, out, options.shard_size)
         print(f"{options.output}: {counts} in {counted(shards, 'shard')}")
 
 

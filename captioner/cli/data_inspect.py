@@ -7,7 +7,6 @@ Problems are listed as warnings at the top; the exit code is 0 unless the data c
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from captioner.cli.options import add_split_arguments
@@ -28,9 +27,9 @@ def configure(parser: Any) -> None:
     parser.add_argument("--distance", type=int, default=4, help="bits, of 64, in which duplicates' hashes may differ")
     about = "processes that decode images (-1 = one per core, up to 8)"
     parser.add_argument("--workers", type=int, default=-1, help=about)
-    parser.add_argument("--json", type=Path, help="also write every finding to this JSON file")
+    parser.add_argument("--json", type=str, help="also write every finding to this JSON file")
     about = "also write an HTML page with images: samples, extremes and duplicates"
-    parser.add_argument("--report", type=Path, help=about)
+    parser.add_argument("--report", type=str, help=about)
     parser.add_argument("--samples", type=int, default=24, help="random images of each split on the page, up to 200")
     parser.add_argument("--seed", type=int, default=0, help="of the random images")
 

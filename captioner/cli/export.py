@@ -21,7 +21,7 @@ def configure(parser: Any) -> None:
         "--checkpoint", type=str, help="file of a model or folder of a run (default: the shipped model)"
     )
     parser.add_argument("--to", type=Literal["onnx", "torch-export", "hf"], required=True, help="which format")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=str, required=True, help="a new folder")
     parser.add_argument("--int8", type=bool, default=False, help="onnx: store the matrices of the decoder in 8 bits")
     about = "hf: YAML file of facts for the model card (default: the one beside the checkpoint with its name, if any)"
     parser.add_argument("--card", type=str, help=about)
@@ -34,22 +34,22 @@ def run(options: Any) -> None:
     """Open, convert and write; see the module's docstring."""
     if options.push and options.to != "hf":
         raise UserError("--push goes with --to hf")
-    for name in ("card", "title", "data"):
-        if options[name] and options.to != "hf":
-            raise UserError(f"--{name} goes with --to hf")
+    for name, to in (("card", "hf"), ("title", "hf"), ("data", "hf"), ("int8", "onnx")):
+        if options[name] and options.to != to:
+            raise UserError(f"--{name} goes with --to {to}")
     from captioner.deploy.export import export_graphs, export_hub, push
     from captioner.models.captioner import Captioner
 
-    model = Captioner.load(options.checkpoint)
+    model, folder = Captioner.load(options.checkpoint), Path(options.output)
     if options.to == "hf":
         from captioner.deploy.model_card import read_facts
 
         facts = read_facts(options.checkpoint, options.card, title=options.title, data=options.data)
-        export_hub(model, options.output, facts)
+        export_hub(model, folder, facts)
         print(f"{options.output}: captioner predict PHOTO.jpg --checkpoint {options.output}")
         if options.push:
-            print(push(options.output, options.push))
+            print(push(folder, options.push))
         return
-    export_graphs(model, options.to, options.output, options.int8)
+    export_graphs(model, options.to, folder, options.int8)
     hint = f": python -m captioner.deploy.onnx_runner {options.output} PHOTO.jpg" if options.to == "onnx" else ""
     print(f"{options.output}{hint}")

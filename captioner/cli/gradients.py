@@ -19,7 +19,7 @@ Curve = dict[str, Any]
 PARTS = ("h", "c", "h1", "c1", "h2", "c2")  # of a state, the last four of updown's two LSTMs
 
 CHECKPOINTS = "checkpoint"
-READS = "annotations images"
+READS = "annotations images list"
 WRITES = "output json"
 
 
@@ -45,13 +45,14 @@ def configure(parser: Any) -> None:
 def run(options: Any) -> None:
     """Measure, print, write and draw; see the module's docstring."""
     from captioner.files import write_json
-    from captioner.training.curves import import_pyplot, save_figure
+    from captioner.training.curves import check_figure, import_pyplot, save_figure
 
     if options.count < 1:
         raise UserError(f"--count is {options.count}: expected 1 or more")
     if not all(0 < scale < math.inf for scale in options.scale):
-        raise UserError(f"--scale is {options.scale}: expected numbers above 0")
-    plt = import_pyplot("--output") if options.output else None  # fails before the work if it is missing
+        raise UserError(f"--scale is {' '.join(map(str, options.scale))}: expected numbers above 0")
+    if options.output is not None:
+        check_figure("--output", Path(options.output))
     curves: list[Curve] = []
     for curve in _measure(options):
         if not curves:
@@ -68,8 +69,8 @@ def run(options: Any) -> None:
             )
     if options.json is not None:
         write_json(Path(options.json), curves)
-    if plt is not None:
-        save_figure(_figure(plt, curves), Path(options.output))
+    if options.output is not None:
+        save_figure(_figure(import_pyplot("--output"), curves), Path(options.output))
 
 
 def _parts(curve: Curve) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 from captioner.cli.parser import ConfigFile
@@ -29,6 +30,14 @@ def add_run_arguments(parser: Any, output: str) -> None:
     parser.add_argument("--config", action=ConfigFile, help=about)
     parser.add_argument("--output", type=str, default=output, help="folder of the run")
     parser.add_argument("--resume", type=bool, default=False, help="continue the run in --output from its last.ckpt")
+
+
+def check_resumed(options: Any, data: str) -> None:
+    """UserError if ``--resume`` has no run in ``--output``, nor `data`, the option with which one begins."""
+    out = Path(options.output)
+    is_run = (out / "config.yaml").is_file() or any(out.glob("*.ckpt"))
+    if options.resume and not is_run and not attrgetter(data)(options):
+        raise UserError(f"--output {out} has no run to resume: name the folder of one, or begin one with --{data}")
 
 
 def add_checkpoint_arguments(parser: Any) -> None:
@@ -68,32 +77,33 @@ def add_skip_argument(parser: Any) -> None:
     parser.add_argument("--skip_bad_images", type=bool, default=False, help=about)
 
 
-def check_names(command: Any, options: Any) -> None:
+def check_names(parser: Any, options: Any) -> None:
     """Check names of files before torch is imported, which takes seconds; UserError if one is missing or unwritable.
 
     The module of a command lists the options that are checkpoints in ``CHECKPOINTS``, those that are other files,
     folders, patterns or addresses to read in ``READS`` (of several images one has to exist, of several sets all), and
     those that it writes in ``WRITES``. What the files hold is checked where they are read.
     """
-    from captioner.files import check_creatable
+    from captioner.files import check_creatable, check_replaceable
     from captioner.models.checkpoint import resolve_checkpoint
 
     def named(kind: str) -> Iterator[tuple[str, list[str]]]:
-        for option in getattr(command, kind, "").split():
+        for option in getattr(parser.command, kind, "").split():
             value = attrgetter(option)(options)
             if value is not None:
                 yield option, list(map(str, value)) if isinstance(value, list) else [str(value)]
 
+    inputs: list[str] = []
     for _, names in named("CHECKPOINTS"):
-        for name in names:
-            if not name.startswith("hf://"):
-                resolve_checkpoint(name)
+        inputs += [str(resolve_checkpoint(name)) for name in names if not name.startswith("hf://")]
     for option, names in named("READS"):
         missing = [name for name in names if name != "None" and not _may_exist(name)]
         if missing and (len(missing) == len(names) or option.startswith("data.")):
-            raise UserError(f"{missing[0]}: no such file; check the path")
+            raise UserError(f"{parser.place(option)}{missing[0]}: no such file; check the path")
+        inputs += [name for name in names if os.path.isfile(name)]
     for option, names in named("WRITES"):
         check_creatable(names[0], f"--{option} {names[0]}")
+        check_replaceable(names[0], f"--{option} {names[0]}", inputs)
 
 
 def _may_exist(name: str) -> bool:

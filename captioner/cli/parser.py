@@ -84,8 +84,8 @@ def _load_yaml(text: str) -> Any:
     check_yaml(text)
     try:
         return _jsonargparse_load(text)
-    except ValueError as error:  # a number of thousands of digits
-        raise yaml.YAMLError(str(error)) from None
+    except ValueError:
+        raise yaml.YAMLError("a number of thousands of digits: write a smaller one") from None
 
 
 _jsonargparse_load = get_loader("yaml")
@@ -110,6 +110,12 @@ class Flag(ActionYesNo):
         return value
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The files of captioner/configs by name, such as recurrence/gru1."""
+    files = sorted(SHIPPED_CONFIGS.rglob("*.yaml"))
+    return {file.relative_to(SHIPPED_CONFIGS).with_suffix("").as_posix(): file for file in files}
+
+
 def resolve_config(given: str) -> str:
     """The file of ``--config``: a path that exists, or one of captioner/configs by name, such as recurrence/gru1.
 
@@ -117,24 +123,25 @@ def resolve_config(given: str) -> str:
     """
     if (os.path.exists(given) and not os.path.isdir(given)) or re.search(r"\{|:\s", given):
         return given
-    names = {
-        file.relative_to(SHIPPED_CONFIGS).with_suffix("").as_posix(): file
-        for file in sorted(SHIPPED_CONFIGS.rglob("*.yaml"))
-    }
+    names = shipped_configs()
     if given in names:
         return str(names[given])
     last = {Path(name).name: name for name in names}
     close = get_close_matches(Path(given).stem, last, 1, 0.7)
     known = ", ".join(name for name in names if "/" not in name)
     advice = f"did you mean {last[close[0]]}?" if close else f"expected a path, or one of {known}"
-    raise UserError(f"--config {given} is neither a file nor the name of a config: {advice}")
+    what = f"{given} is neither a file nor the name of a config" if given.strip() else "is empty"
+    raise UserError(f"--config {what}: {advice}")
 
 
 class ConfigFile(ActionConfigFile):
     """``--config``, for :func:`resolve_config`."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        super().__call__(parser, namespace, resolve_config(values), option_string)
+        file = resolve_config(values)
+        parser.open_config(file)
+        super().__call__(parser, namespace, file, option_string)
+        parser.config = None
 
 
 class Help(DefaultHelpFormatter):
@@ -181,9 +188,12 @@ class Parser(ArgumentParser):
     function ``base(options)`` returns other defaults, by group, that depend on the options.
     """
 
+    config: str | None = None  # a file, while it is parsed
     config_of_run: Path | None = None  # while it is parsed
 
     def __init__(self, name: str) -> None:
+        self.places: dict[str, tuple[str, int]] = {}  # the file and line of each option in a config
+        self.typed: set[str] = set()
         self.command: Any = importlib.import_module(f"captioner.cli.{name.replace(' ', '_')}")
         super().__init__(prog=f"captioner {name}", description=self.command.__doc__, formatter_class=Help)
         self.command.configure(self)
@@ -200,16 +210,35 @@ class Parser(ArgumentParser):
         for typed, following in pairwise([*arguments, ""]):
             option, equals, _ = typed.partition("=")
             flag = self._option_string_actions.get(option)
+            self.typed |= {flag.dest} if flag else set()
             if isinstance(flag, Flag) and (equals or following.lower() in ("true", "false", "yes", "no", "on", "off")):
                 self.error(f"{option} takes no value: type {' or '.join(flag.option_strings)}")
-        try:
-            options = self._parse_on_base(arguments)
-        except UnicodeDecodeError as error:
-            self.error(f"--config: byte {error.start} is not UTF-8 text")
+        options = self._parse_on_base(arguments)
         for group in {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}:
             if not isinstance(options[group], Namespace):
-                self.error(f"--config: {group} is {options[group]}: expected its options, indented, a line each")
+                what = f"{group} is {options[group]}: expected its options, indented, a line each"
+                raise UserError(f"{self.place(group) or '--config: '}{what}")
         return self.instantiate(options)
+
+    def open_config(self, file: str) -> None:
+        """Check a config, and remember the places of its options; text that is YAML itself is left to the parser."""
+        if not os.path.exists(file):
+            return
+        self.config = file
+        try:
+            lines = check_yaml(Path(file).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            self.error(f"byte {error.start} is not UTF-8 text: save it as UTF-8")
+        except (yaml.YAMLError, ValueError) as error:
+            self.error(str(error))
+        self.places |= {name: (file, line) for name, line in lines.items()}
+
+    def place(self, name: str) -> str:
+        """``mine.yaml: line 3: `` of an option that a config has, unless it was typed, too; else nothing."""
+        if name in self.typed or name not in self.places:
+            return ""
+        file, line = self.places[name]
+        return f"{file}: line {line}: "
 
     def _parse_on_base(self, arguments: list[str]) -> Namespace:
         """The options; those that are not given are those of a run that is resumed, or of the command's ``base``.
@@ -217,45 +246,65 @@ class Parser(ArgumentParser):
         ``options.given`` are the names of those that were typed, or are in a config.
         """
         if "--resume" not in self._option_string_actions:
-            return self.parse_args(arguments)
+            return self._parse(arguments)
         shown = [argument for argument in arguments if not argument.startswith("--print_config")]
-        options, given = self.parse_args(shown), arguments
+        options, given = self._parse(shown), arguments
         config = Path(options.output, "config.yaml")
         if options.resume and config.is_file():
             given = arguments = ["--config", str(config), *arguments]
             self.config_of_run = config
         elif base := getattr(self.command, "base", None):
             arguments = ["--config", yaml.safe_dump(base(options)), *arguments]
-        options = self.parse_args(arguments)
-        options.given = frozenset(self.parse_args(given, defaults=False).keys())
+        options = self._parse(arguments)
+        options.given = frozenset(self._parse(given, defaults=False).keys())
         self.config_of_run = None
+        return options
+
+    def _parse(self, arguments: list[str], defaults: bool = True) -> Namespace:
+        """The options; UserError for an empty text where it is no default: an empty path is a mistake."""
+        options = self.parse_args(arguments, defaults=defaults)
+        for action in self._actions:
+            value = options.get(action.dest)
+            texts = value if isinstance(value, list) else [value]
+            if action.default != "" and any(isinstance(text, str) and not text.strip() for text in texts):
+                raise UserError(
+                    f"{self.place(action.dest)}{self.shown(action.dest)} is empty: name one, or leave it out"
+                )
         return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on stderr and exit with code 2; messages of jsonargparse are reworded for the command line."""
-        text = " ".join(message.split()).replace("Problems parsing config:", "--config:")
-        text = text.replace(' in "<unicode string>",', " in")
-        if found := re.match(r'Parser key "(.+?)": Unable to load config .(.*?). - Parser', text):
-            text = f"--{found[1]} is {found[2]}: expected its options one by one, such as --{found[1]}.NAME VALUE"
-        elif found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
-            text = f"{self._shown(found[1])}{_reason(found[2])}"
-        elif found := re.match(r"the following arguments are required: (.+)", text):
-            text = f"{' and '.join(map(self._shown, found[1].split(', ')))} needed"
-        elif found := re.match(r"unrecognized arguments: (\S+)", text):
-            text = self._unknown(found[1])
-        elif found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", text):
-            text = f"--config: {self._unknown(f'--{found[1]}.{found[2]}' if found[1] else f'--{found[2]}')}"
-        elif found := re.match(r"argument (?:\S+/)?(--[\w.]+?)\+?: expected (?:one|at least one) argument", text):
-            text = f"{found[1]} needs a value"
-        elif found := re.match(r"ambiguous option: (\S+) could match (.+)", text):
-            text = f"there is no option {found[1]}: did you mean {found[2].replace(', ', ' or ')}?"
-        else:
-            text = _config_error(text)
+        text, name = self._reworded(" ".join(message.split()).replace("Problems parsing config:", "--config:"))
         text = printable(text if len(text) < MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …")
-        if self.config_of_run:
-            raise UserError(f"{self.config_of_run} is not the config of a run ({text}): put back a copy")
+        if self.config or text.startswith("--config: "):
+            found = [place for key, place in self.places.items() if f".{key}".endswith(f".{name}")]
+            file, line = found[-1] if found else (self.config, 0)
+            text = f"line {line}: " * bool(found) + text.removeprefix("--config: ")
+            if self.config_of_run:
+                raise UserError(f"{self.config_of_run} is not the config of a run ({text}): put back a copy")
+            text = f"{printable(file or '--config')}: {text}"
         print(f"{self.prog}: error: {text} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
+
+    def _reworded(self, text: str) -> tuple[str, str]:
+        """A message of jsonargparse in words of the command line, and the name of the option that it is about."""
+        if found := re.match(r'Parser key "(.+?)": Unable to load config .(.*?). - Parser', text):
+            advice = f"expected its options one by one, such as --{found[1]}.NAME VALUE"
+            return f"--{found[1]} is {found[2]}: {advice}", found[1]
+        if found := re.match(r'Parser key "(.+?)"(?: element \d+)?: (.+)', text):
+            return f"{self.shown(found[1])}{_reason(found[2])}", found[1]
+        if found := re.match(r"the following arguments are required: (.+)", text):
+            return f"{' and '.join(map(self.shown, found[1].split(', ')))} needed", ""
+        if found := re.match(r"unrecognized arguments: (\S+)", text):
+            return self._unknown(found[1]), ""
+        if found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", text):
+            name = f"{found[1]}.{found[2]}" if found[1] else found[2]
+            return f"--config: {self._unknown(f'--{name}')}", name
+        if found := re.match(r"argument (?:\S+/)?(--[\w.]+?)\+?: expected (?:one|at least one) argument", text):
+            return f"{found[1]} needs a value", ""
+        if found := re.match(r"ambiguous option: (\S+) could match (.+)", text):
+            return f"there is no option {found[1]}: did you mean {found[2].replace(', ', ' or ')}?", ""
+        return _config_error(text)
 
     def help_page(self, everything: bool) -> str:
         """The help of all options, or of the main ones."""
@@ -274,7 +323,7 @@ class Parser(ArgumentParser):
                 each.help = SUPPRESS
         return self.format_help()
 
-    def _shown(self, dest: str) -> str:
+    def shown(self, dest: str) -> str:
         """``--length_norm`` for length_norm, ``IMAGE`` for the positional images."""
         metavars = {each.dest: str(each.metavar or dest) for each in self._actions if not each.option_strings}
         shown = metavars.get(dest, f"--{dest}")
@@ -312,15 +361,15 @@ def no_command(name: str) -> str:
     return f"there is no command {name!r}: expected one of {', '.join(mine or COMMANDS)}"
 
 
-def _config_error(text: str) -> str:
-    """What jsonargparse says of a whole config, in words of the command line."""
+def _config_error(text: str) -> tuple[str, str]:
+    """What jsonargparse says of a whole config, in words of the command line, and the key that it is about."""
     if found := re.match(r"Unexpected config: ?(.*)", text):
-        return f"--config: expected NAME: VALUE on its lines, and found {found[1] or 'nothing'}"
+        return f"--config: expected NAME: VALUE on its lines, and found {found[1] or 'nothing'}", ""
     if found := re.match(r"Key must be a string, got: (.*)\.", text):
-        return f"--config: {found[1]} is not the name of an option"
+        return f"--config: {found[1]} is not the name of an option", found[1]
     if found := re.match(r'Spaces not allowed in keys: "(.*)"\.', text):
-        return f"--config: {found[1]!r} is not the name of an option: write NAME: VALUE"
-    return text.replace("found character that cannot start any token", "found a tab: indent by spaces,")
+        return f"--config: {found[1]!r} is not the name of an option: write NAME: VALUE", found[1]
+    return text, ""
 
 
 def _reason(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.options import add_run_arguments
+from captioner.cli.options import add_run_arguments, check_resumed
 from captioner.config import ModelConfig, TextConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError, counted
 from captioner.models.checkpoint import LANGUAGE_OPTIONS
@@ -40,6 +40,7 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Train, or resume training; see the module's docstring."""
+    check_resumed(options, "data.text")
     if options.data.text is None:
         raise UserError("--data.text (a text file, or a captions JSON) is needed")
     from captioner.training.run import lock_folder, resolve_trainer

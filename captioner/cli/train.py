@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner import progress
-from captioner.cli.options import add_run_arguments
+from captioner.cli.options import add_run_arguments, check_resumed
 from captioner.config import VOCABULARIES, DataConfig, ModelConfig, SearchConfig, TrainConfig, TrainerConfig
 from captioner.errors import UserError, counted
 from captioner.models.checkpoint import inherited_options, read_header, resolve_checkpoint
@@ -58,6 +58,7 @@ def run(options: Any) -> None:
         )
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
+    check_resumed(options, "data.train")
     for name in ("train", "val"):
         options.data.sets(name)  # an error if they are missing
     if options.data.vocabulary == "extend" and options.init_from is None:

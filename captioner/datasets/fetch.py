@@ -57,7 +57,7 @@ class DataSet:
 
 def fetch(
     name: Literal["coco2014", "coco2017", "karpathy", "flickr8k"],
-    output: Path | None = None,
+    output: str | Path | None = None,
     mirror: list[str] | None = None,
     download_images: bool = True,
     keep_archives: bool = False,
@@ -88,7 +88,7 @@ def fetch(
     for url in mirror or ():
         if not re.match("https?://[^/]", url, re.IGNORECASE):
             raise UserError(f"--mirror is {url!r}: expected the address of a folder, such as https://host/coco")
-    known, out = SETS[name], output or Path("data", name)
+    known, out = SETS[name], Path(output or Path("data", name))
     print(f"{name}: {known.licence}", file=sys.stderr)
     try:
         out.mkdir(parents=True, exist_ok=True)

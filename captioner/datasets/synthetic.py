@@ -190,7 +190,7 @@ def draw_clip(move: Move, size: int, frames: int, rng: random.Random) -> list[Im
 
 
 def make_shapes(
-    output: Path = Path("data/shapes"),
+    output: str | Path = "data/shapes",
     count: int = 2000,
     val_count: int = 200,
     size: int = 96,
@@ -218,15 +218,29 @@ def make_shapes(
         if not least <= given[option] <= most:
             raise UserError(f"--{option} is {given[option]}: expected {least} to {most}")
     options = {"images": count, "val": val_count, "size": size, "seed": seed, **({"frames": frames} if moving else {})}
-    found = _read_options(output)
+    output, found = Path(output), _read_options(Path(output))
     if found == options:
         print(f"{output} exists already with the same options: left as it is")
         return
     if found:
-        raise UserError(f"--output {output} has other options ({found}): name another folder or delete that one first")
+        raise UserError(
+            f"--output {output} has other options ({_show_options(found)}): name another or delete that one first"
+        )
     with atomic_folder(output) as folder:
         _write_split(folder, "train", range(1, count + 1), options)
         _write_split(folder, "val", range(count + 1, count + val_count + 1), options)
+
+
+def _show_options(options: dict[str, int]) -> str:
+    """``--count 10 --val_count 2 --size 96 --seed 0``, with ``--moving --frames 8`` of clips."""
+    names = {
+        "images": "--count",
+        "val": "--val_count",
+        "size": "--size",
+        "seed": "--seed",
+        "frames": "--moving --frames",
+    }
+    return " ".join(f"{option} {options[name]}" for name, option in names.items() if name in options)
 
 
 def _read_options(folder: Path) -> dict[str, int] | None:

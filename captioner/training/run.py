@@ -113,6 +113,8 @@ def find_run(folder: Path, settings: dict[str, Any], resume: bool) -> bool:
         _check_epochs(folder, stored, settings["train"]["epochs"])
         return True
     _check_no_models(folder, resume)
+    if resume and not config.exists():
+        print(f"{folder} has no run to resume: a new one begins")
     return False
 
 

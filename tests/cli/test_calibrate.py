@@ -90,7 +90,7 @@ def test_what_is_refused(cli, checkpoint, coco, tiny, run, tmp_path):
         (own, "shipped", "--output"),
         (["--checkpoint", run / "best.ckpt", *own], "captioner.safetensors"),
         (["--checkpoint", checkpoint, *own, "--output", tmp_path / "x.ckpt"], ".safetensors"),
-        (["--checkpoint", checkpoint, *few, "--plot", tmp_path / "curve.xyz"], "--plot", "PNG"),
+        (["--checkpoint", checkpoint, *few, "--plot", tmp_path / "curve.xyz"], "--plot", ".png, .svg, .pdf"),
         (["--checkpoint", checkpoint, *few, "--plot", checkpoint / "curve.png"], "curve.png"),
     ):
         code, _, err = cli("calibrate", *options)

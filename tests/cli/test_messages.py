@@ -50,6 +50,8 @@ MISTAKES = [
     (f"{TRAIN} --trainer.accelerator cpu --trainer.precision 16-mixed", ["trainer.precision is 16-mixed", "on a CPU"]),
     ("train --check --resume", ["--check", "leave out --resume"]),
     ("train", ["--data.train", "--data.train_images"]),
+    ("train --resume --output nowhere", ["--output nowhere has no run to resume", "begin one with --data.train"]),
+    ("pretrain --resume --output nowhere", ["--output nowhere has no run to resume", "begin one with --data.text"]),
     ("pretrain", ["--data.text", "needed"]),
     ("evaluate --images somewhere", ["--annotations needed"]),
     ("score", ["--annotations and --results needed"]),
@@ -66,6 +68,16 @@ MISTAKES = [
     ("data fetch mnist", ["name is mnist: expected one of coco2014"]),
     ("data fetch coco2017 --retries -1", ["--retries is -1: expected 0 to 1000"]),
     ("data convert ANNOTATIONS --to coco --output out --shard_size 0", ["--shard_size is 0: expected 1 or more"]),
+    ("predict IMAGES --output=", ["--output is empty: name one, or leave it out"]),
+    ("predict IMAGES --checkpoint=", ["--checkpoint is empty"]),
+    ("train --config=", ["--config is empty: expected a path, or one of"]),
+    ("train --output=", ["--output is empty"]),
+    ("pretrain --data.text=", ["--data.text is empty"]),
+    ("shapes --output=", ["--output is empty"]),
+    ("data fetch coco2017 --output=", ["--output is empty"]),
+    ("data convert ANNOTATIONS --to coco --output=", ["--output is empty"]),
+    ("plot RUN --json=", ["--json is empty"]),
+    ("plot RUN --output photo.jpg", ["--output is photo.jpg: name a file that ends in .png, .svg, .pdf"]),
     ("completion ksh", ["shell is ksh: expected one of bash, zsh, fish"]),
     # missing files
     ("predict nowhere/*.png", ["nowhere/*.png"]),
@@ -88,16 +100,22 @@ MISTAKES = [
     ("data inspect missing", ["missing: no such file; check the path"]),
     ("data convert missing --to coco --output out", ["missing: no such file; check the path"]),
     # damaged files
-    ("train --config BAD/config.yaml", ["--config:", "line 2"]),
-    ("train --config BAD/typo.yaml", ["--config: there is no option --train.epoch: did you mean --train.epochs?"]),
-    ("train --config BAD/flat.yaml", ["--config: model is 3: expected its options"]),
-    ("train --config BAD/null.yaml", ["model.layers is ", "expected a whole number"]),
+    ("train --config BAD/config.yaml", ["BAD/config.yaml: line 2: a value or a closing bracket is missing"]),
+    (
+        "train --config BAD/typo.yaml",
+        ["BAD/typo.yaml: line 1: there is no option --train.epoch: did you mean --train.epochs?"],
+    ),
+    ("train --config BAD/flat.yaml", ["BAD/flat.yaml: line 1: model is 3: expected its options"]),
+    ("train --config BAD/null.yaml", ["BAD/null.yaml: line 1: model.layers is ", "expected a whole number"]),
     (
         "train --config BAD/twice.yaml",
-        ["--config: line 3: train.lr occurs twice, first in line 2: leave one out"],
+        ["BAD/twice.yaml: line 3: train.lr occurs twice, first in line 2: leave one out"],
     ),
-    ("train --config BAD/list.yaml", ["--data.vocabulary is ['a']: expected text"]),
-    ("train --config BAD/unknown.yaml", ["--config: there is no option --models.layers: did you mean --model.layers?"]),
+    ("train --config BAD/list.yaml", ["BAD/list.yaml: line 1: --data.vocabulary is ['a']: expected text"]),
+    (
+        "train --config BAD/unknown.yaml",
+        ["BAD/unknown.yaml: line 1: there is no option --models.layers"],
+    ),
     ("predict IMAGES --checkpoint BAD/text.ckpt", ["text.ckpt is not a captioner checkpoint", "not a file of weights"]),
     ("predict IMAGES --checkpoint BAD/code.ckpt", ["code.ckpt is not a captioner checkpoint", "which is not run"]),
     ("predict IMAGES --checkpoint BAD/cut.safetensors", ["cut.safetensors is not a captioner checkpoint"]),
@@ -119,6 +137,16 @@ MISTAKES = [
     (f"predict IMAGES {RUN} --output BAD/empty.txt/captions.txt", ["empty.txt", "cannot be written"]),
     (f"predict IMAGES {RUN} --report BAD/empty.txt/page.html", ["page.html", "name another place"]),
     (f"evaluate {VAL} --output BAD/empty.txt/a.json", ["empty.txt"]),
+    (f"predict IMAGES {RUN} --output BAD/photo.png", ["--output BAD/photo.png exists and is of another program"]),
+    (f"predict BAD/photo.png {RUN} --output BAD/photo.png", ["is read by the same command: name another file"]),
+    ("plot RUN --output BAD/photo.png", ["BAD/photo.png exists and is of another program"]),
+    (f"evaluate {VAL} --report BAD/page.html", ["--report BAD/page.html exists and is of another program"]),
+    (
+        f"evaluate {VAL} --output BAD/results.json --compare BAD/results.json",
+        ["--output", "is read by the same command"],
+    ),
+    ("average RUN RUN --output BAD/other.safetensors", ["of another program: name another file or delete"]),
+    ("average RUN RUN --output RUN", ["RUN is read by the same command"]),
     ("train --output BAD/empty.txt/run", ["empty.txt", "--output"]),
     ("export --checkpoint RUN --to onnx --output BAD", ["BAD exists already", "--output"]),
     ("data convert ANNOTATIONS --images IMAGES --to coco --output BAD", ["BAD", "--output"]),
@@ -175,19 +203,30 @@ TYPOS = [
     ("completion bsh", "expected one of bash, zsh, fish: did you mean bash?"),
     ("export --to onx --output o", "expected one of onnx, torch-export, hf: did you mean onnx?"),
     # config files
-    ({"epocs": 3}, "--config: there is no option --epocs: did you mean --train.epochs?"),
-    ({"train": {"epocs": 3}}, "--config: there is no option --train.epocs: did you mean --train.epochs?"),
-    ({"modle": {"layers": 2}}, "--config: there is no option --modle.layers: did you mean --model.layers?"),
+    ({"epocs": 3}, "mine.yaml: line 1: there is no option --epocs: did you mean --train.epochs?"),
+    ({"train": {"epocs": 3}}, "mine.yaml: line 2: there is no option --train.epocs: did you mean --train.epochs?"),
+    ({"modle": {"layers": 2}}, "mine.yaml: line 2: there is no option --modle.layers: did you mean --model.layers?"),
     ({"model": {"attention": "sft"}}, "expected one of none, soft, adaptive, updown: did you mean soft?"),
     ({"train": {"epochs": [3]}}, "--train.epochs is [3]: expected a whole number"),
     ({"train": {"teachers": 3}}, "--train.teachers is 3: expected a list or null or text"),
     ({"output": {"a": 1}}, "--output is {'a': 1}: expected text"),
-    ({"train": [1]}, "--config: train is [1]: expected its options, indented, a line each"),
-    ({3: 4}, "--config: 3 is not the name of an option"),
-    ("- a\n- b\n", "--config: expected NAME: VALUE on its lines, and found - a - b"),
-    ("\n", "--config: expected NAME: VALUE on its lines, and found nothing"),
-    ("train: {epochs 3}\n", "--config: 'epochs 3' is not the name of an option: write NAME: VALUE"),
-    ("train:\n\tepochs: 3\n", "found a tab: indent by spaces, in line 2, column 1"),
+    ({"train": [1]}, "mine.yaml: line 1: train is [1]: expected its options, indented, a line each"),
+    ({3: 4}, "mine.yaml: line 1: 3 is not the name of an option"),
+    ("- a\n- b\n", "mine.yaml: expected NAME: VALUE on its lines, and found - a - b"),
+    ("\n", "mine.yaml: expected NAME: VALUE on its lines, and found nothing"),
+    ("train: {epochs 3}\n", "mine.yaml: line 1: 'epochs 3' is not the name of an option: write NAME: VALUE"),
+    ("train:\n\tepochs: 3\n", "mine.yaml: line 2: a tab: indent by spaces"),
+    ("train: !mine\n  epochs: 3\n", "mine.yaml: line 1: !mine: write the value without a tag"),
+    ("[a, b]: 3\n", "mine.yaml: line 1: a list or mapping as a name: write NAME: VALUE"),
+    ("train:\n  epochs: 3\n lr: 1\n", "mine.yaml: line 3: expected NAME: VALUE, indented as the lines above"),
+    ("output: it's: here\n", "mine.yaml: line 1: a second colon: quote the value, or mend the indentation"),
+    ("\noutput: 'runs\n", "mine.yaml: line 2: a quotation mark is opened and not closed"),
+    ("output: %s\n", "mine.yaml: line 1: % begins no value: quote it"),
+    ("output: a\x01\n", "mine.yaml: line 1: a control character: remove it"),
+    ("<<: {output: a}\n", "mine.yaml: line 1: <<: write the values themselves"),
+    ({"model": {"layers": 9}}, "mine.yaml: line 2: model.layers is 9: expected 1 to 5"),
+    ({"data": {"train": "a.json", "val": "a.json"}}, "mine.yaml: line 2: a.json: no such file; check the path"),
+    ({"data": {"train": ""}}, "mine.yaml: line 2: --data.train is empty: name one, or leave it out"),
 ]
 JARGON = "Parser key|Group|Key |Namespace|Expected a|Subtypes|class '|Literal|argument --|unrecognized"
 
@@ -225,6 +264,10 @@ def bad(tmp_path_factory):
     (folder / "null.yaml").write_text("model: {layers: null}")
     (folder / "twice.yaml").write_text("train:\n  lr: 0.1\n  lr: 0.2\n")
     (folder / "list.yaml").write_text("data: {vocabulary: [a]}")
+    (folder / "results.json").write_text("[]")
+    (folder / "page.html").write_text("<!DOCTYPE html><title>Mine</title>")
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (folder / "other.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "unknown.yaml").write_text("models: {layers: 2}")
     return folder
 

@@ -212,8 +212,9 @@ def test_a_resumed_run_may_be_given_more_epochs(tiny, tmp_path, cli_train, stop)
     assert len(logged(out, "val_cider")) == epochs
 
 
-def test_resume_without_a_run_begins_one(tiny, tmp_path):
+def test_resume_without_a_run_begins_one(tiny, tmp_path, capsys):
     assert train(tiny, tmp_path / "run", "--train.epochs", "1", "--resume") == 0
+    assert f"{tmp_path / 'run'} has no run to resume: a new one begins" in capsys.readouterr().out
     assert (tmp_path / "run" / "captioner.safetensors").exists()
 
 
