@@ -118,15 +118,24 @@ def read_text(path: Path, what: str = "JSON") -> str:
     return text
 
 
-def parse_json(path: Path, text: str, line: int = 1, pairs: Any = None) -> Any:
-    """Parse JSON that begins in `line` of the file; `pairs` is json's object_pairs_hook."""
+def parse_json(path: Path, text: str, line: int = 1) -> Any:
+    """Parse JSON that begins in `line` of the file."""
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=no_contradiction)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno + line - 1} column {error.colno}"
         raise UserError(f"{path}: broken JSON at {where}: {error.msg}; the file may be cut short") from error
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too deep nesting
+    except (ValueError, RecursionError) as error:  # as of :func:`no_contradiction`, or too deep nesting
         raise UserError(f"{path}: invalid JSON: {str(error).splitlines()[0]}") from error
+
+
+def no_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON's pairs, for `object_pairs_hook`; ValueError if a key comes twice with different values."""
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if found[key] != value:
+            raise ValueError(f"{key!r} comes twice, as {value!r:.60} and as {found[key]!r:.60}; keep one")
+    return found
 
 
 def check_yaml(text: str) -> dict[str, int]:

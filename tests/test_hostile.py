@@ -323,7 +323,8 @@ def test_a_file_of_a_shard_never_leaves_the_folder(folder, cli, name, to):
     tar = packed(folder, **{f"{name}.png": (folder / "secret.png").read_bytes(), f"{name}.txt": b"a dog"})
     before = sorted(folder.rglob("*"))
     refused(read_examples, tar, says=["leaves"])
-    code, _, err = cli("data", "convert", tar, "--to", to, "--image_files", "copy", "--output", folder / "out")
+    copies = ["--image_files", "copy"] if to == "coco" else []
+    code, _, err = cli("data", "convert", tar, "--to", to, *copies, "--output", folder / "out")
     assert code == 2
     assert is_one_line(err.strip(), "leaves")
     assert sorted(folder.rglob("*")) == before
@@ -367,11 +368,13 @@ def test_captions_that_no_terminal_should_see(folder):
     assert references[1] == list(example.captions)
 
 
-def test_keys_that_come_twice_are_as_json_readers_take_them(folder):
-    """The last one counts, in every library; RFC 8259 leaves it open."""
-    text = '{"images": [], "images": [{"id": 9, "id": 1, "file_name": "b", "file_name": "a.png"}], "annotations": '
-    path = coco(folder, text=text + '[{"image_id": 1, "caption": "a dog"}]}')
-    assert [e.path.name for e in read_examples(path, folder / "images")[0]] == ["a.png"]
+def test_keys_that_come_twice_are_refused_unless_they_agree(folder):
+    """RFC 8259 leaves it open, and libraries take the last in silence."""
+    text = '{"images": [{"id": 1, "file_name": "a.png", "file_name": "%s"}], "annotations": '
+    text += '[{"image_id": 1, "caption": "a dog"}]}'
+    assert len(read_examples(coco(folder, text=text % "a.png"), folder / "images")[0]) == 1
+    path = coco(folder, text=text % "b.png")
+    refused(read_examples, path, folder / "images", says=["'file_name' comes twice, as 'a.png' and as 'b.png'"])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from captioner.cli.options import (
 CHECKPOINTS = "checkpoints"
 READS = "annotations images list"
 WRITES = "output"
+NEEDS = {"images split list columns encoding skip_bad_images beam device": "--annotations"}
 
 
 def configure(parser: Any) -> None:
@@ -47,8 +48,6 @@ def run(options: Any) -> None:
         raise UserError("name two checkpoints or more to average")
     if Path(options.output).suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a .safetensors file")
-    if options.annotations is None and options.images is not None:
-        raise UserError("--images (folder) needs --annotations, whose captions select the checkpoints")
     from captioner.models.captioner import fitting_weights, save_slim
     from captioner.models.checkpoint import read_checkpoint
     from captioner.models.weight_averaging import average, check_compatible, greedy_selection

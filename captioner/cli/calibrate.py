@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def configure(parser: Any) -> None:
     add_device_argument(parser)
     parser.add_argument("--batch_size", type=int, default=IMAGE_BATCH_SIZE, help="images decoded together")
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode images (-1 = choose)")
-    parser.add_class_arguments(SearchConfig)
+    parser.add_class_arguments(SearchConfig, skip={"n_best"})
 
 
 def run(options: Any) -> None:
@@ -62,7 +62,7 @@ def run(options: Any) -> None:
     target, sets = _target(options), _sets(options)
     model, workers = load_model(options)
     header, tensors = read_checkpoint(options.checkpoint)
-    search = replace(config_of(SearchConfig, options), n_best=1).for_model(model.max_length)
+    search = config_of(SearchConfig, options).for_model(model.max_length)
     perplexities: list[float] = []
     right: list[bool] = []
     for one in sets:

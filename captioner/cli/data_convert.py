@@ -16,6 +16,7 @@ from captioner.errors import UserError, counted
 
 READS = "path images list"
 WRITES = "output"
+NEEDS = {"shard_size": "--to webdataset", "image_files": "--to coco"}
 
 
 def configure(parser: Any) -> None:

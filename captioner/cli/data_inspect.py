@@ -14,6 +14,8 @@ from captioner.errors import UserError
 
 READS = "path images list val val_images val_list test test_images test_list"
 WRITES = "json report"
+NEEDS = {f"{name}_images {name}_split {name}_list": f"--{name}" for name in ("val", "test")}
+NEEDS |= {"samples seed": "--report", "distance": "--read_images"}
 
 
 def configure(parser: Any) -> None:
@@ -45,8 +47,6 @@ def run(options: Any) -> None:
         path, *others = [options[key] for key in (name, f"{name}_images", f"{name}_split", f"{name}_list")]
         if path:
             sources.append((name, path, *others))
-        elif any(others):
-            raise UserError(f"--{name}_images, _split and _list need --{name}: name the annotations, too")
     from captioner.datasets.inspect import inspect, read_split
     from captioner.files import write_json, write_text
     from captioner.reports.dataset_report import as_html, as_json, as_text

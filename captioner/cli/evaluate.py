@@ -54,6 +54,8 @@ def run(options: Any) -> None:
     from captioner.metrics.scoring import ScoreOptions, prepare_scoring, score_images, show_scores
 
     wanted = config_of(ScoreOptions, options)
+    if options.n_best > 1 and not options.report and not options.sample:
+        raise UserError("--n_best has no effect without --report: the best caption is scored")
     if wanted.compare and options.compare_checkpoint:
         raise UserError("--compare and --compare_checkpoint both name the system to compare with: leave one out")
     from captioner.metrics.tokenizers import tokenizer_of

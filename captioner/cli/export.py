@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from captioner.errors import UserError
-
 CHECKPOINTS = "checkpoint"
 READS = "card"
 WRITES = "output"
+NEEDS = {"card title data push": "--to hf", "int8": "--to onnx"}
 
 
 def configure(parser: Any) -> None:
@@ -32,11 +31,6 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Open, convert and write; see the module's docstring."""
-    if options.push and options.to != "hf":
-        raise UserError("--push goes with --to hf")
-    for name, to in (("card", "hf"), ("title", "hf"), ("data", "hf"), ("int8", "onnx")):
-        if options[name] and options.to != to:
-            raise UserError(f"--{name} goes with --to {to}")
     from captioner.deploy.export import export_graphs, export_hub, push
     from captioner.models.captioner import Captioner
 

@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 
 def config_of(kind: type[Config], options: Any) -> Config:
     """The dataclass whose fields were declared among the options with ``parser.add_class_arguments(kind)``."""
-    return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})  # type: ignore[arg-type]
 
 
 def add_run_arguments(parser: Any, output: str) -> None:
@@ -78,11 +78,12 @@ def add_skip_argument(parser: Any) -> None:
 
 
 def check_names(parser: Any, options: Any) -> None:
-    """Check names of files before torch is imported, which takes seconds; UserError if one is missing or unwritable.
+    """Check what can be before torch is imported, which takes seconds: names of files, and options without effect.
 
     The module of a command lists the options that are checkpoints in ``CHECKPOINTS``, those that are other files,
     folders, patterns or addresses to read in ``READS`` (of several images one has to exist, of several sets all), and
-    those that it writes in ``WRITES``. What the files hold is checked where they are read.
+    those that it writes in ``WRITES``. What the files hold is checked where they are read. ``NEEDS`` has the options
+    that have no effect without another one, ``{"card title": "--to hf"}``.
     """
     from captioner.files import check_creatable, check_replaceable
     from captioner.models.checkpoint import resolve_checkpoint
@@ -93,6 +94,12 @@ def check_names(parser: Any, options: Any) -> None:
             if value is not None:
                 yield option, list(map(str, value)) if isinstance(value, list) else [str(value)]
 
+    for names, needed in getattr(parser.command, "NEEDS", {}).items():
+        name, _, value = needed.removeprefix("--").partition(" ")
+        found = attrgetter(name)(options)
+        typed = next((option for option in names.split() if option in parser.typed), None)
+        if typed and not (found == value if value else found):
+            raise UserError(f"--{typed} has no effect without {needed}: add that, or leave it out")
     inputs: list[str] = []
     for _, names in named("CHECKPOINTS"):
         inputs += [str(resolve_checkpoint(name)) for name in names if not name.startswith("hf://")]

@@ -29,6 +29,7 @@ MAIN = "checkpoint device beam n_best max_length format output engine report"
 CHECKPOINTS = "checkpoint"
 READS = "images annotations"
 WRITES = "output report"
+NEEDS = {"part_size": "--output"}
 
 
 def configure(parser: Any) -> None:

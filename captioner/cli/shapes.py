@@ -11,6 +11,8 @@ from typing import Any
 
 from captioner.datasets.synthetic import make_shapes
 
+NEEDS = {"frames": "--moving"}
+
 
 def configure(parser: Any) -> None:
     """Declare the options: the parameters of :func:`make_shapes`."""

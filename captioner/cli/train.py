@@ -32,6 +32,12 @@ model.cell model.layers train.objective train.epochs train.lr
 CHECKPOINTS = "train.teachers"
 READS = "data.train data.train_images data.train_list data.val data.val_images data.val_list"
 WRITES = "output"
+NEEDS = {
+    "train.rollouts train.rollouts_by train.baseline train.bleu_weight": "--train.objective scst",
+    "train.teacher_weight": "--train.teachers",
+    "train.encoder_lr train.encoder_lr_decay": "--model.trainable_layers",
+    "data.flip_words": "--data.horizontal_flip",
+}
 
 
 def configure(parser: Any) -> None:
@@ -58,6 +64,8 @@ def run(options: Any) -> None:
         )
     if options.check and options.resume:
         raise UserError("--check is for a training that has not started: leave out --resume")
+    if options.search.n_best > 1 and not options.search.sample:
+        raise UserError(f"search.n_best is {options.search.n_best}: expected 1, a validation scores the best caption")
     check_resumed(options, "data.train")
     for name in ("train", "val"):
         options.data.sets(name)  # an error if they are missing

@@ -389,20 +389,11 @@ def read_json_or_lines(path: Path) -> Any:
     """The content of a JSON file, or the list of the values on the lines of JSON Lines; no key has two values."""
     text = read_text(path)
     try:
-        return parse_json(path, text, pairs=_no_contradiction)
+        return parse_json(path, text)
     except UserError as error:
         broken: Any = error.__cause__
         more = isinstance(broken, json.JSONDecodeError) and broken.msg == "Extra data"
         if not (more and "\n" not in text[: broken.pos].strip()):  # the first value does not end with its line
             raise
     lines = enumerate(text.split("\n"), start=1)
-    return [parse_json(path, line, number, _no_contradiction) for number, line in lines if line.strip()]
-
-
-def _no_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON's pairs; a key may come twice with one value."""
-    found = dict(pairs)
-    for key, value in pairs if len(found) < len(pairs) else ():
-        if found[key] != value:
-            raise ValueError(f"{key!r} comes twice, as {value!r} and as {found[key]!r}; keep one")
-    return found
+    return [parse_json(path, line, number) for number, line in lines if line.strip()]

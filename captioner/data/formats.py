@@ -32,7 +32,17 @@ from captioner.data.images import SUFFIXES, VIDEOS, find_images, is_image_name
 from captioner.data.label_tools import is_label_studio, is_llava, read_cvat, read_label_studio, read_llava
 from captioner.data.parquet import read_rows
 from captioner.errors import UserError, counted
-from captioner.files import ID, IDS, decode_text, json_type, parse_json, read_json, read_text, require_fields
+from captioner.files import (
+    ID,
+    IDS,
+    decode_text,
+    json_type,
+    no_contradiction,
+    parse_json,
+    read_json,
+    read_text,
+    require_fields,
+)
 
 LABEL_TOOLS = ("label_studio", "llava", "cvat")
 SPLIT_NAMES = (("train", "restval"), ("val", "validation", "valid", "dev"), ("test",))  # each group is one split
@@ -460,7 +470,7 @@ def _parse_sample(where: str, texts: dict[str, bytes]) -> tuple[ID | None, tuple
         if not ending.endswith("json"):
             continue
         try:
-            found = json.loads(decode_text(data, f"{where}.{ending}"))
+            found = json.loads(decode_text(data, f"{where}.{ending}"), object_pairs_hook=no_contradiction)
         except (ValueError, RecursionError) as error:
             if captions:  # they are in a .txt
                 continue
@@ -560,6 +570,8 @@ def _load_csv(path: Path, columns: Sequence[str] | None) -> _Table:
         if delimiter != "\t":
             raise
         (_, header), *lines = _csv_rows(path, text, delimiter, csv.QUOTE_NONE)  # many TSVs do not quote quotation marks
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise UserError(f"{path}: line 1: several columns are named {twice!r}; rename or remove all but one")
     rows, problems = [], []
     for line, cells in lines:
         if len(cells) > len(header) and header[-1] in CAPTION_KEYS:  # a caption with commas, not quoted, as Kaggle's

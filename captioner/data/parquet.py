@@ -60,6 +60,8 @@ def read_rows(path: str) -> tuple[list[str], list[dict[str, Any]]]:
     with read_errors(path):
         file = _open_parquet(path)
         schema = file.schema_arrow
+        if len(set(schema.names)) < len(schema.names):
+            raise UserError(f"{path}: several columns have one name ({', '.join(schema.names)}); rename or remove some")
         columns = ((name, _bytes_column(name, schema.field(name).type)) for name in schema.names)
         images = {name: column for name, column in columns if column is not None}
         named = [f"{name}.path" for name in images if _has_path(schema.field(name).type)]

@@ -128,7 +128,7 @@ def _parse_option(name: str, text: str) -> Any:
 def _read_json(body: bytes, config: ServeConfig) -> Content:
     """The base64 images, or the addresses, of a JSON object, and its options."""
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_sent_once)
     except (ValueError, RecursionError):
         raise HTTPException(422, "the body is not JSON") from None
     if not isinstance(content, dict):
@@ -150,6 +150,16 @@ def _read_json(body: bytes, config: ServeConfig) -> Content:
     if not config.allow_urls:
         raise HTTPException(422, "this server fetches no addresses (--allow_urls): send the images")
     return [(printable(url), url) for url in values], options
+
+
+def _sent_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON's pairs; HTTPException if a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise HTTPException(422, f"{printable(twice):.60} is sent twice")
+    return found
 
 
 def _decode_base64(number: int, text: str) -> bytes | ImageError:

@@ -41,7 +41,7 @@ REFUSED = [
     ("score --annotations missing.json --results file.txt", "missing.json: no such file"),
     ("score --annotations file.txt --results missing.json", "missing.json: no such file"),
     ("export --to onnx --output file.txt/out", "--output file.txt/out: cannot be written"),
-    ("export --to onnx --output out --push me/mine", "--push goes with --to hf"),
+    ("export --to onnx --output out --push me/mine", "--push has no effect without --to hf"),
     ("average none.ckpt other.ckpt --output a.safetensors", "no checkpoint none.ckpt"),
     ("gradients --annotations missing.json --images .", "missing.json: no such file"),
     ("data inspect missing.json", "missing.json: no such file"),

@@ -226,7 +226,7 @@ BROKEN = {
     "a.csv": ("image,caption\n000.png,a\n../b.png,b\n", "leaves"),
     "b.csv": ("image,caption\n000.png,a\n999.png,b\n", "line 3: no file '999.png'"),
     "c.csv": ("image,caption\n000.png,a\n001.png, \n", "'001.png') has no caption"),
-    "d.csv": ("image;caption\n000.png;a\n001.png\n", "line 3 has 1 cells, the first line has 2"),
+    "d.csv": ("image;caption\n000.png;a\n001.png\n", "line 3 has 1 cell, the first line has 2"),
     "e.txt": ("000.png#0\ta\n001.png a\n", "line 2 is not name.jpg#0<TAB>caption"),
     "f.jsonl": ('{"image": "000.png", "caption": ["a", " "]}', "blank caption"),
 }
@@ -256,6 +256,9 @@ REFUSED = {
     "f.json": ('{"a": 1}', "expected COCO's"),
     "g.csv": ("image_id,image,caption\n1,000.png,a\n1,001.png,b\n", "image id '1' has two files"),
     "h.parquet": ("no", "cannot be read"),
+    "j.csv": ("image,caption,caption\n000.png,a,b\n", "line 1: several columns are named 'caption'"),
+    "k.jsonl": ('{"image": "000.png", "caption": "a", "caption": "b"}', "'caption' comes twice, as 'a' and as 'b'"),
+    "l.json": ('{"images": [], "annotations": [1], "annotations": []}', "'annotations' comes twice"),
 }
 
 

@@ -212,9 +212,9 @@ def test_workers_find_the_same(cli, clean, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--samples", "201"], "--samples is 201: expected 0 to 200"),
+        (["--report", "page.html", "--samples", "201"], "--samples is 201: expected 0 to 200"),
         (["--distance", "17"], "--distance is 17: expected 0 to 16"),
-        (["--test_split", "x"], "--test_images, _split and _list need --test"),
+        (["--test_split", "x"], "--test_split has no effect without --test"),
         (["--val", "no.json"], "no.json: no such file"),
     ],
 )

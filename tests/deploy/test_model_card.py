@@ -133,7 +133,7 @@ def test_options_of_a_card_go_with_the_hub(cli, checkpoint, tmp_path):
         code, _, err = cli(
             "export", "--to", "onnx", "--checkpoint", checkpoint, "--output", tmp_path / "x", f"--{name}", checkpoint
         )
-        assert (code, f"--{name} goes with --to hf" in err) == (2, True)
+        assert (code, f"--{name} has no effect without --to hf" in err) == (2, True)
 
 
 def test_the_architecture_is_in_the_card(weights):

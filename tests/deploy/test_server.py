@@ -152,6 +152,10 @@ def test_options_are_not_lost(client, files):
     assert (answer.status_code, "in the body" in answer.json()["error"]) == (422, True)
     answer = client.post("/caption", files=[("f", next(iter(files.items())))], data={"beam": ["1", "2"]})
     assert (answer.status_code, answer.json()) == (422, {"error": "beam is sent twice"})
+    answer = client.post(
+        "/caption", content='{"images": [], "beam": 2, "beam": 2}', headers={"content-type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()) == (422, {"error": "beam is sent twice"})
 
 
 def test_the_errors_of_several_images_are_objects(client):
