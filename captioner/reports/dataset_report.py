@@ -133,11 +133,11 @@ def as_html(report: Report, command_line: Sequence[str] = ("captioner",), read_i
     ]
     no_problem = _no_problem(report).capitalize()
     values = {"splits": splits, "shown": report["shown"], "no_problem": no_problem, "origin": origin(command_line)}
+    values |= {"thumbnail": functools.cache(_thumbnail), "read_images": read_images}
     values["findings"] = [
         replace(finding, lines=[without_folders(line, folders) for line in finding.lines])
         for finding in report["findings"]
     ]
-    values["thumbnail"] = functools.cache(_thumbnail) if read_images else lambda path: None
     return render("reports/dataset_report.html", **values)
 
 

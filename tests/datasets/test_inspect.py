@@ -95,8 +95,9 @@ def test_planted_problems_are_reported(cli, clean):
     groups = re.findall(r'<div class="group">(.*?)</div>', html, re.S)
     assert [group.count("<img") for group in groups] == [2, 2]  # side by side, also across splits
     odd = html[html.index("val: Odd sizes") :]
-    assert "elongated, 600 × 100" in odd
+    assert "elongated and large, 600 × 100" in odd
     assert "small, 40 × 40" in odd
+    assert "cannot be read</p>" in html[html.index("train: Random samples") : html.index("train: Longest")]
     assert str(clean.folder) not in html
     assert all(name in page.text for name in ("t5.jpg", "train/t6.jpg", "val/v1.jpg", "t3.jpg"))
     assert [path.name for path in (clean.folder / "new").iterdir()] == ["page.html"]
@@ -128,6 +129,7 @@ def test_the_page_shows_samples_and_extremes(cli, clean, monkeypatch):
     assert "train: Random samples" in page.text
     assert "<b>quagga</b>" in page.text
     assert not page.all("b")
+    assert all(f'id="{link["href"][1:]}"' in pages[0] for link in page.all("a"))
     rare = pages[0][pages[0].index("train: Captions with the most words") : pages[0].index("val: Random")]
     assert rare.index("tapir") < rare.index("كلب")
     assert "<mark>tapir</mark>" in rare
@@ -142,6 +144,7 @@ def test_without_images_the_page_shows_captions(cli, clean):
     inspect(cli, clean, "--no_read_images", "--report", clean.folder / "page.html")
     page = Page((clean.folder / "page.html").read_text(encoding="utf-8"))
     assert not page.all("img")
+    assert "cannot be read" not in page.text
     assert "val: Longest captions" in page.text
 
 

@@ -110,7 +110,7 @@ def test_the_attention_on_the_image_is_shown(tmp_path, images):
 def test_characters(tmp_path, images):
     """A model that writes characters gives a probability for each of them."""
     found = Caption("a dog", -3.0, -3.0, True, (-0.5,) * 6)
-    words = page(tmp_path, (images[0], [found])).all("span", "word")[:-3]  # before the legend
+    words = page(tmp_path, (images[0], [found])).all("span", "word")[3:]  # after the legend
     assert [word["title"].split(":")[0] for word in words] == [*"a dog", "end"]
 
 
