@@ -476,7 +476,8 @@ class TrainConfig(_Config, group="train."):
         teacher_weight: share of that distribution in the target of a word; the rest is the word of the caption
         clip_norm: gradients are scaled down to this global norm (0 = never)
         ema_decay: decay per step of the moving average of the weights that is validated and saved (0 = none)
-        start_weight: share of the weights of --init-from in that average, which keeps what the model knew
+        start_weight: share of the weights of --init-from in the model that is saved for use, which keeps what they
+            know; auto is the largest with which the validation captions are not significantly worse
         patience: epochs without a better val_cider before training stops (0 = never)
         keep: number of checkpoints, of the epochs with the best val_cider, that stay in kept/ to be averaged
         checkpoint_minutes: minutes between writes of last.ckpt within an epoch; it is also written after each epoch
@@ -500,7 +501,7 @@ class TrainConfig(_Config, group="train."):
     teacher_weight: float = 0.5
     clip_norm: float = 1.0
     ema_decay: float = 0.998
-    start_weight: float = 0.0
+    start_weight: float | Literal["auto"] = 0.0
     patience: int = 5
     keep: int = 0
     checkpoint_minutes: float = 10.0
@@ -515,8 +516,10 @@ class TrainConfig(_Config, group="train."):
         self._limit("lr checkpoint_minutes", POSITIVE)
         self._limit("encoder_lr", AT_LEAST_0)
         self._limit("encoder_lr_decay", ABOVE_0_TO_1)
-        self._limit("warmup label_smoothing ema_decay start_weight", BELOW_1)
-        self._require(not self.start_weight or self.ema_decay > 0, "start_weight", "0 without ema_decay")
+        self._limit("warmup label_smoothing ema_decay", BELOW_1)
+        share = self.start_weight
+        good = share == "auto" or (isinstance(share, Real) and BELOW_1[0](share))
+        self._require(good, "start_weight", f"auto, or {BELOW_1[1]}")
         self._limit("teacher_weight", ABOVE_0_TO_1)
         self._require(self.teachers is None or self.objective == "xe", "teachers", "none with objective scst")
         self._limit("seed", SEED)

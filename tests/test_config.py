@@ -80,7 +80,7 @@ def test_frozen(config):
         (TrainConfig, "train.weight_decay", [-0.1], [0.0]),
         (TrainConfig, "train.warmup", [-0.1, 1.0], [0.0, 0.9]),
         (TrainConfig, "train.label_smoothing", [-0.1, 1.0], [0.0, 0.9]),
-        (TrainConfig, "train.start_weight", [-0.1, 1.0], [0.0, 0.9]),
+        (TrainConfig, "train.start_weight", [-0.1, 1.0, "most"], [0.0, 0.9, "auto"]),
         (TrainConfig, "train.seed", [-1, 2**32, 2**64], [0, 2**32 - 1]),
         (SearchConfig, "seed", [-1, 2**64], [0]),
         (TrainerConfig, "trainer.accelerator", ["tpu", "cuda:1"], ["auto", "cpu", "gpu", "mps"]),

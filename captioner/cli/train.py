@@ -87,6 +87,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     from captioner.training.callbacks import make_callbacks
     from captioner.training.checks import DryRun, SanityChecks
     from captioner.training.run import describe_trainer, export_best, fit, make_trainer
+    from captioner.training.start_weight import StartWeights, keep_share
     from captioner.training.task import CaptionTask, load_teachers
 
     data, model, resumed = _begin(options, folder, trainer_options["accelerator"])
@@ -95,6 +96,9 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     references = data.references()
     callbacks = [*make_callbacks(folder, config, data.val.examples, _monitor(data, references)), SanityChecks(data)]
     dry_run = DryRun(max(2, trainer_options["accumulate_grad_batches"]))
+    start = StartWeights()
+    if config.start_weight:
+        callbacks.append(start)
     if options.check:
         callbacks.append(dry_run)
         trainer_options |= {"limit_val_batches": 2, "check_val_every_n_epoch": 1}
@@ -110,7 +114,14 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
     fit(trainer, task, folder, resumed, data)
     if not trainer.is_global_zero:
         return
-    slim = export_best(folder, "captioner.safetensors", lambda found: {name: found[name] for name in model.weights()})
+
+    def select(found: dict[str, Any]) -> dict[str, Any]:
+        trained = {name: found[name] for name in model.weights()}
+        if options.check or not config.start_weight:
+            return trained
+        return keep_share(task, data, trainer.strategy.root_device, trained, start.weights)
+
+    slim = export_best(folder, "captioner.safetensors", select)
     if options.check:
         type(model).load(slim)
         print(dry_run.report(trainer, data, batches, options.trainer.check_val_every_n_epoch, folder))

@@ -82,31 +82,15 @@ class MovingAverage(WeightAveraging):
     It is on the device of the training: Lightning would take that of the module, which is moved there later. A step
     updates all weights at once and never waits for the device, where Lightning's reads its counter back. Frozen weights
     stay as they are; buffers, such as the statistics of a BatchNorm, are those of the last step.
-
-    With `start_weight` s it is the average of ``(1 − s) · weights + s · start``, where the start are the weights before
-    the training, so that a fine-tuned model keeps what it knew (Wortsman et al. 2022, Robust fine-tuning of zero-shot
-    models).
     """
 
-    start: list[torch.Tensor] | None = None  # the trained weights before the training, with a start_weight
-
-    def __init__(self, decay: float, start_weight: float = 0.0) -> None:
+    def __init__(self, decay: float) -> None:
         super().__init__(use_buffers=False)
-        self.decay, self.start_weight = decay, start_weight
+        self.decay = decay
 
     def setup(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         self._device = trainer.strategy.root_device
         super().setup(trainer, task, stage)
-        if self.start_weight:
-            trained = (parameter for parameter in task.parameters() if parameter.requires_grad)
-            self.start = [parameter.detach().clone() for parameter in trained]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "start": self.start}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.start = state_dict.get("start")  # older runs lack it
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Any, *_: Any) -> None:
         if trainer.global_step == self._latest_update_step:  # between the steps of accumulated gradients
@@ -117,10 +101,6 @@ class MovingAverage(WeightAveraging):
         assert self._average_model is not None
         pairs = zip(self._average_model.module.parameters(), task.parameters(), strict=True)
         averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
-        if self.start is not None:
-            self.start = [value.to(weights[0].device) for value in self.start]
-            with torch.no_grad():
-                weights = torch._foreach_lerp(weights, self.start, self.start_weight)
         get_ema_multi_avg_fn(decay)(averages, weights, n)
         if own := list(self._average_model.module.buffers()):
             torch._foreach_copy_(own, list(task.buffers()))
@@ -365,7 +345,7 @@ def make_callbacks(folder: Path, config: TrainConfig, examples: list[Example], m
         options: dict[str, Any] = {"save_top_k": config.keep, "auto_insert_metric_name": False}
         parts.append(TopKCheckpoint(folder / "kept", name, monitor=monitor.score, mode=monitor.mode, **options))
     if config.ema_decay:
-        parts.insert(0, MovingAverage(config.ema_decay, config.start_weight))
+        parts.insert(0, MovingAverage(config.ema_decay))
     if config.patience:
         parts.insert(0, ResumableEarlyStopping(config.patience, config.epochs, monitor))
     return parts

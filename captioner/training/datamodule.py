@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,11 @@ class CaptionData(pl.LightningDataModule):
         """
         mine = images_by_process(len(self.val.examples), *rank_and_world(self.trainer))
         return self._loader(self.val_set, mine, CaptionLoader)
+
+    def validation_batches(self, device: torch.device) -> Iterator[Batch]:
+        """All batches of :meth:`val_dataloader`, whatever the number of processes, on a device."""
+        for batch in self._loader(self.val_set, images_by_process(len(self.val.examples), 0, 1), CaptionLoader):
+            yield self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
 
     def _dataset(
         self, split: DataSplit, by_image: bool, augment: int | None = None, tokenized: TokenizedCaptions | None = None

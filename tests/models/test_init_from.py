@@ -262,12 +262,12 @@ def test_a_run_is_resumed_without_its_options_and_its_start(tiny, start, tmp_pat
 def test_a_share_of_the_start_stays(tiny, start, tmp_path, cli):
     found = []
     for share in (0, 0.9):
-        options = ("--train.ema_decay", 0.5, "--train.start_weight", share, "--train.lr", 0.1)
+        options = ("--train.start_weight", share, "--train.lr", 0.1)
         assert train_from(tiny, start, tmp_path / f"run{share}", *options) == 0
         moved, before = (Captioner.load(path).decoder.project.weight for path in (tmp_path / f"run{share}", start))
         found.append((moved - before).norm().item())
     assert 0.05 * found[0] < found[1] < 0.2 * found[0]
-    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--train.start_weight", 0.5, "--train.ema_decay", 0.5))
+    code, _, err = cli(*arguments(tiny, tmp_path / "run", "--train.start_weight", "auto"))
     assert (code, is_one_line(err, "--train.start_weight", "--init-from")) == (2, True), err
 
 

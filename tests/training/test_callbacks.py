@@ -77,25 +77,3 @@ def test_buffers_are_those_of_the_last_step():
         average.on_train_batch_end(trainer, task, None, None, 0)
         assert torch.equal(averaged_mean, mean)
     assert averaged_mean is not mean
-
-
-@torch.no_grad()
-def test_the_weights_of_the_start_have_their_share():
-    """The average is on the straight line from the start to the average without it, also after a resumption."""
-    task, plain, trainer = averaged("cpu")
-    mixed, weight = MovingAverage(0.9, start_weight=0.25), task.model.decoder.output.weight
-    mixed.setup(trainer, task, "fit")
-    start = weight.clone()
-    for trainer.global_step in range(1, 6):
-        weight += 1.0
-        if trainer.global_step == 3:  # as a resumed run does, whose weights before are not the start
-            again = MovingAverage(0.9, start_weight=0.25)
-            again.setup(trainer, task, "fit")
-            again.load_state_dict(mixed.state_dict())
-            again._average_model.load_state_dict(mixed._average_model.state_dict())
-            mixed = again
-        for average in (plain, mixed):
-            average.on_train_batch_end(trainer, task, None, None, 0)
-    found, other = (each._average_model.module.model.decoder.output.weight for each in (mixed, plain))
-    torch.testing.assert_close(found, 0.75 * other + 0.25 * start)
-    assert (other - start).min() > 1

@@ -89,7 +89,7 @@ def test_300_images_do_not_make_all_captions_alike(tmp_path, cli):
     assert train(first, tmp_path / "start", *typed(options)) == 0
     few = write_set(tmp_path / "few", train=300, val=30, captions=lambda n: captions_of(n, 5))
     command = ("train", "--config", "few_images", "--init-from", tmp_path / "start", "--output", tmp_path / "run")
-    more = ("--train.start_weight", 0.5, "--data.workers", 0, "--trainer.accelerator", "cpu")
+    more = ("--data.workers", 0, "--trainer.accelerator", "cpu")
     code, _, err = cli(*command, *few.options(), *more)
     assert code == 0, err
     model = Captioner.load(tmp_path / "run")
