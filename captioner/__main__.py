@@ -59,11 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         return _fail(name, _explain_os_error(error))
-    except (RuntimeError, TypeError) as error:  # from torch, anywhere in the program
+    except (RuntimeError, TypeError, MemoryError) as error:  # from torch, anywhere in the program
         reason = next(iter(str(error).splitlines()), "").rstrip(". ")
         if reason.startswith("DataLoader worker (pid"):
             advice = "memory may be short, use fewer workers (--workers or --data.workers)"
             return _fail(name, f"a worker process died ({reason}): {advice}")
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", reason):
+            return _fail(name, f"the memory is too small ({printable(reason)[:200]}): use smaller sizes or batches")
         if re.search(r"\bMPS\b", reason):
             advice = "use the CPU, or for this operation alone by PYTORCH_ENABLE_MPS_FALLBACK=1"
             return _fail(name, f"the MPS device cannot do this ({printable(reason)}): {advice}")
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    if name == "help" and arguments:
+        name, arguments = " ".join(arguments), ["--help"]
     if name in ("--help", "-h", "help") or (name == "data" and arguments[:1] in (["--help"], ["-h"])):
         print(OVERVIEW.format(commands="\n".join(f"  {name:<14}{about}" for name, about in COMMANDS.items())))
         return 0

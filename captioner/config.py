@@ -19,6 +19,7 @@ CUSTOM = "custom:"  # in front of the class name of an encoder of the caller's o
 MAX_LENGTH = 20  # words of a caption in a search, at least, where nothing else is said
 VOCABULARIES = ("keep", "extend", "count")  # the values of data.vocabulary that are no file
 IMAGE_BATCH_SIZE = 32  # images encoded together, outside training
+MOST = 2**53  # of any number: libraries overflow at larger ones
 
 
 Limits = tuple[Callable[[float], bool], str]  # which numbers an option may have, and their description in messages
@@ -86,7 +87,9 @@ class _Config:
     def _limit(self, names: str, limits: Limits) -> None:
         holds, expected = limits
         for name in names.split():
-            self._require(holds(getattr(self, name)), name, expected)
+            value = getattr(self, name)
+            self._require(holds(value), name, expected)
+            self._require(value < MOST, name, "a smaller number")
 
 
 @dataclass(frozen=True)
@@ -386,7 +389,7 @@ class SearchConfig(_Config):
     seed: int = 0
 
     def _check(self) -> None:
-        self._limit("beam n_best", AT_LEAST_1)
+        self._limit("beam n_best", _from_to(1, 1000))
         self._limit("max_length min_length no_repeat_ngram diversity top_k", AT_LEAST_0)
         self._limit("length_penalty", _from_to(0, 10))  # larger powers overflow
         self._limit("seed", SEED)

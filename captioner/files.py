@@ -111,7 +111,7 @@ def read_text(path: Path, what: str = "JSON") -> str:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name another file") from error
     text = decode_text(data, path, what)
     if not text.strip():
         raise UserError(f"{path}: is empty; write or download it again")

@@ -5,8 +5,11 @@ Example: captioner export --to onnx --output exported, then: python -m captioner
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
+
+from captioner.errors import UserError
 
 CHECKPOINTS = "checkpoint"
 READS = "card"
@@ -31,6 +34,8 @@ def configure(parser: Any) -> None:
 
 def run(options: Any) -> None:
     """Open, convert and write; see the module's docstring."""
+    if options.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.push):
+        raise UserError(f"--push is {options.push}: expected organisation/name")
     from captioner.deploy.export import export_graphs, export_hub, push
     from captioner.models.captioner import Captioner
 

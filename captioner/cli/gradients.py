@@ -128,7 +128,7 @@ def _longest(model: Any, options: Any) -> tuple[Any, Any, Any]:
     from captioner.training.split import DataSplit
 
     if model.config.trainable_layers:
-        raise UserError("gradients needs a model with a frozen encoder: this one has a trained encoder")
+        raise UserError("gradients needs a frozen encoder, and this model has a trained one: name another --checkpoint")
     data = DataConfig(
         val=options.annotations,
         val_images=options.images,

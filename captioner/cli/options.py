@@ -111,6 +111,9 @@ def check_names(parser: Any, options: Any) -> None:
     for option, names in named("WRITES"):
         check_creatable(names[0], f"--{option} {names[0]}")
         check_replaceable(names[0], f"--{option} {names[0]}", inputs)
+    written = [os.path.realpath(names[0]) for _, names in named("WRITES")]
+    if twice := next((path for path in written if written.count(path) > 1), None):
+        raise UserError(f"{twice} is named as two outputs: name another file for one")
 
 
 def _may_exist(name: str) -> bool:
@@ -148,9 +151,9 @@ def resolve_device(name: str) -> str:
 
 def load_model(options: Any) -> tuple[Any, int]:
     """The model of ``--checkpoint`` on ``--device``, and the number of processes that read images for it."""
-    for name, least in (("batch_size", 1), ("workers", -1)):
-        if options[name] < least:
-            raise UserError(f"--{name} is {options[name]}: expected {least} or more")
+    for name, least, most in (("batch_size", 1, 100_000), ("workers", -1, 1000)):
+        if not least <= options[name] <= most:
+            raise UserError(f"--{name} is {options[name]}: expected {least} or more, up to {most}")
     from captioner.devices import choose_workers
     from captioner.models.captioner import load
 

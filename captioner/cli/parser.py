@@ -302,6 +302,8 @@ class Parser(ArgumentParser):
             return f"--config: {self._unknown(f'--{name}')}", name
         if found := re.match(r"argument (?:\S+/)?(--[\w.]+?)\+?: expected (?:one|at least one) argument", text):
             return f"{found[1]} needs a value", ""
+        if "for --print_config" in text:
+            return "--print_config takes no value: leave it out", ""
         if found := re.match(r"ambiguous option: (\S+) could match (.+)", text):
             return f"there is no option {found[1]}: did you mean {found[2].replace(', ', ' or ')}?", ""
         return _config_error(text)

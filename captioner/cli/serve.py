@@ -40,7 +40,7 @@ def run(options: Any) -> None:
             listener.bind((options.host, options.port))  # before the seconds that the model takes
         except (OSError, OverflowError) as error:
             place = f"{options.host}:{options.port}"
-            raise UserError(f"{place} is not available ({error}): choose another --port") from None
+            raise UserError(f"{place} is not available ({error}): choose another --host or --port") from None
         _serve(options, search, config, listener)
 
 

@@ -24,7 +24,7 @@ def run(options: Any) -> None:
     make_shapes(**options.as_dict())
     what, config = ("clips", "moving") if options.moving else ("images", "shapes")
     print(f"{options.output}: {options.count} + {options.val_count} {what}, 5 captions each")
-    folder = options.output
+    folder = Path(options.output)
     words = ["captioner", "train", "--config", config]
     if folder != Path("data", config):  # the folder of the config
         for split in ("train", "val"):

@@ -302,6 +302,9 @@ NO_ATTENTION = "this model has no attention maps: open one trained with --model.
 def search_ids(vocabulary: Vocabulary, config: SearchConfig) -> Ids:
     """The ids of the words in `config`; UserError if one is unknown or no caption can satisfy all constraints."""
     must_not = vocabulary.split(config.must_not)
+    for option in ("must", "must_not", "prefix"):
+        if (text := getattr(config, option)).strip() and not vocabulary.split(text):
+            raise UserError(f"{option} is {text!r}, which has no word: name words, or leave it out")
 
     def ids(option: str, text: str) -> tuple[int, ...]:
         words = vocabulary.split(text)

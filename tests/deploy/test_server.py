@@ -114,8 +114,8 @@ def test_confidence(captioner, files, monkeypatch):
     ("options", "says"),
     [
         ({"n_best": 3}, "n_best is 3: expected 1 to the beam width (2)"),
-        ({"n_best": 0}, "n_best is 0: expected 1 or more"),
-        ({"beam": 0}, "beam is 0: expected 1 or more"),
+        ({"n_best": 0}, "n_best is 0: expected 1 to 1000"),
+        ({"beam": 0}, "beam is 0: expected 1 to 1000"),
         ({"beam": 9}, "beam is 9: at most 8 on this server (--max_beam)"),
         ({"beam": 8, "n_best": 10**9}, "n_best is 1,000,000,000: at most 8"),
         ({"beam": "wide"}, "beam is 'wide': expected a whole number"),

@@ -130,7 +130,7 @@ def test_options_that_make_other_captions_are_refused(predict, cli, checkpoint, 
     [
         (("--devices", 2), "--devices is 2: expected 1 with --engine local"),
         (("--devices", 0), "--devices is 0"),
-        (("--part_size", 0), "--part_size is 0"),
+        (("--output", "a", "--part_size", 0), "--part_size is 0"),
         (("--engine", "spark"), "spark"),
         (("--engine", "ddp"), "--engine ddp writes its parts to a folder: name one, or a file, by --output"),
         (("--engine", "ray", "--output", "a", "--report", "b.html"), "--report"),
