@@ -66,7 +66,7 @@ def write(path: Path, photos: list[str], count: int, two: bool) -> None:
 SORT = """() => {
   const started = performance.now(), order = document.getElementById("order");
   order.value = "best";
-  order.dispatchEvent(new Event("change"));
+  order.dispatchEvent(new Event("input"));
   document.body.offsetHeight;  // lays the page out
   return performance.now() - started;
 }"""
