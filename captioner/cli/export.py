@@ -6,6 +6,7 @@ Example: captioner export --to onnx --output exported, then: python -m captioner
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ def run(options: Any) -> None:
 
         facts = read_facts(options.checkpoint, options.card, title=options.title, data=options.data)
         export_hub(model, folder, facts)
-        print(f"{options.output}: captioner predict PHOTO.jpg --checkpoint {options.output}")
+        print(f"{options.output}: captioner predict PHOTO.jpg --checkpoint {shlex.quote(options.output)}")
         if options.push:
             print(push(folder, options.push))
         return

@@ -5,6 +5,7 @@ Example: captioner pretrain --data.text captions_train.json --output runs/lm
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _pretrain(options: Any, folder: Path, trainer_options: dict[str, Any]) -> No
     fit(trainer, LanguageTask(model, config, len(train) * config.epochs), folder, resumed, *loaders)
     slim = export_best(folder, "lm.safetensors", language_model_weights)
     print(f"Done: {slim} is the best model")
-    print(f"try: captioner train --init-from {slim}")
+    print(f"try: captioner train --init-from {shlex.quote(str(slim))}")
     print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 

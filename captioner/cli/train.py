@@ -6,6 +6,7 @@ Example: captioner train --config flickr8k --data.train train.json --data.train_
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _train(options: Any, folder: Path, trainer_options: dict[str, Any]) -> None:
         print(f"checked: training, validation and checkpoints work; {options.output} is unchanged")
     else:
         print(f"Done: {slim} is the best model, for use")
-        print(f"try: captioner predict PHOTO.jpg --checkpoint {slim}")
+        print(f"try: captioner predict PHOTO.jpg --checkpoint {shlex.quote(str(slim))}")
         print("beside it: best.ckpt, last.ckpt, samples.md and logs/")
 
 

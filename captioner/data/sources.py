@@ -31,7 +31,7 @@ def is_single(images: Any) -> bool:
         names = isinstance(images, np.ndarray) and images.dtype.kind in "OUS" and images.ndim > 0
         return not (images.ndim == 4 or names or (images.ndim == 1 and not isinstance(images, (np.ndarray, Tensor))))
     if isinstance(images, (Mapping, Set)) or not isinstance(images, Iterable):
-        raise ImageError(f"images are a {type(images).__name__}: expected {EXPECTED}, or a list of these")
+        raise ImageError(f"images are of type {type(images).__name__}: expected {EXPECTED}, or a list of these")
     return False
 
 
@@ -52,6 +52,8 @@ def load_source(image: Any, name: str, size: int, frames: int = 0, allow_urls: b
 def _to_source(image: Any, name: str, allow_urls: bool) -> Any:
     """The image as :func:`captioner.data.images.open_image` takes it."""
     if isinstance(image, (str, os.PathLike)):
+        if not os.fspath(image):
+            raise ImageError(f"{name} is an empty string: expected {EXPECTED}")
         if isinstance(image, StoredImage) or not is_address(os.fsdecode(image)):
             return image
         if not allow_urls:
@@ -70,7 +72,7 @@ def _to_source(image: Any, name: str, allow_urls: bool) -> Any:
         return image if seekable is not None and seekable() else image.read()
     if _is_array(image):
         return Image.fromarray(_to_bytes(_channels_last(image, name), name))
-    raise ImageError(f"{name} is a {type(image).__name__}: expected {EXPECTED}")
+    raise ImageError(f"{name} is of type {type(image).__name__}: expected {EXPECTED}")
 
 
 def _is_array(image: Any) -> bool:

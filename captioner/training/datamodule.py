@@ -115,10 +115,10 @@ class CaptionData(pl.LightningDataModule):
     def notes(self) -> list[str]:
         """What to know about the training captions, a line each, with what to do about it."""
         lines, unit = [], "character" if self.data.level == "char" else "word"
-        if share := float(self.train_set.cut.mean()):
-            most = f"more than {counted(self.data.max_length, unit)}"
+        if number := int(self.train_set.cut.sum()):
+            captions, most = len(self.train_set.cut), f"more than {counted(self.data.max_length, unit)}"
             lines.append(
-                f"{share:.1%} of the training captions have {most} and are cut, without END: "
+                f"{number:,} of {captions:,} training captions have {most} and are cut, without END: "
                 f"--data.max_length {self.longest} keeps them whole"
             )
         if self.lacking and self.source is not None:

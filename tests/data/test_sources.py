@@ -97,15 +97,15 @@ def test_several(photo):
     assert is_single(np.array("a.jpg"))
     refused(load_source, np.array("a.jpg"), "the image", 16, says=["an array of shape ()"])
     for images in ({"a.jpg"}, {"a.jpg": 1}, 3, None):
-        refused(is_single, images, says=[f"images are a {type(images).__name__}", "a path, a PIL image", "a list"])
+        refused(is_single, images, says=[f"images are of type {type(images).__name__}", "a path, a PIL image", "a list"])
 
 
 ARRAY = np.zeros((24, 40, 3))
 WRONG = {
-    "a number": (7, ["image 3 is a int", "a path, a PIL image"]),
-    "None": (None, ["image 3 is a NoneType"]),
-    "a pair, as data sets give": ((ARRAY, 5), ["image 3 is a tuple"]),
-    "a list": ([ARRAY], ["image 3 is a list"]),
+    "a number": (7, ["image 3 is of type int", "a path, a PIL image"]),
+    "None": (None, ["image 3 is of type NoneType"]),
+    "a pair, as data sets give": ((ARRAY, 5), ["image 3 is of type tuple"]),
+    "a list": ([ARRAY], ["image 3 is of type list"]),
     "channels first": (np.zeros((3, 24, 40), np.uint8), ["an array of shape (3, 24, 40)", ".transpose(1, 2, 0)"]),
     "channels last": (torch.zeros(24, 40, 3), ["a tensor of shape (24, 40, 3)", "(3, H, W)", ".permute(2, 0, 1)"]),
     "features": (torch.zeros(2048), ["a tensor of shape (2048,)", "(3, H, W)"]),
@@ -123,6 +123,7 @@ WRONG = {
     "damaged bytes": (b"photo", ["image 3: ", "5 bytes", "not an image"]),
     "empty bytes": (b"", ["image 3: ", "is empty"]),
     "an empty stream": (Stream(b""), ["image 3: ", "is empty"]),
+    "an empty path": ("", ["image 3 is an empty string", "a path"]),
     "an address": ("https://example.org/a.jpg", ["https://example.org/a.jpg is an address", "allow_urls=True"]),
     "a bucket": ("s3://bucket/a.jpg", ["s3://bucket/a.jpg", "allow_urls=True"]),
 }
