@@ -116,9 +116,9 @@ class CaptionData(pl.LightningDataModule):
         """What to know about the training captions, a line each, with what to do about it."""
         lines, unit = [], "character" if self.data.level == "char" else "word"
         if number := int(self.train_set.cut.sum()):
-            captions, most = len(self.train_set.cut), f"more than {counted(self.data.max_length, unit)}"
+            total, most = len(self.train_set.cut), f"more than {counted(self.data.max_length, unit)}"
             lines.append(
-                f"{number:,} of {captions:,} training captions have {most} and are cut, without END: "
+                f"{number:,} of {total:,} training captions have {most} and are cut, without END: "
                 f"--data.max_length {self.longest} keeps them whole"
             )
         if self.lacking and self.source is not None:

@@ -97,7 +97,8 @@ def test_several(photo):
     assert is_single(np.array("a.jpg"))
     refused(load_source, np.array("a.jpg"), "the image", 16, says=["an array of shape ()"])
     for images in ({"a.jpg"}, {"a.jpg": 1}, 3, None):
-        refused(is_single, images, says=[f"images are of type {type(images).__name__}", "a path, a PIL image", "a list"])
+        kind = type(images).__name__
+        refused(is_single, images, says=[f"images are of type {kind}: ", "a path, a PIL image", "a list"])
 
 
 ARRAY = np.zeros((24, 40, 3))
