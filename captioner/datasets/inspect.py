@@ -184,7 +184,7 @@ def _shown_captions(
         ("Shortest captions", [show(i, n, counted(len(words), "word")) for i, n, words in shortest]),
         (
             "Captions with the most words that occur once",
-            [show(i, n, counted(len(once & set(w)), "word"), once & set(w)) for i, n, w in rarest if once & set(w)],
+            [show(i, n, counted(len(once & set(w)), "rare word"), once & set(w)) for i, n, w in rarest if once & set(w)],
         ),
     ]
 
@@ -196,17 +196,14 @@ def _shown_sizes(images: Sequence[InspectedImage]) -> list[tuple[str, list[Shown
         "small": lambda image: -min(image.width, image.height),
         "large": lambda image: image.width * image.height,
     }
-    found: dict[tuple[str, Any], tuple[InspectedImage, list[str]]] = {}
+    shown: dict[tuple[str, Any], ShownImage] = {}
     for kind, size in kinds.items():
         median = sorted(map(size, images))[len(images) // 2] if images else 0
         for image in heapq.nlargest(SHOWN, images, key=size):
+            example, note = image.example, f"{kind}, {image.width} × {image.height}"
             if size(image) > median:
-                found.setdefault((image.split, image.example.image_id), (image, []))[1].append(kind)
-    shown = [
-        ShownImage(i.example.name, i.example.path, [], f"{' and '.join(names)}, {i.width} × {i.height}")
-        for i, names in found.values()
-    ]
-    return [("Odd sizes", shown)]
+                shown.setdefault((image.split, example.image_id), ShownImage(example.name, example.path, [], note))
+    return [("Odd sizes", list(shown.values()))]
 
 
 def _caption_statistics(captions: Captions, first_split: Captions) -> dict[str, Any]:
