@@ -100,7 +100,7 @@ def test_an_option_of_another_type(captioner, images, option, value):
 
 def test_what_is_no_image(captioner, images):
     refused(lambda: captioner.caption(7), says=["images are of type int", "a path, a PIL image"])
-    refused(lambda: captioner.caption([images[0], {"path": images[1]}]), says=["image 1 is a dict", "a path"])
+    refused(lambda: captioner.caption([images[0], {"path": images[1]}]), says=["image 1 is of type dict", "a path"])
     refused(lambda: captioner.caption(images[0], batch_size=0), says=["batch_size is 0"])
     assert captioner.caption(images[0], beam=np.int64(2)) == captioner.caption(images[0], beam=2)
 
