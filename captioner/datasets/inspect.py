@@ -184,7 +184,7 @@ def _shown_captions(
         ("Shortest captions", [show(i, n, counted(len(words), "word")) for i, n, words in shortest]),
         (
             "Captions with the most words that occur once",
-            [show(i, n, counted(len(once & set(w)), "rare word"), once & set(w)) for i, n, w in rarest if once & set(w)],
+            [show(i, n, counted(len(found), "rare word"), found) for i, n, w in rarest if (found := once & set(w))],
         ),
     ]
 
