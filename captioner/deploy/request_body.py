@@ -38,10 +38,17 @@ _OPTIONS = {
     "beam": {"type": "integer", "minimum": 1, "description": "beam width; 1 is greedy"},
     "length_penalty": {"type": "number", "minimum": 0, "description": "0 favours short captions"},
 }
-_FORM = {"schema": {"type": "object", "properties": {"files": _FILES, **_OPTIONS}}}
-_JSON: dict[str, Any] = {"schema": {"type": "object", "properties": {"images": _STRINGS, "urls": _STRINGS, **_OPTIONS}}}
-_JSON["example"] = {"images": ["<base64>"], "n_best": 3}
-BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _FORM, "application/json": _JSON}}}
+
+
+def describe_body(search: SearchConfig) -> dict[str, Any]:
+    """The body for /openapi.json, with the search options of the server as defaults."""
+    options = {name: {**schema, "default": getattr(search, name)} for name, schema in _OPTIONS.items()}
+    form = {"schema": {"type": "object", "properties": {"files": _FILES, **options}}}
+    as_json = {
+        "schema": {"type": "object", "properties": {"images": _STRINGS, "urls": _STRINGS, **options}},
+        "example": {"images": ["<base64>"], "n_best": 3},
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": form, "application/json": as_json}}}
 
 
 def request_search(search: SearchConfig, options: Mapping[str, Any], widest: int) -> SearchConfig:

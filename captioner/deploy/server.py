@@ -27,7 +27,7 @@ from torch import Tensor
 from captioner import __version__
 from captioner.config import SearchConfig, ServeConfig
 from captioner.data.images import ImageError, eval_transform, image_errors, open_image
-from captioner.deploy.request_body import BODY, Source, read_body, request_search
+from captioner.deploy.request_body import Source, describe_body, read_body, request_search
 from captioner.deploy.safe_fetch import Refused, fetch
 from captioner.errors import UserError, counted, printable
 from captioner.models.base import NO_CAPTION, Caption, CaptionModel, search_ids
@@ -271,7 +271,7 @@ def _add_routes(app: FastAPI, service: CaptionService) -> None:
             return JSONResponse(content)
         return HTMLResponse(render("deploy/server_index.html", base=str(request.base_url).rstrip("/"), **content))
 
-    @app.post("/caption", openapi_extra=BODY, responses=responses)
+    @app.post("/caption", openapi_extra=describe_body(service.search), responses=responses)
     async def caption(request: Request) -> dict[str, Any]:
         """Caption one or several images.
 

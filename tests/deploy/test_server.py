@@ -297,7 +297,9 @@ def test_other_paths_and_methods(client):
     assert client.get("/caption").status_code == 405
     assert client.get("/nothing").status_code == 404
     description = client.get("/openapi.json").json()["paths"]["/caption"]["post"]
-    assert set(description["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    body = description["requestBody"]["content"]
+    assert set(body) == {"multipart/form-data", "application/json"}
+    assert body["multipart/form-data"]["schema"]["properties"]["beam"]["default"] == 2
     assert {"200", "413", "415", "422", "503", "504"} <= set(description["responses"])
 
 
