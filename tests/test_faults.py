@@ -252,7 +252,7 @@ def test_the_other_processes_of_a_run_share_its_folder(tmp_path):
     environment = {**os.environ, "RANK": "8", "LOCAL_RANK": "0"}
     with FileLock(tmp_path / ".lock"):
         subprocess.run(
-            [sys.executable, "-c", f"{code}; run.lock_folder({place}).__enter__()"],
+            [sys.executable, "-c", f"{code}; run.lock_folder({place}, 'train').__enter__()"],
             env=environment,
             cwd=ROOT,
             check=True,

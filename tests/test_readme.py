@@ -50,6 +50,7 @@ def test_every_command_parses(line, monkeypatch):
     module = __import__(f"captioner.cli.{'_'.join(arguments[:words])}", fromlist=["run"])
     monkeypatch.setattr(module, "run", lambda options: ran.append(options))
     monkeypatch.setattr(cli, "check_names", lambda *_: None)  # the files are the reader's
+    monkeypatch.setattr(module, "base", lambda options: {}, raising=False)  # also the checkpoint of --init-from
     monkeypatch.chdir(ROOT)
     assert cli.main(arguments) == 0
     assert ran

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -182,7 +181,7 @@ def _caption_parts(
     parts = caption_parts(options.engine, job, folder, items, model, options.part_size)
     with _open_output(options.output) as out:
         failed = _print_records(parts.records(), options.format, out, ids, numbers)
-    shutil.rmtree(folder)
+    parts.remove()
     return failed
 
 

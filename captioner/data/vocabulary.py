@@ -32,7 +32,7 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize("हिन्दी में")
     ['हिन्दी', 'में']
     """
-    return _WORD.findall(compose(text).lower())
+    return _WORD.findall(compose(text.lower()))
 
 
 def compose(text: str) -> str:

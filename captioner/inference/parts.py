@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ class PartFolder:
             except (OSError, ValueError, RecursionError) as error:
                 raise UserError(f"{file} is damaged ({error}): delete it and run the same command again") from None
             yield from found
+
+    def remove(self) -> None:
+        """Delete the folder, its manifest after the parts: what a killed process leaves is still of this run."""
+        for number in range(len(self)):
+            self._file(number).unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"part-{number:06}.jsonl"

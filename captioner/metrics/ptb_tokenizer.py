@@ -295,4 +295,4 @@ def _lex(text: str, rest: str) -> list[str]:
         if word and word not in DROPPED and word not in FOREIGN:
             words.append(word)
         place = stop
-    return [word.replace("\ud800", "") for word in words] if pairs else words
+    return [unicodedata.normalize("NFC", word.replace("\ud800", "")) for word in words] if pairs else words

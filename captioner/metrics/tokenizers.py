@@ -20,7 +20,7 @@ def characters(text: str) -> list[str]:
     >>> characters("两只狗。")
     ['两', '只', '狗']
     """
-    return [each for each in regex.findall(r"\X", compose(text).lower()) if not _DROPPED.fullmatch(each)]
+    return [each for each in regex.findall(r"\X", compose(text.lower())) if not _DROPPED.fullmatch(each)]
 
 
 TOKENIZERS: dict[str, Callable[[Iterable[str]], list[list[str]]]] = {

@@ -1,7 +1,9 @@
 """A folder of parts: whole or absent, completed by any number of runs, and never mixed with another run's."""
 
+import contextlib
 import json
 import os
+import pathlib
 
 import pytest
 from helpers import is_one_line
@@ -64,6 +66,27 @@ def test_a_run_killed_at_any_image_is_completed(tmp_path, whole, after):
     make(tmp_path / "parts", lambda items: seen.extend(items) or records_of(items))
     assert seen == ITEMS[after // 3 * 3 :]  # what was done is not done again
     assert contents(tmp_path / "parts") == whole
+
+
+@pytest.mark.parametrize("deleted", range(7))
+def test_a_run_killed_while_it_deletes_its_parts_is_completed(tmp_path, whole, monkeypatch, deleted):
+    """A process that ends after any deletion leaves a folder of this run, or none."""
+    parts, unlink, count = make(tmp_path / "parts"), os.unlink, iter(range(100))
+
+    def killed(path, **more):
+        if next(count) == deleted:
+            raise KeyboardInterrupt
+        return unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", killed)
+    monkeypatch.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: killed(path))
+    with contextlib.suppress(KeyboardInterrupt):
+        parts.remove()
+    monkeypatch.undo()
+    make(tmp_path / "parts")
+    assert contents(tmp_path / "parts") == whole
+    parts.remove()
+    assert not (tmp_path / "parts").exists()
 
 
 @pytest.mark.parametrize("write", range(5))

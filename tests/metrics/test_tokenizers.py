@@ -83,6 +83,12 @@ def test_the_words_of_any_script_are_whole(data, script):
     assert tokenize(unicodedata.normalize("NFD", " ".join(texts))) == found
 
 
+@pytest.mark.parametrize("text", ["\u03aa\u0301", "\u0399\u0308\u0301", "\u03ca\u0301", "\u0390"])
+def test_lower_case_letters_are_composed(text):
+    """Some letters have a composed lower case only, as Greek iota with dialytika and tonos."""
+    assert tokenize(text) == characters(text) == TOKENIZERS["ptb"]([text])[0] == ["\u0390"]
+
+
 def test_marks_and_joiners_alone_are_no_words():
     assert tokenize("❤️ \u0301 \u200d") == []
     assert tokenize("می\u200c رود") == ["می", "رود"]
