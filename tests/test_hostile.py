@@ -42,7 +42,10 @@ import fuzz
 LIES = {
     "a state of a terabyte": (lambda h, w: h["model"].update(hidden_size=10**9), "fit"),
     "a state of gigabytes": (lambda h, w: h["model"].update(hidden_size=30_000), "expected torch.float32"),
-    "a size beyond 64 bits": (lambda h, w: h["model"].update(embedding_size=10**30), "does not fit"),
+    "a size beyond 64 bits": (
+        lambda h, w: h["model"].update(embedding_size=10**30),
+        "embedding_size is 1000000000000000000000000000000: expected a smaller number",
+    ),
     "a size in letters": (lambda h, w: h["model"].update(hidden_size="16"), "hidden_size is '16'"),
     "a size with a point": (lambda h, w: h["model"].update(hidden_size=16.0), "hidden_size is '16.0'"),
     "a size that is true": (lambda h, w: h["model"].update(layers=True), "layers is 'True'"),
