@@ -108,7 +108,7 @@ def test_a_submission(cli, tmp_path):
     assert code == 0, err
     assert [entry["image_id"] for entry in json.loads(out)] == [1]
     code, _, err = cli("predict", PICS / "2.jpg", "--format", "coco", "--annotations", info)
-    assert (code, is_one_line(err, "not in it", "2.jpg")) == (2, True)
+    assert (code, is_one_line(err, "lacks 1 of 1 image", "2.jpg")) == (2, True)
 
 
 class Case:

@@ -403,6 +403,7 @@ def test_another_mistake_in_such_a_process_keeps_its_traceback(tiny, tmp_path, c
         main(["predict", str(tiny.images("val")), *options])
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back(tiny, tmp_path, monkeypatch, run):
     """The weights are those of the run of the other tests, under a clock that runs backwards from 2020 on."""
     now, lock = [1.6e9], threading.Lock()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 
 LOAD = """
@@ -31,6 +32,7 @@ def test_the_shipped_model(tmp_path):
     assert set(dependencies()) <= set(modules.split())
 
 
+@pytest.mark.slow
 def test_another_model(tmp_path, run):
     kind, caption, _ = hub(tmp_path, checkpoint=str(run / "best.ckpt"), device="cpu")
     assert kind == "Captioner False"

@@ -90,7 +90,14 @@ LANGUAGES = {  # ten captions of each
 CHINESE = LANGUAGES["Chinese"].split("\n")[1:]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    "language",
+    [
+        "Hindi",
+        "Thai",
+        *(pytest.param(other, marks=pytest.mark.slow) for other in LANGUAGES if other not in ("Hindi", "Thai")),
+    ],
+)
 def test_captions_of_any_language_are_learned_by_heart(language, tmp_path, cli):
     level = "char" if language in ("Chinese", "Thai") else "word"
     data = Captions(tmp_path / "data", LANGUAGES[language].split("\n")[1:])

@@ -252,6 +252,7 @@ def test_fine_tuning_changes_the_last_stage_alone(tiny, tmp_path, decay):
     assert read_checkpoint(tmp_path / "run" / "captioner.safetensors")[1].keys() == slim.weights().keys()
 
 
+@pytest.mark.slow
 def test_fine_tuned_stages_can_be_kept_and_their_features_are_cached(tiny, tmp_path, cli_train, capsys):
     stage = ["--model.trainable_layers", "1", "--train.ema_decay", "0"]
     tuning = [*stage, "--train.encoder_lr", "1e-2", "--train.epochs", "1"]
