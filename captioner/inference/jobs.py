@@ -10,7 +10,7 @@ from typing import Any
 
 from captioner.config import SearchConfig
 from captioner.data.dataset import clips_per_batch
-from captioner.errors import UserError
+from captioner.errors import UserError, counted
 from captioner.inference.parts import PartFolder, Record
 from captioner.models.base import Caption, CaptionModel, search_ids
 from captioner.models.captioner import load
@@ -75,12 +75,21 @@ def caption_parts(
     run = importlib.import_module(ENGINES[engine]).run  # Lightning and Ray are imported only for their own engine
     with parts.open():
         if missing := parts.missing():
-            done = len(items) - sum(len(parts.chunk(number)) for number in missing)
-            with Bar(desc="captions", total=len(items), initial=done, batch=batch) as bar:
-                run(job, parts, missing, model, bar.update)
+            try:
+                with Bar(desc="captions", total=len(items), initial=parts.done(), batch=batch) as bar:
+                    run(job, parts, missing, model, bar.update)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_how_to_continue(parts)) from None
         if missing := parts.missing():
             raise UserError(f"{len(missing)} of {len(parts)} parts are missing: run the same command to continue")
     return parts
+
+
+def _how_to_continue(parts: PartFolder) -> str:
+    """What an interrupted run has kept, and how it goes on."""
+    if done := parts.done():
+        return f"{done:,} of {counted(len(parts.items), 'image')} are captioned: the same command continues"
+    return f"no part of {counted(parts.size, 'image')} is complete: the same command begins again (see --part_size)"
 
 
 def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: CaptionModel, done: Done) -> None:

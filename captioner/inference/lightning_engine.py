@@ -79,6 +79,8 @@ def run(job: CaptionJob, parts: PartFolder, numbers: Sequence[int], model: Capti
             trainer.predict(Predictor(replace(job, device="cpu"), parts, numbers), return_predictions=False)
     except ProcessException as error:
         raise engine_error("ddp", error) from None
+    except SystemExit:  # Lightning raises it after Ctrl-C
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

@@ -75,6 +75,10 @@ class PartFolder:
         """Numbers of the chunks without a part, ascending."""
         return [number for number in range(len(self)) if not self._file(number).exists()]
 
+    def done(self) -> int:
+        """Number of items whose parts exist."""
+        return len(self.items) - sum(len(self.chunk(number)) for number in self.missing())
+
     def write(self, number: int, records: Iterable[Record]) -> None:
         """Write the part of a chunk: a record for each of its items, in their order."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT, draw, is_one_line, refused
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from captioner.cli.predict import check_engine_device
 from captioner.models.captioner import Captioner
@@ -74,6 +75,7 @@ def uninterrupted(checkpoint, folder, tmp_path_factory):
     return parts(out)
 
 
+AGAIN = "the same command begins again (see --part_size)"
 AFTER = [  # how many batches are captioned before the interruption
     *(("parts/", after) for after in (0, 1, 4, 5)),
     *(("captions.jsonl", after) for after in (1, 5)),
@@ -93,7 +95,10 @@ def test_an_interrupted_run_continues(predict, uninterrupted, tmp_path, monkeypa
 
     monkeypatch.setattr(Captioner, "search", interrupted)
     options = ("--output", f"{tmp_path}/{output}", "--part_size", 4, "--format", "jsonl")
-    assert predict(*options)[0] == 130
+    code, _, err = predict(*options)
+    kept = f"{after // 2 * 4} of 11 images are captioned: the same command continues"
+    assert code == 130
+    assert err.endswith(f"interrupted; {kept if after > 1 else 'no part of 4 images is complete: ' + AGAIN}\n")
     assert not (tmp_path / "captions.jsonl").exists()
     left = tmp_path / (output if output == "parts/" else output + ".parts")
     assert parts(left).items() <= uninterrupted.items()
@@ -108,6 +113,19 @@ def test_an_interrupted_run_continues(predict, uninterrupted, tmp_path, monkeypa
         lines = b"".join(uninterrupted.values()).decode().splitlines(keepends=True)
         assert (tmp_path / output).read_text() == "".join(line for line in lines if '"error"' not in line)
         assert not left.exists()
+
+
+def test_ctrl_c_in_several_processes(predict, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_MultiProcessingLauncher, "launch", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        code, _, err = predict("--output", f"{tmp_path}/parts/", "--part_size", 4, "--engine", "ddp")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert (code, err) == (130, f"captioner predict: interrupted; no part of 4 images is complete: {AGAIN}\n")
 
 
 def test_options_that_make_other_captions_are_refused(predict, cli, checkpoint, tmp_path):
