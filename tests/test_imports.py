@@ -177,6 +177,7 @@ sys.exit(importlib.import_module("captioner.__main__").main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_windows_lacks_modules_and_signals(tiny, tmp_path):
     given = [" ".join(MODULES), *arguments(tiny, tmp_path / "run", "--check")]
     done = subprocess.run([sys.executable, "-c", WINDOWS, *given], capture_output=True, text=True, cwd=ROOT)
